@@ -1,0 +1,1 @@
+"""Eight hand-written operators, each with a plain-torch reference; PyTorch's dispatcher picks the backend by device."""

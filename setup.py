@@ -1,0 +1,39 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# The operators live in kernels/ at the top level and are imported as pgolf.kernels: the bare name
+# "kernels" belongs to another package, which fetches FlashAttention-3 and may be installed beside this one.
+operators = ["pgolf.kernels"] + ["pgolf.kernels." + name for name in find_packages("kernels")]
+
+setup(
+    name="pgolf",
+    version="0.1.0",
+    description="Train, pack and honestly score the best language model that fits in 16,000,000 bytes",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pgolf", "pgolf.*"]) + operators,
+    package_dir={"pgolf": "pgolf", "pgolf.kernels": "kernels"},
+    package_data={"pgolf": ["presets/*.toml", "py.typed"]},
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6; platform_system == 'Linux'",
+        "numba>=0.61",
+        "numpy>=1.26",
+        "sentencepiece>=0.2",
+        "zstandard>=0.23",
+        "constriction>=0.4",
+        "safetensors>=0.5",
+        "tyro>=0.9",
+        "rich>=13",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6"],
+        "fa3": ["kernels>=0.9"],
+        "data": ["huggingface_hub>=0.30"],
+        "tensorboard": ["tensorboard>=2.18"],
+    },
+)

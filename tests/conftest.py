@@ -1,0 +1,39 @@
+"""What every test gets: fixed seeds, memory that shows when it was not written, and GPU tests skipped with a reason."""
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(42)
+
+
+def _poisoned(make):
+    def allocate(*args, **kwargs):
+        tensor = make(*args, **kwargs)
+        if not torch.is_tensor(tensor) or tensor.device.type == "meta" or type(tensor) is not torch.Tensor:
+            return tensor
+        if tensor.is_floating_point() or tensor.is_complex():
+            return tensor.fill_(float("nan"))
+        return tensor.fill_(True) if tensor.dtype == torch.bool else tensor.fill_(torch.iinfo(tensor.dtype).max)
+
+    return allocate
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch):
+    """Uninitialised memory holds NaN (or the largest integer), so an element that a kernel forgets is loud."""
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
