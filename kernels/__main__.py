@@ -11,7 +11,7 @@ HEAD = "kernel configuration target registers spilled shared occupancy tensor sh
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pgolf.kernels", description=__doc__)
     parser.add_argument("operators", nargs="*", default=[], metavar="operator", help=f"some of: {', '.join(OPERATORS)}")
-    parser.add_argument("--target", type=int, action="append", choices=CAPABILITIES, help="compute capability; else all")
+    parser.add_argument("--target", type=int, action="append", choices=CAPABILITIES, help="capability; all if not given")
     arguments = parser.parse_args()
     for operator in arguments.operators:
         if operator not in OPERATORS:

@@ -4,7 +4,7 @@ import torch
 
 
 def relative_rms(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the error over that of the expected values, in float64. NaN or infinity where they do not belong gives infinity."""
+    """Root mean square of the error over that of the expected values, in float64. A NaN gives infinity."""
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
     assert found.shape == expected.shape, f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
     error = (found - expected).pow(2).mean().sqrt()
