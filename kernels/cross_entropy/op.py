@@ -1,0 +1,169 @@
+"""Softcapped cross-entropy as a registered operator: choice of launch, launchers, autograd and the public function."""
+
+import torch
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    softcap: float | None = None,
+    weights: torch.Tensor | None = None,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Cross-entropy of `targets` under softmax(z), z = softcap * tanh(logits / softcap), or z = logits without a softcap.
+
+        loss_t = w_t * (lse_t - z_t[y_t] + z_loss * lse_t^2),    lse_t = log sum_v exp z_t[v]
+
+    logits   (..., V), raw; bfloat16, float16, float32 or float64
+    targets  (...), int64; a token whose target is `ignore_index` adds nothing to the loss and has a gradient of zero
+    weights  (...), or None for ones (bytes per token make it a loss per byte)
+    returns  "mean": sum(loss) / sum(weights of the tokens that are not ignored), 0 where those weights sum to 0;
+             "sum": sum(loss); "none": the losses, shaped like targets. float32 (float64 for float64 logits).
+
+    Gradients flow to logits and weights. The gradient of the logits is written in the forward pass, while a row is at
+    hand, for an upstream gradient of 1; it is what is saved, in the logits' dtype, and the logits are not. Backward
+    multiplies it, in its own memory, by the upstream gradient, and a block whose upstream gradient is exactly 1 is
+    left alone: the device decides, nothing waits. So a graph can be walked once; a second walk and second derivatives
+    are refused. A target outside the vocabulary raises on a CPU; on a GPU, which cannot wait to say so, the token's
+    loss and gradient are NaN.
+
+    N = number of tokens, e = bytes per logit: moves N V 2 e bytes with a gradient (N V e without, and as much as with
+    one again where upstream is not 1); about 12 N V FLOPs. Under torch.compile, Inductor copies the saved gradient
+    before backward may touch it, which costs another 2 N V e.
+    """
+    _check(logits, targets, softcap, weights, reduction)
+    vocabulary = logits.shape[-1]
+    rows = targets.reshape(-1)
+    kept = rows != ignore_index
+    exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    scale = kept.to(exact) if weights is None else torch.where(kept, weights.reshape(-1).to(exact), 0)
+    if reduction == "mean":
+        total = scale.sum()
+        scale = scale / torch.where(total == 0, 1, total)
+    losses, _, _ = torch.ops.pgolf.cross_entropy(
+        logits.reshape(-1, vocabulary),
+        rows,
+        scale,
+        0.0 if softcap is None else float(softcap),
+        float(z_loss),
+        ignore_index,
+        torch.is_grad_enabled() and logits.requires_grad,
+    )
+    return losses.reshape(targets.shape) if reduction == "none" else losses.sum()
+
+
+def _check(logits, targets, softcap, weights, reduction):
+    if not logits.is_floating_point():
+        raise ValueError(f"cross_entropy: logits are {logits.dtype}; they must be floating point")
+    if logits.dim() < 1 or logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"cross_entropy: logits {tuple(logits.shape)} want one target per row, but targets are {tuple(targets.shape)}"
+        )
+    if targets.dtype != torch.int64:
+        raise ValueError(f"cross_entropy: targets are {targets.dtype}; convert them with .long()")
+    if weights is not None and weights.shape != targets.shape:
+        raise ValueError(
+            f"cross_entropy: weights {tuple(weights.shape)} must have the shape of targets {tuple(targets.shape)}"
+        )
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"cross_entropy: softcap is {softcap}; it must be positive, or None for no softcap")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"cross_entropy: reduction {reduction!r} is none of {', '.join(REDUCTIONS)}")
+
+
+def forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient):
+    """Rows in groups that stay in the cache, so that memory sees each logit once, as on a GPU."""
+    count, vocabulary = logits.shape
+    losses, unscaled = torch.empty_like(scale), torch.empty_like(scale)
+    gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
+    group = max(1, CACHED_ELEMENTS // max(1, vocabulary))
+    kept = targets != ignore_index
+    if bool((kept & ((targets < 0) | (targets >= vocabulary))).any()):
+        raise ValueError(f"cross_entropy: a target is neither in 0..{vocabulary - 1} nor the ignore index {ignore_index}")
+    columns = torch.where(kept, targets, 0)
+    for start in range(0, count, group):
+        here = slice(start, start + group)
+        column, keep = columns[here, None], kept[here]
+        raw = logits[here].to(scale.dtype)
+        if softcap:
+            tanh = torch.mul(raw, 1 / softcap).tanh_()
+            z = tanh * softcap
+        else:
+            z = raw.clone() if raw.data_ptr() == logits[here].data_ptr() else raw
+        z_target = z.gather(1, column)
+        peak = z.amax(1, keepdim=True)
+        exponential = z.sub_(peak).exp_()
+        total = exponential.sum(1, keepdim=True)
+        lse = total.log().add_(peak)
+        loss = (lse - z_target + z_loss * lse.square()).squeeze(1)
+        unscaled[here] = torch.where(keep, loss, 0)
+        losses[here] = unscaled[here] * scale[here]
+        if want_gradient:
+            row_scale = scale[here, None]
+            dz = exponential.mul_(row_scale * (1 + 2 * z_loss * lse) / total)
+            dz.scatter_add_(1, column, -row_scale)
+            if softcap:
+                dz.addcmul_(dz, tanh.square_(), value=-1)
+            gradient[here] = dz.masked_fill_(~keep[:, None], 0)
+    return losses, unscaled, gradient
+
+
+# Elements of one group of rows on a CPU: half a megabyte of float32 for each of the two working tiles.
+CACHED_ELEMENTS = 131_072
+
+
+def rescale_torch(gradient, upstream):
+    if not bool((upstream == 1).all()):
+        gradient.mul_(upstream.unsqueeze(1))
+
+
+def _fake_forward(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient):
+    gradient = logits.new_empty(logits.shape if want_gradient else (0, 0))
+    return scale.new_empty(scale.shape), scale.new_empty(scale.shape), gradient
+
+
+def _setup_context(ctx, inputs, output):
+    _, unscaled, gradient = output
+    ctx.mark_non_differentiable(unscaled, gradient)
+    ctx.save_for_backward(unscaled, gradient)
+    ctx.walked = False
+
+
+def _backward(ctx, upstream, _unscaled, _gradient):
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "cross_entropy has no second derivative: its gradient is computed in the forward pass. "
+            "Call backward without create_graph, or use cross_entropy_reference"
+        )
+    if ctx.walked:
+        raise RuntimeError(
+            "cross_entropy was walked backward once already and its gradient is used up. "
+            "Compute the loss again, or add the losses up and call backward once"
+        )
+    ctx.walked = True
+    unscaled, gradient = ctx.saved_tensors
+    d_logits = d_scale = None
+    if ctx.needs_input_grad[2]:
+        d_scale = upstream * unscaled
+    if ctx.needs_input_grad[0]:
+        torch.ops.pgolf.cross_entropy_rescale(gradient, upstream)
+        d_logits = gradient
+    return d_logits, None, d_scale, None, None, None, None
+
+
+torch.library.define(
+    "pgolf::cross_entropy",
+    "(Tensor logits, Tensor targets, Tensor scale, float softcap, float z_loss, int ignore_index, bool want_gradient)"
+    " -> (Tensor losses, Tensor unscaled, Tensor gradient)",
+)
+torch.library.define("pgolf::cross_entropy_rescale", "(Tensor(a!) gradient, Tensor upstream) -> ()")
+torch.library.impl("pgolf::cross_entropy", "CPU", forward_torch)
+torch.library.impl("pgolf::cross_entropy_rescale", "CPU", rescale_torch)
+torch.library.register_fake("pgolf::cross_entropy", _fake_forward)
+torch.library.register_fake("pgolf::cross_entropy_rescale", lambda gradient, upstream: None)
+torch.library.register_autograd("pgolf::cross_entropy", _backward, setup_context=_setup_context)
