@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pgolf.errors import PgolfError
+
 PRESETS = Path(__file__).parent / "presets"
 
 
-class SettingsError(Exception):
+class SettingsError(PgolfError):
     """A setting that cannot be used: one line that says which, and what would be right."""
 
 

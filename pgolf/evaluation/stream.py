@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pgolf.errors import PgolfError
 
-class StreamError(Exception):
+
+class StreamError(PgolfError):
     """Somebody tried to read ahead, to score twice, or to learn before the score was final."""
 
 

@@ -18,7 +18,7 @@ class Window:
 
 def sliding_windows(targets: int, length: int, stride: int) -> list[Window]:
     """Windows of `length` that advance by `stride` and score every target exactly once: the first scores all it holds,
-    every later one what its predecessors did not reach. The last may be shorter. stride = length gives windows side by side."""
+    every later one what its predecessors did not reach. The last may be shorter. At stride = length they lie side by side."""
     plan: list[Window] = []
     reached = 0
     for start in range(0, targets, stride):

@@ -6,7 +6,7 @@ SHAPES = [(1, 8, 8), (7, 8, 2), (8, 8, 2), (9, 8, 3), (64, 16, 16), (65, 16, 16)
 
 
 def published_rule(targets, length, stride):
-    """The submissions' loop, written out: every start below the end; the first window scores all, others their last `stride`."""
+    """The submissions' loop: every start below the end; the first window scores all, others their last `stride`."""
     plan = []
     for start in range(0, targets, stride):
         stop = min(start + length, targets)

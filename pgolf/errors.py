@@ -1,0 +1,5 @@
+"""What a person is told when something cannot be done."""
+
+
+class PgolfError(Exception):
+    """Something a person must mend. Its text is one line: what was wrong, where, and what to do."""

@@ -1,0 +1,84 @@
+"""A run is a folder. This file knows its names, writes them whole or not at all, and knows nothing of what is in them."""
+
+import errno
+import json
+import os
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+from pgolf.errors import PgolfError
+
+
+class FolderError(PgolfError):
+    """A run folder that cannot be used, in one line."""
+
+
+class RunFolder:
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.train_log = self.path / "train.jsonl"
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.weights = self.path / "weights.safetensors"
+        self.artifact = self.path / "model.pgolf"
+        self.scores = self.path / "score.jsonl"
+        self.summary = self.path / "summary.json"
+        self.log = self.path / "log.txt"
+        self.pictures = self.path / "pictures"
+
+    @classmethod
+    def create(cls, path: str | Path) -> "RunFolder":
+        """A new run. A folder that holds one already is left alone."""
+        folder = cls(path)
+        if folder.config.exists():
+            raise FolderError(f"{folder.path} holds a run already; give --resume to continue it, or another --out")
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FolderError(f"{folder.path} cannot be made: {error.strerror}") from None
+        if not os.access(folder.path, os.W_OK):
+            raise FolderError(f"{folder.path} cannot be written to; give another --out")
+        return folder
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        folder = cls(path)
+        if not folder.config.exists():
+            raise FolderError(f"{folder.path} is no run folder: it has no config.toml")
+        return folder
+
+    def read_summary(self) -> dict:
+        try:
+            return json.loads(self.summary.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise FolderError(f"{self.summary} is damaged ({error}); delete it and run the stage again") from None
+
+    def update_summary(self, **parts) -> dict:
+        summary = {**self.read_summary(), **parts}
+        write_whole(self.summary, json.dumps(summary, indent=2) + "\n")
+        return summary
+
+
+def new_run_path(preset: str) -> Path:
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{preset}"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """The file appears complete under its name, or not at all."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    handle, temporary = -1, ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        raise FolderError(f"{path} cannot be written: {reason}") from None

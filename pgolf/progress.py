@@ -1,0 +1,81 @@
+"""What a person sees while it runs: one live line on a terminal, plain lines elsewhere, nothing but on rank 0.
+
+Stages emit events (dictionaries with a `kind`); everything that is said goes to log.txt too.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+class Display:
+    def __init__(self, log: Path | None = None, *, events: Path | None = None, active=True, plain_seconds=5.0):
+        self.active = active
+        self.terminal = active and sys.stdout.isatty()
+        self._plain_seconds = plain_seconds
+        self._last_plain = 0.0
+        self._live = None
+        # line buffered, so that a killed run has lost nothing it said
+        self._log = open(log, "a", encoding="utf-8", buffering=1) if active and log else None
+        self._events = open(events, "a", encoding="utf-8", buffering=1) if active and events else None
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if not self.active:
+            return
+        if self._live:
+            self._live.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)
+        if self._log:
+            self._log.write(text + "\n")
+
+    def event(self, event: dict) -> None:
+        """Keep a record of an event; it is shown by whoever knows how."""
+        if self._events:
+            self._events.write(json.dumps(event) + "\n")
+
+    def status(self, text: str, done: float) -> None:
+        """A line that replaces itself on a terminal; elsewhere one line every few seconds. `done` is a share of the whole."""
+        if not self.active:
+            return
+        if self.terminal:
+            self._show_live(text, done)
+        elif done >= 1 or time.monotonic() - self._last_plain >= self._plain_seconds:
+            self._last_plain = time.monotonic()
+            self.say(text)
+
+    def _show_live(self, text: str, done: float) -> None:
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        if self._live is None:
+            self._live = Live(refresh_per_second=8, transient=True)
+            self._live.start()
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(ProgressBar(total=1.0, completed=min(done, 1.0), width=24), text)
+        self._live.update(grid)
+
+    def settle(self) -> None:
+        """Take the live line away; what was said stays."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def close(self) -> None:
+        self.settle()
+        for file in (self._log, self._events):
+            if file:
+                file.close()
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
