@@ -1,6 +1,7 @@
 """Softcapped cross-entropy as a registered operator: choice of launch, launchers, autograd and the public function."""
 
 import torch
+from pgolf.kernels.launch import Launch, capability_of, cdiv
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -76,6 +77,121 @@ def _check(logits, targets, softcap, weights, reduction):
         raise ValueError(f"cross_entropy: reduction {reduction!r} is none of {', '.join(REDUCTIONS)}")
 
 
+# Elements of one group of rows on a CPU: small enough to stay in the cache with its two working tiles.
+CACHED_ELEMENTS = 262_144
+
+# Longest row kept in registers, by compute capability. Chosen by reasoning, unmeasured: with longer rows a
+# multiprocessor holds too few of them for one to load while another computes.
+LONGEST_IN_REGISTERS = {80: 16_384, 90: 16_384, 100: 16_384}
+
+
+def launch_forward(vocabulary: int, capability: int) -> Launch:
+    """Rows in registers (tiles BR and BV), short ones several at once; or, with no BR, one long row in sweeps of BV."""
+    if vocabulary > LONGEST_IN_REGISTERS[capability]:
+        # two programs a multiprocessor: the rows under way must fit in L2 together until their second sweep
+        return Launch({"BV": 8192}, num_warps=16, num_stages=1)
+    width = max(128, 1 << (vocabulary - 1).bit_length())
+    rows = max(1, 2048 // width)
+    return Launch({"BR": rows, "BV": width}, num_warps=max(4, width // 1024), num_stages=1)
+
+
+def launch_rescale(vocabulary: int, capability: int) -> Launch:
+    width = min(4096, max(128, 1 << (vocabulary - 1).bit_length()))
+    return Launch({"BR": max(1, 16_384 // width), "BV": min(width, 512)}, num_warps=8, num_stages=1)
+
+
+def traffic_forward(count: int, vocabulary: int, element_size: int, want_gradient: bool = True) -> tuple[int, int]:
+    """Bytes and floating-point operations: the logits once, their gradient once, and 20 bytes a token besides."""
+    passes = 2 if want_gradient else 1
+    return count * (vocabulary * element_size * passes + 20), count * vocabulary * (12 if want_gradient else 8)
+
+
+def traffic_rescale(count: int, vocabulary: int, element_size: int) -> tuple[int, int]:
+    return count * (2 * vocabulary * element_size + 4), count * vocabulary
+
+
+def compile_cases(capability):
+    from pgolf.kernels.compile import Case
+    from pgolf.kernels.cross_entropy import gpu
+
+    def forward(vocabulary, kind="bf16", capped=True, gradient=True):
+        launch = launch_forward(vocabulary, capability)
+        pointers = {"p_logits": f"*{kind}:16", "p_targets": "*i64:16", "p_gradient": f"*{kind}:16"}
+        pointers |= dict.fromkeys(("p_scale", "p_losses", "p_unscaled"), "*fp32:16")
+        count = 98_304
+        traffic = traffic_forward(count, vocabulary, 4 if kind == "fp32" else 2, gradient)
+        in_registers = "BR" in launch.tiles
+        return Case(
+            kernel=gpu.cross_entropy_fwd_kernel if in_registers else gpu.cross_entropy_fwd_kernel_long,
+            name=f"fwd{'' if in_registers else '_long'} {kind}{' softcap' * capped}{' gradient' * gradient}",
+            signature=pointers | {"count": "i32", "softcap": "fp32", "z_loss": "fp32", "ignore_index": "i64"},
+            constants={"V": vocabulary, "CAPPED": capped, "GRADIENT": gradient},
+            launch=launch,
+            shape=f"N={count} V={vocabulary}",
+            bytes=traffic[0],
+            flops=traffic[1],
+            max_registers=128,
+        )
+
+    def rescale(vocabulary):
+        traffic = traffic_rescale(98_304, vocabulary, 2)
+        return Case(
+            kernel=gpu.cross_entropy_bwd_kernel_rescale,
+            name="bwd_rescale bf16",
+            signature={"p_gradient": "*bf16:16", "p_upstream": "*fp32:16", "upstream_stride": "i32", "count": "i32"},
+            constants={"V": vocabulary},
+            launch=launch_rescale(vocabulary, capability),
+            shape=f"N=98304 V={vocabulary}",
+            bytes=traffic[0],
+            flops=traffic[1],
+            max_registers=64,
+        )
+
+    found = [forward(vocabulary) for vocabulary in (256, 1000, 1024, 2048, 4096, 8192, 16_384, 50_304, 65_536)]
+    for vocabulary in (1024, 8192, 65_536):
+        found += [forward(vocabulary, gradient=False), forward(vocabulary, capped=False), forward(vocabulary, kind="fp32")]
+    return found + [rescale(vocabulary) for vocabulary in (256, 1000, 1024, 65_536)]
+
+
+def forward_triton(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient):
+    if logits.dtype == torch.float64:
+        # a GPU has nothing to offer float64 rows that plain torch has not
+        return forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient)
+    from pgolf.kernels.cross_entropy import gpu
+
+    logits, targets, scale = logits.contiguous(), targets.contiguous(), scale.contiguous()
+    count, vocabulary = logits.shape
+    losses, unscaled = torch.empty_like(scale), torch.empty_like(scale)
+    gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
+    if count == 0:
+        return losses, unscaled, gradient
+    launch = launch_forward(vocabulary, capability_of(logits.device))
+    constants = {"V": vocabulary, "CAPPED": softcap > 0, "GRADIENT": want_gradient, **launch.options}
+    tensors = (logits, targets, scale, losses, unscaled, gradient)
+    if "BR" in launch.tiles:
+        grid = (cdiv(count, launch.tiles["BR"]),)
+        gpu.cross_entropy_fwd_kernel[grid](*tensors, count, softcap, z_loss, ignore_index, **constants)
+    else:
+        gpu.cross_entropy_fwd_kernel_long[(count,)](*tensors, softcap, z_loss, ignore_index, **constants)
+    return losses, unscaled, gradient
+
+
+def rescale_triton(gradient, upstream):
+    if gradient.dtype == torch.float64:
+        gradient.mul_(upstream.unsqueeze(1))
+        return
+    from pgolf.kernels.cross_entropy import gpu
+
+    count, vocabulary = gradient.shape
+    if count == 0:
+        return
+    launch = launch_rescale(vocabulary, capability_of(gradient.device))
+    grid = (cdiv(count, launch.tiles["BR"]),)
+    gpu.cross_entropy_bwd_kernel_rescale[grid](
+        gradient, upstream, upstream.stride(0), count, V=vocabulary, **launch.options
+    )
+
+
 def forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient):
     """Rows in groups that stay in the cache, so that memory sees each logit once, as on a GPU."""
     count, vocabulary = logits.shape
@@ -111,10 +227,6 @@ def forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gr
                 dz.addcmul_(dz, tanh.square_(), value=-1)
             gradient[here] = dz.masked_fill_(~keep[:, None], 0)
     return losses, unscaled, gradient
-
-
-# Elements of one group of rows on a CPU: half a megabyte of float32 for each of the two working tiles.
-CACHED_ELEMENTS = 131_072
 
 
 def rescale_torch(gradient, upstream):
@@ -163,7 +275,9 @@ torch.library.define(
 )
 torch.library.define("pgolf::cross_entropy_rescale", "(Tensor(a!) gradient, Tensor upstream) -> ()")
 torch.library.impl("pgolf::cross_entropy", "CPU", forward_torch)
+torch.library.impl("pgolf::cross_entropy", "CUDA", forward_triton)
 torch.library.impl("pgolf::cross_entropy_rescale", "CPU", rescale_torch)
+torch.library.impl("pgolf::cross_entropy_rescale", "CUDA", rescale_triton)
 torch.library.register_fake("pgolf::cross_entropy", _fake_forward)
 torch.library.register_fake("pgolf::cross_entropy_rescale", lambda gradient, upstream: None)
 torch.library.register_autograd("pgolf::cross_entropy", _backward, setup_context=_setup_context)
