@@ -219,6 +219,8 @@ class ArtifactSettings:
     """Bits of the embedding tables."""
     rounding: Literal["percentile", "sdclip", "gptq-published", "gptq"] = "percentile"
     """How matrices are rounded: percentile search, k-sigma clipping, GPTQ as #688 wrote it, or GPTQ as it is meant."""
+    small_tensor: int = 65_536
+    """Tensors with at most this many weights are kept in float16."""
     scale_floor: bool = True
     """Row clips are never below 1.0, as in the submissions; off: scales follow the row."""
     sdclip_sigmas: float = 12.85
@@ -611,7 +613,9 @@ def at_scale(settings: Settings, scale: str) -> Settings:
             swa_every=min(training.swa_every, 5),
         ),
         artifact=dataclasses.replace(
-            settings.artifact, calibration_sequences=min(settings.artifact.calibration_sequences, 16)
+            settings.artifact,
+            small_tensor=512,
+            calibration_sequences=min(settings.artifact.calibration_sequences, 16),
         ),
         evaluation=dataclasses.replace(
             evaluation,

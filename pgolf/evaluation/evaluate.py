@@ -45,7 +45,7 @@ def evaluate(
         windows = sliding_windows(len(stream), settings.window, stride)
         opened = stream.open(stream.last)
 
-        def score(plan, opened=opened, name=name, total=len(stream)):
+        def score(plan, opened=opened, name=name):
             mine = share(plan, rank, world)
             todo, done = sum(w.scored for w in mine), 0
 

@@ -1,0 +1,1 @@
+"""From trained weights to model.pgolf and back: rounding, coding, the file."""
