@@ -1,0 +1,104 @@
+"""Registration, launch choice and the public functions of `rotary`."""
+
+import torch
+
+from pgolf.kernels.rotary import reference
+
+torch.library.define("pgolf::rotary", "(Tensor q, Tensor k, Tensor gain, Tensor cos, Tensor sin, float eps) -> (Tensor, Tensor)")
+torch.library.define(
+    "pgolf::rotary_backward",
+    "(Tensor grad_q, Tensor grad_k, Tensor q, Tensor k, Tensor gain, Tensor cos, Tensor sin, float eps) -> (Tensor, Tensor, Tensor)",
+)
+
+
+def rotary(q, k, gain, cos, sin, *, eps=None):
+    """Normalise q and k, rotate their first dims by position, and scale each query head; one pass over each tensor.
+
+        n(x) = x / sqrt(mean(x^2) + eps)                         over the head dim, no learnable gain
+        R(x) = (x1 cos + x2 sin, -x1 sin + x2 cos, rest)         x1, x2: the two halves of the first r dims
+        q' = gain[h] R(n(q)),  k' = R(n(k))
+
+    q (B, T, H, d), k (B, T, Hkv, d) of one dtype; gain (H,); cos, sin (T, r/2) float32 or float64, 0 <= r <= d.
+    eps defaults to the machine epsilon of q's dtype. Arithmetic is in float32 (float64 for float64 inputs); results have
+    the inputs' shapes and dtype. Differentiable in q, k and gain; the sum for gain is in a fixed order.
+
+    Saved for backward: the inputs alone (the norms are recomputed).
+    Bytes, with e bytes per element and N = B T: forward 2 N (H + Hkv) d e, backward 3 N (H + Hkv) d e.
+    FLOPs: about 4 N (H + Hkv) d forward, 8 N (H + Hkv) d backward; both are far below what the memory allows.
+    """
+    _check(q, k, gain, cos, sin)
+    eps = torch.finfo(q.dtype).eps if eps is None else eps
+    return torch.ops.pgolf.rotary(q, k, gain, cos, sin, eps)
+
+
+def rotary_table(length, dims, base, *, device=None, dtype=torch.float32):
+    """(cos, sin), each (length, dims / 2), of position * base^(-2j / dims). Computed in float64, because float32 loses
+    the phase of the fast dims far into a sequence."""
+    if dims % 2 or dims < 0:
+        raise ValueError(f"rotary_table: dims must be an even number, not {dims}")
+    exponent = torch.arange(0, dims, 2, device=device, dtype=torch.float64) / max(dims, 1)
+    phase = torch.arange(length, device=device, dtype=torch.float64)[:, None] * base**-exponent
+    return phase.cos().to(dtype), phase.sin().to(dtype)
+
+
+def _check(q, k, gain, cos, sin):
+    if q.ndim != 4 or k.ndim != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"rotary: q (B, T, H, d) and k (B, T, Hkv, d) expected, got {tuple(q.shape)} and {tuple(k.shape)}")
+    if q.dtype != k.dtype or not q.dtype.is_floating_point:
+        raise ValueError(f"rotary: q and k must have one floating-point dtype, got {q.dtype} and {k.dtype}")
+    if gain.shape != q.shape[2:3]:
+        raise ValueError(f"rotary: gain must have one entry per query head, ({q.shape[2]},), got {tuple(gain.shape)}")
+    if cos.ndim != 2 or cos.shape != sin.shape or cos.shape[0] != q.shape[1] or 2 * cos.shape[1] > q.shape[3]:
+        raise ValueError(
+            f"rotary: cos and sin must both be (T, r/2) with T = {q.shape[1]} and r <= {q.shape[3]}, "
+            f"got {tuple(cos.shape)} and {tuple(sin.shape)}"
+        )
+    if cos.dtype not in (torch.float32, torch.float64) or sin.dtype != cos.dtype:
+        raise ValueError(f"rotary: cos and sin must both be float32 or float64, got {cos.dtype} and {sin.dtype}")
+
+
+def _forward_cpu(q, k, gain, cos, sin, eps):
+    return reference.rotary(q, k, gain, cos, sin, eps=eps)
+
+
+def _backward_cpu(grad_q, grad_k, q, k, gain, cos, sin, eps):
+    kind = torch.promote_types(q.dtype, torch.float32)
+
+    def through(grad, x, factor):
+        # the transpose of a rotation turns the other way.
+        turned = reference.rotate(grad.to(kind), cos, -sin)
+        scale = torch.rsqrt(x.to(kind).square().mean(-1, keepdim=True) + eps)
+        unit = x.to(kind) * scale
+        wanted = turned * factor
+        return scale * (wanted - unit * (unit * wanted).mean(-1, keepdim=True)), (turned * unit).sum((0, 1, 3))
+
+    d_q, d_gain = through(grad_q, q, gain[:, None].to(kind))
+    d_k, _ = through(grad_k, k, 1)
+    return d_q.to(q.dtype).contiguous(), d_k.to(k.dtype).contiguous(), d_gain.to(gain.dtype)
+
+
+torch.library.impl("pgolf::rotary", "CPU", _forward_cpu)
+torch.library.impl("pgolf::rotary_backward", "CPU", _backward_cpu)
+
+
+@torch.library.register_fake("pgolf::rotary")
+def _forward_fake(q, k, gain, cos, sin, eps):
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
+@torch.library.register_fake("pgolf::rotary_backward")
+def _backward_fake(grad_q, grad_k, q, k, gain, cos, sin, eps):
+    return q.new_empty(q.shape), k.new_empty(k.shape), gain.new_empty(gain.shape)
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad_q, grad_k):
+    d_q, d_k, d_gain = torch.ops.pgolf.rotary_backward(grad_q, grad_k, *ctx.saved_tensors, ctx.eps)
+    return d_q, d_k, d_gain, None, None, None
+
+
+torch.library.register_autograd("pgolf::rotary", _backward, setup_context=_save)
