@@ -1,0 +1,83 @@
+"""Files that appear whole under their final name or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from pgolf.data.errors import DataError
+
+CHUNK_BYTES = 1 << 24
+
+
+def system_error(doing: str, path: str | Path, error: OSError) -> DataError:
+    """An operating system's refusal, with the advice that fits the two common ones."""
+    reason = error.strerror or str(error)
+    return DataError(f"cannot {doing} {path}: {reason}; check free space and permissions")
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write into; it takes its name only when the block ends well and the bytes are on disk."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise system_error("write", path, error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """An empty staging folder beside `folder`, renamed to it when the block ends well, removed when it does not.
+
+    Two processes may build the same folder: the one that comes second finds the name taken, gets FileExistsError
+    and its own copy is removed.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise system_error("write", folder, error) from error
+    try:
+        yield staging
+        os.chmod(staging, 0o755)
+        # a rename onto a folder succeeds only if that folder is empty
+        os.rename(staging, folder)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise FileExistsError(f"{folder} already holds files") from error
+        raise system_error("write", folder, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The file's sha256 in hexadecimal."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise system_error("read", path, error) from error
+    return digest.hexdigest()
