@@ -1,7 +1,7 @@
 """Softcapped cross-entropy as a registered operator: choice of launch, launchers, autograd and the public function."""
 
 import torch
-from pgolf.kernels.launch import Launch, capability_of, cdiv
+from pgolf.kernels.launch import Launch, cdiv
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -80,14 +80,15 @@ def _check(logits, targets, softcap, weights, reduction):
 # Elements of one group of rows on a CPU: small enough to stay in the cache with its two working tiles.
 CACHED_ELEMENTS = 262_144
 
-# Longest row kept in registers, by compute capability. Chosen by reasoning, unmeasured: with longer rows a
-# multiprocessor holds too few of them for one to load while another computes.
-LONGEST_IN_REGISTERS = {80: 16_384, 90: 16_384, 100: 16_384}
+# Longest row kept in registers. Chosen by reasoning, unmeasured: with longer rows a multiprocessor holds too few of
+# them for one to load while another computes.
+LONGEST_IN_REGISTERS = 16_384
 
 
-def launch_forward(vocabulary: int, capability: int) -> Launch:
-    """Rows in registers (tiles BR and BV), short ones several at once; or, with no BR, one long row in sweeps of BV."""
-    if vocabulary > LONGEST_IN_REGISTERS[capability]:
+def launch_forward(vocabulary: int) -> Launch:
+    """Rows in registers (tiles BR and BV), short ones several at once; or, with no BR, one long row in sweeps of BV.
+    One table serves every architecture, because memory alone sets the pace."""
+    if vocabulary > LONGEST_IN_REGISTERS:
         # two programs a multiprocessor: the rows under way must fit in L2 together until their second sweep
         return Launch({"BV": 8192}, num_warps=16, num_stages=1)
     width = max(128, 1 << (vocabulary - 1).bit_length())
@@ -95,7 +96,7 @@ def launch_forward(vocabulary: int, capability: int) -> Launch:
     return Launch({"BR": rows, "BV": width}, num_warps=max(4, width // 1024), num_stages=1)
 
 
-def launch_rescale(vocabulary: int, capability: int) -> Launch:
+def launch_rescale(vocabulary: int) -> Launch:
     width = min(4096, max(128, 1 << (vocabulary - 1).bit_length()))
     return Launch({"BR": max(1, 16_384 // width), "BV": min(width, 512)}, num_warps=8, num_stages=1)
 
@@ -115,7 +116,7 @@ def compile_cases(capability):
     from pgolf.kernels.cross_entropy import gpu
 
     def forward(vocabulary, kind="bf16", capped=True, gradient=True):
-        launch = launch_forward(vocabulary, capability)
+        launch = launch_forward(vocabulary)
         pointers = {"p_logits": f"*{kind}:16", "p_targets": "*i64:16", "p_gradient": f"*{kind}:16"}
         pointers |= dict.fromkeys(("p_scale", "p_losses", "p_unscaled"), "*fp32:16")
         count = 98_304
@@ -140,7 +141,7 @@ def compile_cases(capability):
             name="bwd_rescale bf16",
             signature={"p_gradient": "*bf16:16", "p_upstream": "*fp32:16", "upstream_stride": "i32", "count": "i32"},
             constants={"V": vocabulary},
-            launch=launch_rescale(vocabulary, capability),
+            launch=launch_rescale(vocabulary),
             shape=f"N=98304 V={vocabulary}",
             bytes=traffic[0],
             flops=traffic[1],
@@ -165,7 +166,7 @@ def forward_triton(logits, targets, scale, softcap, z_loss, ignore_index, want_g
     gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
     if count == 0:
         return losses, unscaled, gradient
-    launch = launch_forward(vocabulary, capability_of(logits.device))
+    launch = launch_forward(vocabulary)
     constants = {"V": vocabulary, "CAPPED": softcap > 0, "GRADIENT": want_gradient, **launch.options}
     tensors = (logits, targets, scale, losses, unscaled, gradient)
     if "BR" in launch.tiles:
@@ -185,7 +186,7 @@ def rescale_triton(gradient, upstream):
     count, vocabulary = gradient.shape
     if count == 0:
         return
-    launch = launch_rescale(vocabulary, capability_of(gradient.device))
+    launch = launch_rescale(vocabulary)
     grid = (cdiv(count, launch.tiles["BR"]),)
     gpu.cross_entropy_bwd_kernel_rescale[grid](
         gradient, upstream, upstream.stride(0), count, V=vocabulary, **launch.options
