@@ -1,0 +1,1 @@
+"""Training: the loop, its optimisers and schedules, averages, quantisation-aware terms, checkpoints."""
