@@ -88,11 +88,11 @@ def adam_reference(
     per_document = (-1, *[1] * (parameter.dim() - 1))
     lr, step = lr.view(per_document), steps.to(lr.dtype).view(per_document)
     g = gradient.to(lr.dtype)
-    second = torch.lerp(g.square(), second.to(lr.dtype), betas[1])
+    second = betas[1] * second.to(lr.dtype) + (1 - betas[1]) * g.square()
     root = (second / _bias_correction(betas[1], step)).sqrt_().add_(eps)
     direction = g
     if betas[0]:
-        first = torch.lerp(g, first.to(lr.dtype), betas[0])
+        first = betas[0] * first.to(lr.dtype) + (1 - betas[0]) * g
         direction = first / _bias_correction(betas[0], step)
     return parameter.to(lr.dtype) * (1 - lr * weight_decay) - lr * direction / root, first, second
 

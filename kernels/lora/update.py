@@ -1,10 +1,14 @@
 """Training the adapters: one fused Adam step and one fused reset over every adapter of a model, document by document."""
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from pgolf.kernels.compile import Case
+from pgolf.kernels.launch import Launch, cdiv
 from pgolf.kernels.lora.reference import adam_reference
 
 
@@ -143,6 +147,126 @@ def _reset_cpu(a, initial, cleared, documents):
         tensor[rows] = 0
 
 
+def launch_update() -> Launch:
+    """Elementwise and bound by memory: eight elements a thread, many blocks a multiprocessor. Chosen by reasoning,
+    unmeasured."""
+    return Launch({"BLOCK": 1024}, 4, 1)
+
+
+def traffic_adam(elements: int, parameter_size: int, gradient_size: int, moment_size: int, first: bool) -> tuple[int, int]:
+    moments = 2 * moment_size * (2 if first else 1)
+    return elements * (2 * parameter_size + gradient_size + moments), elements * (16 if first else 12)
+
+
+def traffic_reset(written: int, read: int) -> tuple[int, int]:
+    return written + read, 0
+
+
+@lru_cache(maxsize=32)
+def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Addresses and lengths for a kernel that walks many tensors. Kept, because a loop that reuses its memory asks for the
+    same table at every step; and pinned, so that the copy does not wait for the device."""
+    return torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def _launch_over(entries: list[tuple[int, ...]], lengths: list[int], docs: int, device: torch.device):
+    """(grid, table, constants) of a kernel over every document of a list of tensors: lengths[i] counts the elements that a
+    document has in tensor i, entries[i] are four numbers for the kernel."""
+    launch = launch_update()
+    rows, blocks = [], 0
+    for entry, length in zip(entries, lengths, strict=True):
+        rows.append((*entry, length, blocks))
+        blocks += cdiv(length, launch.tiles["BLOCK"])
+    constants = {"BT": min(256, 1 << (len(rows) - 1).bit_length()), **launch.options}
+    return (blocks, docs), _table(tuple(rows), device), constants
+
+
+def _adam_triton(parameters, gradients, first, second, steps, rates, rate, beta1, beta2, eps, weight_decay, active):
+    import triton.language as tl
+
+    from pgolf.kernels.lora.gpu import lora_adam_kernel
+
+    steps += 1 if active is None else active
+    docs = steps.shape[0]
+    sized = [i for i, p in enumerate(parameters) if p.numel()]
+    if not sized:
+        return
+    gradients = [gradient.contiguous() for gradient in gradients]
+    entries = [
+        (parameters[i].data_ptr(), gradients[i].data_ptr(), first[i].data_ptr() if beta1 else 0, second[i].data_ptr())
+        for i in sized
+    ]
+    lengths = [parameters[i].numel() // docs for i in sized]
+    aligned = all(address % 16 == 0 for entry in entries for address in entry) and all(n % 16 == 0 for n in lengths)
+    grid, table, constants = _launch_over(entries, lengths, docs, steps.device)
+    types = {name: getattr(tl, str(tensors[0].dtype).removeprefix("torch."))
+             for name, tensors in (("P", parameters), ("G", gradients), ("S", second))}  # fmt: skip
+    log_beta1 = math.log(beta1) if beta1 else 0.0
+    lora_adam_kernel[grid](
+        table, steps, rates, None if active is None else active.view(torch.uint8), len(sized), rate, weight_decay,
+        beta1, beta2, 1 - beta1, 1 - beta2, log_beta1, math.log(beta2), eps,
+        **types, FIRST=beta1 > 0, RATES=rates is not None, ACTIVE=active is not None, ALIGNED=aligned,
+        **constants,
+    )  # fmt: skip
+
+
+def _reset_triton(a, initial, cleared, documents):
+    from pgolf.kernels.lora.gpu import lora_reset_kernel
+
+    initial = [start.contiguous() for start in initial]
+    sources = [start.data_ptr() for start in initial] + [0] * len(cleared)
+    sized = [(tensor, source) for tensor, source in zip([*a, *cleared], sources, strict=True) if tensor.numel()]
+    if not sized:
+        return
+    steps = cleared[-1]
+    docs = steps.shape[0]
+    words = [tensor.numel() // docs * tensor.element_size() // 2 for tensor, _ in sized]
+    entries = [
+        (tensor.data_ptr(), source, int(tensor.data_ptr() % 16 == source % 16 == count % 16 == 0), 0)
+        for (tensor, source), count in zip(sized, words, strict=True)
+    ]
+    grid, table, constants = _launch_over(entries, words, docs, steps.device)
+    chosen = None if documents is None else documents.view(torch.uint8)
+    lora_reset_kernel[grid](table, chosen, len(sized), CHOSEN=documents is not None, **constants)
+
+
+def compile_cases() -> list[Case]:
+    """The optimiser step in the precisions and options that change its code, and the reset; the anchor's 64 documents with
+    7 million numbers each at rank 80."""
+    import triton.language as tl
+
+    from pgolf.kernels.lora.gpu import lora_adam_kernel, lora_reset_kernel
+
+    launch = launch_update()
+    elements = 64 * 6_963_200
+    numbers = {name: "fp32" for name in "rate decay beta1 beta2 rest1 rest2 log_beta1 log_beta2 eps".split()}
+    pointers = {"p_table": "*i64:16", "p_steps": "*i32:16"}
+    sizes = {tl.float32: 4, tl.bfloat16: 2}
+    found = []
+    for p, g, s, first, chosen, aligned in (
+        (tl.float32, tl.float32, tl.float32, False, False, True),
+        (tl.float32, tl.float32, tl.float32, True, True, True),
+        (tl.float32, tl.bfloat16, tl.bfloat16, False, True, True),
+        (tl.bfloat16, tl.bfloat16, tl.float32, True, False, False),
+    ):
+        signature = {**pointers, "tensors": "i32", **numbers}
+        constants = {"P": p, "G": g, "S": s, "FIRST": first, "RATES": chosen, "ACTIVE": chosen, "ALIGNED": aligned, "BT": 256}
+        optional = {"p_rates": "*fp32:16", "p_active": "*u8:16"}
+        (signature if chosen else constants).update(optional if chosen else dict.fromkeys(optional))
+        moved, flops = traffic_adam(elements, sizes[p], sizes[g], sizes[s], first)
+        name = f"lora_adam_kernel[{p.name} {g.name} {s.name}{' first' if first else ''}{' masked' if chosen else ''}]"
+        shape = f"{elements:,} numbers"
+        found.append(Case(lora_adam_kernel, name, signature, constants, launch, shape, moved, flops, max_registers=96))
+    signature = {"p_table": "*i64:16", "p_chosen": "*u8:16", "tensors": "i32"}
+    moved, flops = traffic_reset(2 * 4 * elements, 4 * elements // 128)
+    shape = f"{2 * elements:,} numbers"
+    constants = {"CHOSEN": True, "BT": 256}
+    found.append(
+        Case(lora_reset_kernel, "lora_reset_kernel", signature, constants, launch, shape, moved, flops, max_registers=48)
+    )
+    return found
+
+
 torch.library.define(
     "pgolf::lora_adam",
     "(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] first, Tensor(c!)[] second, Tensor(d!) steps, "
@@ -153,5 +277,7 @@ torch.library.define(
 )
 torch.library.impl("pgolf::lora_adam", "CPU", _adam_cpu)
 torch.library.impl("pgolf::lora_reset", "CPU", _reset_cpu)
+torch.library.impl("pgolf::lora_adam", "CUDA", _adam_triton)
+torch.library.impl("pgolf::lora_reset", "CUDA", _reset_triton)
 torch.library.register_fake("pgolf::lora_adam", lambda *arguments: None)
 torch.library.register_fake("pgolf::lora_reset", lambda *arguments: None)
