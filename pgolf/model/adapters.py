@@ -1,0 +1,88 @@
+"""Low-rank adapters, one set for each document of a batch, and the one place where a matrix meets its adapter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgolf.kernels.lora import lora_initial
+from pgolf.model.operators import Operators
+
+if TYPE_CHECKING:
+    from pgolf.model.network import Network
+
+SITES = ("q", "k", "v", "o", "up", "down", "head")
+
+
+@dataclass(eq=False)
+class Adapters:
+    """Factors A (documents, rank, in) and B (documents, out, rank) for pairs (site, executed layer); the head's layer is 0.
+
+    Row b of a batch uses document b's. A matrix W with an adapter gives x W^T + scale (x A^T) B^T.
+    """
+
+    factors: dict[tuple[str, int], tuple[Tensor, Tensor]]
+    initial: dict[tuple[str, int], Tensor]
+    """The A, (rank, in), that every document of a site starts from."""
+    scale: float = 1.0
+
+    @classmethod
+    def create(
+        cls,
+        model: "Network",
+        documents: int,
+        rank: int,
+        targets: Sequence[str],
+        *,
+        alpha: float = 0.0,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> "Adapters":
+        """Adapters that change nothing yet: A uniform in +-1/sqrt(in), the same for every document; B zero.
+
+        targets  any of q, k, v, o, up, down, head, and mlp for up and down
+        alpha    the adapters' output is scaled by alpha / rank; 0: not scaled
+        dtype    of the factors; float32 if not given (float64 for a float64 network)
+        """
+        sites = [site for target in targets for site in (("up", "down") if target == "mlp" else (target,))]
+        if unknown := sorted(set(sites) - set(SITES)):
+            raise ValueError(f"adapters: no target {unknown[0]!r}; there are {', '.join(SITES)} and mlp")
+        settings, device = model.settings, model.tok_emb.weight.device
+        kind = dtype or torch.promote_types(model.activation, torch.float32)
+        dim, values, hidden = settings.dim, settings.kv_heads * settings.head_dim, settings.mlp_hidden
+        shapes = {
+            "q": (dim, dim), "k": (values, dim), "v": (values, dim), "o": (dim, dim),
+            "up": (hidden, dim), "down": (dim, hidden), "head": (settings.vocab_size, dim),
+        }  # fmt: skip
+        factors, initial = {}, {}
+        for number, site in enumerate(SITES):
+            if site not in sites:
+                continue
+            for layer in range(1 if site == "head" else len(settings.virtual_layers)):
+                out, width = shapes[site]
+                start = lora_initial(rank, width, seed=(seed * len(SITES) + number) * 1000 + layer, dtype=kind, device=device)
+                a = start.expand(documents, -1, -1).clone().requires_grad_()
+                b = torch.zeros(documents, out, rank, dtype=kind, device=device, requires_grad=True)
+                factors[site, layer], initial[site, layer] = (a, b), start
+        return cls(factors, initial, alpha / rank if alpha else 1.0)
+
+    def parameters(self) -> list[Tensor]:
+        return [factor for pair in self.factors.values() for factor in pair]
+
+
+class Projector:
+    """x W^T for one executed layer, with that layer's adapter added where there is one."""
+
+    def __init__(self, operators: Operators, adapters: Adapters | None, layer: int):
+        self.operators, self.adapters, self.layer = operators, adapters, layer
+
+    def adapted(self, site: str) -> bool:
+        return self.adapters is not None and (site, self.layer) in self.adapters.factors
+
+    def __call__(self, site: str, x: Tensor, weight: Tensor) -> Tensor:
+        if self.adapters is None or (site, self.layer) not in self.adapters.factors:
+            return F.linear(x, weight)
+        return self.operators.lora(x, weight, *self.adapters.factors[site, self.layer], self.adapters.scale)

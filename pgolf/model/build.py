@@ -1,0 +1,111 @@
+"""From settings to a network with its initial weights; and what a trainer needs to know of it."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pgolf.config import ModelSettings
+from pgolf.model.network import Network
+
+TABLES = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
+
+
+def build_model(
+    settings: ModelSettings, *, device="cpu", dtype: torch.dtype | None = None, seed: int | None = None
+) -> Network:
+    """A network with its initial weights, drawn on the CPU in float32: a seed means the same numbers on every device.
+
+    dtype   None: float32 on a CPU; on CUDA bfloat16 for activations and embedding tables, float32 for the rest.
+            bfloat16 asks for the latter anywhere; float32 and float64 mean everything.
+    device  "meta" gives shapes without weights
+    seed    None draws from torch's own generator
+    """
+    device = torch.device(device)
+    network = empty_network(settings)
+    network.activation = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if device.type != "meta":
+        network.to_empty(device="cpu")
+        _initialise(network, None if seed is None else torch.Generator().manual_seed(seed))
+    for name, parameter in network.named_parameters():
+        small = torch.promote_types(network.activation, torch.float32)
+        parameter.data = parameter.data.to(device, network.activation if name in TABLES else small)
+    return network
+
+
+def empty_network(settings: ModelSettings) -> Network:
+    with torch.device("meta"):
+        return Network(settings)
+
+
+@torch.no_grad()
+def _initialise(network: Network, generator: torch.Generator | None) -> None:
+    settings = network.settings
+    layers = settings.layers
+
+    def orthogonal(matrix: Tensor, gain: float = 1.0) -> None:
+        nn.init.orthogonal_(matrix, gain, generator=generator)
+
+    def normal(table: Tensor, std: float) -> None:
+        nn.init.normal_(table, 0.0, std, generator=generator)
+
+    normal(network.tok_emb.weight, settings.embedding_std)
+    for matrix in (*network.qo_bank[:layers], *network.kv_bank, *network.mlp_up_bank):
+        orthogonal(matrix)
+    network.qo_bank[layers:] = 0
+    network.mlp_down_bank.zero_()
+    if network.bigram is not None:
+        network.bigram.embed.weight.zero_()
+        orthogonal(network.bigram.proj.weight, settings.embedding_projection_gain)
+        network.bigram.scale.fill_(0.05)
+    if network.value_layers:
+        normal(network.ve_shared.embed.weight, 0.01)
+        orthogonal(network.ve_shared.proj.weight, settings.embedding_projection_gain)
+        network.ve_shared.scale.fill_(0.1)
+        for scale in network.ve_layer_scales:
+            scale.fill_(1)
+    if network.smear is not None:
+        network.smear.gate.zero_()
+    if network.skip_weights is not None:
+        network.skip_weights.fill_(1)
+    for head in (*network.mtp_heads, *([network.lm_head] if network.lm_head is not None else [])):
+        head.weight.zero_()
+    for block in network.blocks:
+        block.attn_scale.fill_(1)
+        block.mlp_scale.fill_(1)
+        block.attn.q_gain.fill_(settings.q_gain)
+        if block.attn.vr_lambda is not None:
+            block.attn.vr_lambda.copy_(torch.tensor(settings.value_residual_init))
+        if block.attn.attn_gate is not None:
+            block.attn.attn_gate.weight.zero_()
+            block.attn.attn_gate.bias.fill_(settings.gate_bias)
+        if block.resid_mix is not None:
+            block.resid_mix[0] = 1
+            block.resid_mix[1] = 0
+        if block.hyper is not None:
+            block.hyper.copy_(torch.tensor([1.0, 0.0, 0.3]))
+        if block.dtg_gate is not None:
+            block.dtg_gate.weight.zero_()
+            block.dtg_gate.bias.fill_(2)
+
+
+def parameter_groups(model: Network) -> dict[str, list[nn.Parameter]]:
+    """Every parameter once, by how it is trained: matrix (the banks), projection, token, head, and scalar (the rest)."""
+    groups: dict[str, list[nn.Parameter]] = {"matrix": [], "projection": [], "token": [], "scalar": [], "head": []}
+    for name, parameter in model.named_parameters():
+        if name.endswith("_bank"):
+            group = "matrix"
+        elif name in ("bigram.proj.weight", "ve_shared.proj.weight"):
+            group = "projection"
+        elif name in TABLES:
+            group = "token"
+        elif name.startswith(("mtp_heads.", "lm_head.")):
+            group = "head"
+        else:
+            group = "scalar"
+        groups[group].append(parameter)
+    return groups
+
+
+def count_parameters(model: Network) -> int:
+    return sum(math.prod(parameter.shape) for parameter in model.parameters())

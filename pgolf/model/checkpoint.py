@@ -1,0 +1,103 @@
+"""Weights under the submissions' names, in banks or layer by layer; and depth recurrence untied."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pgolf.config import ModelSettings
+from pgolf.model.build import empty_network
+from pgolf.model.network import Network
+
+# a bank's slices in order, as the per-layer names of the matrices they hold
+BANKS = {
+    "qo_bank": ("attn.c_q.weight", "attn.proj.weight"),
+    "kv_bank": ("attn.c_k.weight", "attn.c_v.weight"),
+    "mlp_up_bank": ("mlp.fc.weight",),
+    "mlp_down_bank": ("mlp.proj.weight",),
+}
+
+
+def unbank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights with every slice of a bank under its layer's name; the slices share the banks' memory."""
+    layered = {}
+    for name, tensor in state.items():
+        if name not in BANKS:
+            layered[name] = tensor
+            continue
+        layers = len(tensor) // len(BANKS[name])
+        for part, suffix in enumerate(BANKS[name]):
+            for layer in range(layers):
+                layered[f"blocks.{layer}.{suffix}"] = tensor[part * layers + layer]
+    return layered
+
+
+def rebank(state: Mapping[str, Tensor], settings: ModelSettings) -> dict[str, Tensor]:
+    """The inverse of `unbank` for a network of these settings."""
+    slices = {
+        bank: [f"blocks.{layer}.{suffix}" for suffix in suffixes for layer in range(settings.layers)]
+        for bank, suffixes in BANKS.items()
+    }
+    missing = [name for names in slices.values() for name in names if name not in state]
+    if missing:
+        raise ValueError(f"the weights lack {_listed(missing)}")
+    used = {name for names in slices.values() for name in names}
+    banked = {name: tensor for name, tensor in state.items() if name not in used}
+    return banked | {bank: torch.stack([state[name] for name in names]) for bank, names in slices.items()}
+
+
+def submission_state(model: Network) -> dict[str, Tensor]:
+    """The network's weights under the submissions' per-layer names, without the heads that only training uses."""
+    return {name: tensor for name, tensor in unbank(model.state_dict()).items() if not name.startswith("mtp_heads.")}
+
+
+@torch.no_grad()
+def import_checkpoint(model: Network, state: Mapping[str, Tensor]) -> None:
+    """Load weights that carry the submissions' names, in banks or layer by layer. All of them or, with an error, none.
+
+    "module." and "_orig_mod." before a name are ignored. Heads that only training uses may be there or not.
+    """
+    given = {}
+    for name, tensor in state.items():
+        while name.startswith(("module.", "_orig_mod.")):
+            name = name.partition(".")[2]
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"checkpoint does not fit: {name} is {type(tensor).__name__}, not a tensor")
+        given[name] = tensor
+    own = unbank(model.state_dict())
+    given = {name: tensor for name, tensor in unbank(given).items() if name in own or not name.startswith("mtp_heads.")}
+    missing = [name for name in own if name not in given and not name.startswith("mtp_heads.")]
+    unexpected = [name for name in given if name not in own]
+    misshapen = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    flaws = [f"missing {_listed(missing)}"] * bool(missing) + [f"unexpected {_listed(unexpected)}"] * bool(unexpected)
+    flaws += [f"wrong shape {_listed(misshapen)}"] * bool(misshapen)
+    if flaws:
+        raise ValueError(f"checkpoint does not fit: {'; '.join(flaws)}")
+    for name, tensor in given.items():
+        own[name].copy_(tensor)
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@torch.no_grad()
+def untie(model: Network) -> Network:
+    """A network in which every executed layer has matrices of its own, and which computes the same function."""
+    settings, order = model.settings, list(model.virtual_layers)
+    free = empty_network(dataclasses.replace(settings, layers=len(order), recurrence=()))
+    free.activation, free.operators, free.rounding = model.activation, model.operators, model.rounding
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name in BANKS:
+            rows = [part * settings.layers + layer for part in range(len(BANKS[name])) for layer in order]
+            state[name] = tensor[rows]
+        else:
+            state[name] = tensor.clone()
+    free.load_state_dict(state, assign=True)
+    return free.train(model.training)

@@ -1,0 +1,35 @@
+"""The hand-written operators that the network is built on, and their plain-torch forms, under the same names."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pgolf.kernels.attention import attention
+from pgolf.kernels.attention import reference as attention_reference
+from pgolf.kernels.cross_entropy import cross_entropy
+from pgolf.kernels.cross_entropy.reference import cross_entropy_reference
+from pgolf.kernels.lora import lora
+from pgolf.kernels.lora.reference import lora_reference
+from pgolf.kernels.mlp import mlp
+from pgolf.kernels.mlp.reference import mlp_reference
+from pgolf.kernels.rotary import reference as rotary_reference
+from pgolf.kernels.rotary import rotary
+
+
+class Operators(NamedTuple):
+    attention: Callable
+    rotary: Callable
+    mlp: Callable
+    cross_entropy: Callable
+    lora: Callable
+
+
+def _lora_reference(x, weight, a, b, scale=1.0, cu_seqlens=None):
+    return lora_reference(x, weight, a, b, scale, cu_seqlens)[0]
+
+
+OPERATORS = {
+    "kernels": Operators(attention, rotary, mlp, cross_entropy, lora),
+    "reference": Operators(
+        attention_reference.attention, rotary_reference.rotary, mlp_reference, cross_entropy_reference, _lora_reference
+    ),
+}
