@@ -1,0 +1,301 @@
+"""Rule set `normalised`: a chain of n-gram levels that backs off to the neural distribution. A code length by construction."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from pgolf.kernels.hedge import reference
+from pgolf.kernels.hedge.op import NeuralStatistics, exact_dtype
+
+MOST_ORDER = 16
+MOST_GRANULARITY = 1 << 24
+FLOOR = 2e-3
+FLOOR_FOR_TABLES = 5e-4
+
+
+class Evidence(NamedTuple):
+    """What the counts say about each token, level by level (N, L). Only `count` knows which token came."""
+
+    top: torch.Tensor
+    """int32: the context's most frequent successor, -1 if the context is new: the candidate whose log-probability is needed"""
+    cell: torch.Tensor
+    """uint8: where the context's counts stand in the level's table, 0 if the context is new"""
+    count: torch.Tensor
+    """int32: how often this token followed the context"""
+    total: torch.Tensor
+    """int32: how often anything did"""
+    fresh: torch.Tensor
+    """(N,) bool: here a group begins, and all that came before may be known"""
+
+
+class ChainScores(NamedTuple):
+    nll: torch.Tensor
+    share: torch.Tensor
+    """the part of the token's probability that came from the neural model"""
+
+
+class Chain:
+    """The neural distribution and n-gram levels, mixed one after another into one distribution.
+
+        chain = Chain(local=(1, 2, 3, 4), table=table)
+        evidence = chain.evidence(tokens, documents)
+        scores = chain.mix(neural_statistics(logits, tokens, evidence.top), evidence)      # logits[t] predict tokens[t]
+
+    P starts as the neural distribution. For each level whose context was seen, n > 0 times with u different successors:
+
+        P(a) <- (1 - w) P(a) + w c(a) / n,     w = table[level, q, cell]
+
+    q     the cell of log p_neural(s) among -9, -6, -4, -2.5, -1.5, -.8, -.35, -.1, with s the context's top successor
+          (largest count; of equal ones the one first seen last)
+    cell  n among 1, 2, 3-4, 5-8, 9-16, 17-64, 65-256, more; times u = 1, u <= n/4, u <= n/2, else; 0 for a new context
+
+    No index of w depends on the token being scored, so each step mixes two distributions and P sums to one.
+
+    local        orders (0..16) whose counts are of the document at hand: documents are independent of one another
+    shared       orders whose counts are of all documents so far; contexts never reach over a document's beginning
+    granularity  G: what is known about a token is counted from tokens before its group of G within the document
+    table        (levels, 9, 33), or None for the first weight, .05, everywhere; levels are local, then shared, as given
+
+    The counts of a context of order o are how often each token followed those o tokens; order 0 counts every token of
+    the document, its first one included. A document's first token is read in the context of the document before it,
+    because what a token will be is not known before it; then the counts start anew.
+    """
+
+    def __init__(
+        self,
+        local: tuple[int, ...] = (1, 2, 3, 4),
+        shared: tuple[int, ...] = (),
+        *,
+        granularity: int = 1,
+        table: torch.Tensor | None = None,
+        floor: float = FLOOR,
+        device="cpu",
+    ):
+        self.local, self.shared, self.granularity, self.floor = tuple(local), tuple(shared), granularity, floor
+        levels = len(self.local) + len(self.shared)
+        if not 1 <= levels <= 16 or not all(0 <= order <= MOST_ORDER for order in self.local + self.shared):
+            raise ValueError(
+                f"Chain: levels {self.local} and {self.shared}; 1 to 16 levels of order 0 to {MOST_ORDER} are possible"
+            )
+        if not 1 <= granularity <= MOST_GRANULARITY:
+            raise ValueError(f"Chain: granularity is {granularity}; it must lie in 1..{MOST_GRANULARITY}")
+        shape = (levels, reference.Q_CELLS, reference.N_CELLS)
+        if table is None:
+            table = torch.full(shape, reference.FIRST_WEIGHT)
+        elif table.shape != shape:
+            raise ValueError(f"Chain: the table is {tuple(table.shape)}, but {levels} levels need {shape}")
+        self.table = table.detach().to(device, exact_dtype(device), copy=True).contiguous()
+        # what online learning needs: visits of each cell, and the lessons of the group at hand
+        self.visits = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.places = torch.empty(granularity * levels, dtype=torch.int32, device=device)
+        self.posteriors = torch.empty(granularity * levels, dtype=self.table.dtype, device=device)
+        self.waiting = torch.zeros(1, dtype=torch.int32, device=device)
+
+    @property
+    def levels(self) -> int:
+        return len(self.local) + len(self.shared)
+
+    def evidence(self, tokens: torch.Tensor, documents: torch.Tensor | None = None) -> Evidence:
+        """Count through whole documents: on a CPU in parallel, on a GPU one lane group a document.
+
+        tokens     (N,), integer, non-negative
+        documents  (D + 1,) integer, 0 = documents[0] < ... < documents[D] = N; None for one document
+
+        On a CPU memory is 40 to 100 bytes per token and order of the longest document (of all where counts are
+        shared); on a GPU 44 bytes per token and order, and about 60 bytes move for each.
+        """
+        if tokens.dim() != 1 or tokens.is_floating_point():
+            raise ValueError(f"Chain.evidence: tokens are {tokens.dtype} {tuple(tokens.shape)}; they must be integers (N,)")
+        if documents is None:
+            documents = torch.tensor([0, len(tokens)], device=tokens.device)
+        if documents.dim() != 1 or len(documents) < 2 or documents.is_floating_point():
+            raise ValueError(
+                f"Chain.evidence: documents are {documents.dtype} {tuple(documents.shape)}; they must be integers (D + 1,)"
+            )
+        if documents.device.type == "cpu" and len(tokens):
+            bounds_hold = documents[0] == 0 and documents[-1] == len(tokens) and bool((documents.diff() > 0).all())
+            if not bounds_hold:
+                raise ValueError(f"Chain.evidence: documents must rise from 0 to {len(tokens)}, the number of tokens")
+        found = [
+            torch.ops.pgolf.hedge_evidence(tokens, documents, list(orders), self.granularity, shared)
+            for orders, shared in ((self.local, False), (self.shared, True))
+            if orders
+        ]
+        joined = found[0] if len(found) == 1 else [torch.cat(pair, 1) for pair in zip(*found, strict=True)]
+        return Evidence(*joined, fresh_rows(starts_of(documents, len(tokens)), self.granularity))
+
+    def mix(self, statistics: NeuralStatistics, evidence: Evidence) -> ChainScores:
+        """NLL (N,) of each token, with the table as it is. `statistics.candidates` are those of `evidence.top`.
+
+        A gradient flows to statistics.target: -share, the neural model's part of the probability. Per token and level
+        17 bytes move on a CPU, 13 on a GPU, and about 12 FLOPs.
+        """
+        target, candidates = self._rows(statistics, evidence)
+        found = torch.ops.pgolf.hedge_mix(target, candidates, *evidence[1:4], self.table)
+        return ChainScores(*(x.reshape(statistics.target.shape) for x in found))
+
+    def mix_and_learn(self, statistics: NeuralStatistics, evidence: Evidence) -> ChainScores:
+        """As `mix`, in order, learning the table: after y, each level's w moves by r (posterior - w), where
+
+            posterior = w q / ((1 - w) P + w q),  q = c(y) / n,  r = max(floor, 1 / (visits + 20))
+
+        and is kept within [1e-4, .9995]. What a group teaches is applied when the next one begins. Call after call
+        continues the stream. Nothing is differentiable here.
+        """
+        target, candidates = (x.detach() for x in self._rows(statistics, evidence))
+        state = (self.table, self.visits, self.places, self.posteriors, self.waiting)
+        found = torch.ops.pgolf.hedge_mix_online(target, candidates, *evidence[1:], *state, self.floor)
+        return ChainScores(*(x.reshape(statistics.target.shape) for x in found))
+
+    def settle(self) -> None:
+        """Apply what the last group taught."""
+        from pgolf.kernels.hedge import cpu
+
+        state = [x.cpu() for x in (self.table.double(), self.visits, self.places, self.posteriors.double(), self.waiting)]
+        table, visits, *rest = (x.reshape(-1).numpy() for x in state)
+        cpu.settle(table, visits, *rest, self.floor, reference.LEAST_WEIGHT, reference.MOST_WEIGHT)
+        for own, settled in ((self.table, state[0]), (self.visits, state[1]), (self.waiting, state[4])):
+            own.copy_(settled)
+
+    def distribution(
+        self, log_probs: torch.Tensor, tokens: torch.Tensor, documents: torch.Tensor | None, at: torch.Tensor
+    ) -> torch.Tensor:
+        """The whole distribution (P, V) in float64 at places `at` (P,), rising, of the stream, with the table as it is.
+
+        log_probs (P, V) is the neural log-softmax there; z - lse, with lse of `neural_statistics`, has the very bits
+        that `mix` saw. This is the audit's form: slow, on a CPU, and what `mix` reads one entry of.
+        """
+        tokens, at = tokens.cpu().int().contiguous(), at.cpu()
+        starts = starts_of(torch.tensor([0]) if documents is None else documents.cpu(), len(tokens))
+        log_probs = log_probs.detach().double().cpu()
+        last = int(at[-1]) + 1
+        stream = ChainStream(self, vocab=log_probs.shape[1])
+        evidence, counts = stream.read_dense(tokens[:last], starts[:last], at)
+        return self._dense(log_probs, *(x[at] for x in evidence[:2]), counts, evidence.total[at])
+
+    def stream(self, vocab: int, *, learn: bool = False) -> "ChainStream":
+        """A decoder's form of the chain, on a CPU: predict a whole distribution, observe a token, and so on."""
+        return ChainStream(self, vocab, learn)
+
+    def _dense(self, log_probs, top, cell, counts, total):
+        candidates = log_probs.gather(1, top.long().clamp_min(0))
+        return reference.mix_dense_reference(log_probs, candidates, cell, counts, total, self.table.double().cpu())
+
+    def _rows(self, statistics, evidence):
+        count = statistics.target.numel()
+        if evidence.cell.shape != (count, self.levels) or statistics.candidates.numel() != count * self.levels:
+            raise ValueError(
+                f"Chain: {self.levels} levels want candidates and evidence for each of {count} tokens, not "
+                f"{tuple(statistics.candidates.shape)} and {tuple(evidence.cell.shape)}; pass evidence.top as candidates"
+            )
+        return statistics.target.reshape(count), statistics.candidates.reshape(count, self.levels)
+
+
+class ChainStream:
+    """One stream of documents through a chain, in pieces of any size; `predict` and `observe` are a decoder's two steps.
+
+        stream = chain.stream(vocab)
+        probabilities = stream.predict(log_probs)      # (V,), before the token is known
+        stream.observe(token, start=token == bos)
+
+    gives the numbers that `evidence` and `mix` give for the whole stream at once. With `learn`, the chain's table is
+    learnt on the way, as `mix_and_learn` does.
+    """
+
+    def __init__(self, chain: Chain, vocab: int, learn: bool = False):
+        from pgolf.kernels.hedge.trie import Trie
+
+        self.chain, self.vocab, self.learn = chain, vocab, learn
+        pairs = ((chain.local, False), (chain.shared, True))
+        self.tries = [Trie(orders, chain.granularity, shared) for orders, shared in pairs if orders]
+        # tokens of the document so far, and whether the last one opened it: before any, a group begins
+        self.position, self.opened = 0, True
+        self.log_probs = None
+
+    def read(self, tokens: torch.Tensor, starts: torch.Tensor | None = None) -> Evidence:
+        """Count a piece of the stream: tokens (n,), and starts (n,) bool, true where a token opens a document."""
+        if starts is None:
+            starts = torch.zeros(len(tokens), dtype=torch.bool)
+        return self.read_dense(tokens.int().contiguous(), starts, torch.empty(0, dtype=torch.int64))[0]
+
+    def read_dense(self, tokens, starts, at):
+        """`read`, and the counts of every symbol (P, L, V) at the places `at` of this piece."""
+        starts = starts.clone()
+        if self.position == 0 and len(tokens):
+            starts[0] = True
+        found, counts = [], []
+        for trie in self.tries:
+            part = trie.new_evidence(len(tokens))
+            counts.append(torch.from_numpy(trie.follow(tokens, starts, part, at.numpy(), self.vocab)))
+            found.append(part)
+        fresh = fresh_rows(starts, self.chain.granularity, self.position, self.opened)
+        for t in starts.nonzero()[-1:].flatten().tolist():
+            self.position = -t
+        self.position += len(tokens)
+        self.opened = bool(starts[-1]) if len(tokens) else self.opened
+        return Evidence(*(torch.cat(parts, 1) for parts in zip(*found, strict=True)), fresh), torch.cat(counts, 1)
+
+    def candidates(self) -> torch.Tensor:
+        """The top symbol of each level's context (L,), -1 where it is new."""
+        return torch.cat([torch.from_numpy(trie.peek()[0]) for trie in self.tries])
+
+    def predict(self, log_probs: torch.Tensor) -> torch.Tensor:
+        """The distribution (V,) of the next token, float64, from the neural log-softmax (V,)."""
+        if log_probs.shape != (self.vocab,):
+            raise ValueError(f"ChainStream.predict: log_probs are {tuple(log_probs.shape)}; they must be ({self.vocab},)")
+        if self.learn and (self.opened or self.position % self.chain.granularity == 0):
+            self.chain.settle()
+        self.log_probs = log_probs.detach().double().cpu()
+        known = [[torch.from_numpy(x)[None] for x in trie.peek()] for trie in self.tries]
+        top, cell, total = (torch.cat(parts, 1) for parts in zip(*known, strict=True))
+        counts = torch.cat([torch.from_numpy(trie.successors(self.vocab)) for trie in self.tries])[None]
+        return self.chain._dense(self.log_probs[None], top, cell, counts, total)[0]
+
+    def observe(self, token: int, start: bool = False) -> None:
+        """The token that came; `start` if it opens a document."""
+        evidence = self.read(torch.tensor([token]), torch.tensor([start]))
+        if self.learn:
+            if self.log_probs is None:
+                raise ValueError("ChainStream.observe: a stream that learns must predict each token before it observes it")
+            picked = self.log_probs[evidence.top.long().clamp_min(0)]
+            none = picked.new_zeros(1)
+            self.chain.mix_and_learn(NeuralStatistics(none, none, self.log_probs[token].reshape(1), picked), evidence)
+            self.log_probs = None
+
+
+def learn_table(
+    chain: Chain, samples: Iterable[tuple[NeuralStatistics, Evidence]], floor: float = FLOOR_FOR_TABLES
+) -> torch.Tensor:
+    """The table (levels, 9, 33), float64 on the CPU, that one pass over held-out streams teaches: for an artifact to carry.
+
+    samples  (statistics, evidence) pairs with the chain's levels. The chain itself is left as it is; learning starts
+    from its table, with no visits, and with smaller steps than online learning's.
+    """
+    learner = Chain(
+        chain.local, chain.shared, granularity=chain.granularity, table=chain.table, floor=floor, device=chain.table.device
+    )
+    for statistics, evidence in samples:
+        learner.mix_and_learn(statistics, evidence)
+    learner.settle()
+    return learner.table.double().cpu()
+
+
+def starts_of(documents, count):
+    """True where a document opens: (N,) bool."""
+    starts = torch.zeros(count + 1, dtype=torch.bool, device=documents.device)
+    return starts.index_fill(0, documents[:-1].long() if len(documents) > 1 else documents.long(), True)[:count]
+
+
+def fresh_rows(starts, granularity, position=0, opened=True):
+    """True where a token's group begins: every G tokens of a document, and after the token that opened it.
+
+    position  tokens the document at hand had before the first row; opened: whether the last of them opened it
+    """
+    rows = torch.arange(len(starts), device=starts.device)
+    begun = torch.where(starts, rows, -1).cummax(0).values
+    # the token that opens a document is still read in the one before
+    before = torch.cat([begun.new_full((1,), -1), begun[:-1]])[: len(starts)]
+    place = torch.where(before >= 0, rows - before, rows + position)
+    after_start = torch.cat([starts.new_full((1,), opened), starts[:-1]])[: len(starts)]
+    return (place % granularity == 0) | after_start

@@ -1,0 +1,522 @@
+"""The mixer on a CPU, in numba: the row statistics, the rule sets' arithmetic, and the counts of the chain.
+
+Every function releases the interpreter's lock, so that threads can share the work. Constants arrive as arguments:
+numba keeps what it compiled, and would not notice that an imported one has changed.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+# sums may be taken in any order, so that they fill vector registers; infinities stay what they are
+REORDERED = {"reassoc", "contract", "nsz", "arcp"}
+
+# ---- the elementary functions, in forms that vectorise. Not reassociated: the rounding below would be optimised away
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def exp_below(x):
+    """e^x for x <= 0, relative error under 1e-12; what is smaller than 1e-306 becomes 1e-306."""
+    x = max(x, -706.0)
+    shifted = x * 1.4426950408889634 + 6755399441055744.0
+    k = shifted - 6755399441055744.0
+    r = (x - k * 0.693145751953125) - k * 1.4286068203094172e-06
+    p = 1 / 3628800.0
+    p = p * r + 1 / 362880.0
+    p = p * r + 1 / 40320.0
+    p = p * r + 1 / 5040.0
+    p = p * r + 1 / 720.0
+    p = p * r + 1 / 120.0
+    p = p * r + 1 / 24.0
+    p = p * r + 1 / 6.0
+    p = p * r + 0.5
+    p = p * r + 1.0
+    p = p * r + 1.0
+    # the low bits of the shifted number hold k: into the exponent with it
+    bits = np.float64(p).view(np.int64) + (np.float64(shifted).view(np.int64) << 52)
+    return np.int64(bits).view(np.float64)
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def log_normal(x):
+    """log x for positive x that is neither denormal nor infinite, absolute error under 1e-12."""
+    bits = np.float64(x).view(np.int64)
+    # the exponent that leaves a mantissa between sqrt(1/2) and sqrt(2)
+    k = (bits - 0x3FE6A09E667F3BCD) >> 52
+    m = np.int64(bits - (k << 52)).view(np.float64)
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    p = 1 / 15.0
+    p = p * z + 1 / 13.0
+    p = p * z + 1 / 11.0
+    p = p * z + 1 / 9.0
+    p = p * z + 1 / 7.0
+    p = p * z + 1 / 5.0
+    p = p * z + 1 / 3.0
+    p = p * z + 1.0
+    return np.float64(k) * 0.6931471805599453 + 2.0 * s * p
+
+
+# ---- statistics of the neural distribution
+
+
+@njit(nogil=True, cache=True, fastmath=REORDERED)
+def row_sums(row, inverse, peak):
+    """Sum of e^(z - peak), and of (z - peak) e^(z - peak), over one row of z = row * inverse."""
+    total = 0.0
+    weighted = 0.0
+    for j in range(row.shape[0]):
+        x = max(np.float64(row[j]) * inverse - peak, -706.0)
+        e = exp_below(x)
+        total += e
+        weighted += e * x
+    return total, weighted
+
+
+@njit(nogil=True, cache=True)
+def statistics(logits, peaks, targets, candidates, temperature, lse, entropy, target, picked):
+    for i in range(logits.shape[0]):
+        row = logits[i]
+        inverse = 1.0 / temperature[i if temperature.shape[0] > 1 else 0]
+        peak = np.float64(peaks[i]) * inverse
+        total, weighted = row_sums(row, inverse, peak)
+        log_total = math.log(total)
+        lse[i] = peak + log_total
+        entropy[i] = log_total - weighted / total
+        target[i] = np.float64(row[targets[i]]) * inverse - lse[i]
+        for k in range(candidates.shape[1]):
+            c = candidates[i, k]
+            picked[i, k] = np.float64(row[c]) * inverse - lse[i] if c >= 0 else -np.inf
+
+
+# ---- `published`: five experts
+
+BLOCK = 256
+
+
+@njit(nogil=True, cache=True, fastmath=REORDERED)
+def five_block(neural, entropy, valid, counts, weights, tokens, vocabulary, smoothing, trigram_smoothing, nll, experts, sums):
+    inverse = 1.0 / (tokens + smoothing * vocabulary)
+    sum0 = sum1 = sum2 = sum3 = sum4 = 0.0
+    for i in range(neural.shape[0]):
+        p1 = (counts[0, i] + smoothing) * inverse
+        p2 = (counts[1, i] + smoothing) / (counts[2, i] + smoothing * vocabulary)
+        p3 = (counts[3, i] + trigram_smoothing) / (max(counts[4, i], 1.0) + trigram_smoothing * vocabulary)
+        mixed = weights[0] * exp_below(neural[i]) + weights[4] * exp_below(-entropy[i])
+        mixed += weights[1] * p1 + weights[2] * p2 + weights[3] * p3
+        nll[i] = -log_normal(mixed)
+        e1, e2, e3 = -log_normal(p1), -log_normal(p2), -log_normal(p3)
+        experts[0, i] = -neural[i]
+        experts[1, i] = e1
+        experts[2, i] = e2
+        experts[3, i] = e3
+        experts[4, i] = entropy[i]
+        kept = np.float64(valid[i])
+        sum0 -= neural[i] * kept
+        sum1 += e1 * kept
+        sum2 += e2 * kept
+        sum3 += e3 * kept
+        sum4 += entropy[i] * kept
+    sums[0] += sum0
+    sums[1] += sum1
+    sums[2] += sum2
+    sums[3] += sum3
+    sums[4] += sum4
+
+
+@njit(nogil=True, cache=True)
+def five(
+    neural, entropy, inputs, targets, valid, unigram, bigram, bigram_total, trigram, trigram_total, weights, tokens,
+    smoothing, trigram_smoothing, nll, experts, sums,
+):  # fmt: skip
+    """Score windows (B, T). Experts are laid out (5, B, T): each is written in one stream."""
+    buckets, vocabulary = trigram.shape
+    counts = np.empty((5, BLOCK))
+    for window in range(inputs.shape[0]):
+        before = 0
+        for begin in range(0, inputs.shape[1], BLOCK):
+            end = min(begin + BLOCK, inputs.shape[1])
+            for i in range(begin, end):
+                previous, y = inputs[window, i], targets[window, i]
+                bucket = ((36_313 * before) ^ (27_191 * previous)) % buckets
+                before = previous
+                counts[0, i - begin] = unigram[y]
+                counts[1, i - begin] = bigram[previous, y]
+                counts[2, i - begin] = bigram_total[previous]
+                counts[3, i - begin] = trigram[bucket, y]
+                counts[4, i - begin] = trigram_total[bucket]
+            five_block(
+                neural[window, begin:end], entropy[window, begin:end], valid[window, begin:end], counts, weights, tokens,
+                vocabulary, smoothing, trigram_smoothing, nll[window, begin:end], experts[:, window, begin:end], sums,
+            )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def five_count(tokens, unigram, bigram, bigram_total, trigram, trigram_total):
+    buckets = trigram.shape[0]
+    for i in range(tokens.shape[0]):
+        y = tokens[i]
+        unigram[y] += 1
+        if i >= 1:
+            previous = tokens[i - 1]
+            bigram[previous, y] += 1
+            bigram_total[previous] += 1
+            if i >= 2:
+                bucket = ((36_313 * np.int64(tokens[i - 2])) ^ (27_191 * np.int64(previous))) % buckets
+                trigram[bucket, y] += 1
+                trigram_total[bucket] += 1
+
+
+# ---- `published_boost`: hashed counts of nine orders, two experts
+
+
+@njit(nogil=True, cache=True)
+def boost_window(tokens, begin, end, scored, neural, entropy, contexts, fulls, primes, multiplier, losses):
+    """Score the last `scored` targets of tokens[begin:end] with the tables as they are, then count all of them."""
+    levels, buckets = contexts.shape
+    mask = np.uint64(buckets - 1)
+    multiplier = np.uint64(multiplier)
+    length = end - begin
+    context_of = np.full((length, levels), -1, np.int32)
+    full_of = np.empty((length, levels), np.int32)
+    # the orders share their hashes along a common start: order n + 1 there continues order n
+    for start in range(max(0, begin - levels - 1), end - 2):
+        h = np.uint64(0)
+        for level in range(min(levels, end - 2 - start)):
+            h = (h ^ (np.uint64(tokens[start + level]) * primes[level % 7])) * multiplier
+            target = start + level + 2
+            if target >= begin:
+                full = (h ^ (np.uint64(tokens[target]) * primes[(level + 1) % 7])) * multiplier
+                context_of[target - begin, level] = np.int32(h & mask)
+                full_of[target - begin, level] = np.int32(full & mask)
+    for offset in range(scored):
+        at = length - scored + offset
+        boost = 0.0
+        for level in range(levels):
+            if context_of[at, level] >= 0:
+                seen = np.int64(contexts[level, context_of[at, level]])
+                hits = np.int64(fulls[level, full_of[at, level]])
+                if seen > 0 and hits > 0:
+                    boost = max(boost, math.log(1.0 + hits) - math.log(1.0 + max(seen - hits, 1)))
+        alpha = 0.05 + 0.55 / (1.0 + math.exp(2.0 * (entropy[offset] - 4.0))) if boost > 0 else 0.0
+        losses[offset, 1] = -neural[offset]
+        losses[offset, 2] = -(neural[offset] + alpha * boost)
+    for at in range(length):
+        for level in range(levels):
+            if context_of[at, level] >= 0:
+                contexts[level, context_of[at, level]] += np.uint32(1)
+                fulls[level, full_of[at, level]] += np.uint32(1)
+
+
+@njit(nogil=True, cache=True)
+def boost_mix(losses, weights, eta):
+    """Mixture of the two experts of one window, then the weights' step."""
+    mean0 = mean1 = 0.0
+    for i in range(losses.shape[0]):
+        plain, boosted = -losses[i, 1], -losses[i, 2]
+        peak = max(plain, boosted)
+        mixed = weights[0] * math.exp(plain - peak) + weights[1] * math.exp(boosted - peak)
+        # the published floor, added after the shift by the peak
+        losses[i, 0] = -(peak + math.log(mixed + 1e-30))
+        mean0 -= plain
+        mean1 -= boosted
+    if losses.shape[0]:
+        weights[0] *= math.exp(-eta * mean0 / losses.shape[0])
+        weights[1] *= math.exp(-eta * mean1 / losses.shape[0])
+        total = weights[0] + weights[1]
+        weights[0] /= total
+        weights[1] /= total
+
+
+# ---- `normalised`: counts
+#
+# A trie of contexts. The edge by which token y leaves a context of order o is also the context of order o + 1 that
+# ends in y, so one look-up a level serves the score, the count and the next token's context. A record is 32 bytes;
+# records are numbered in the order of their birth, 0 being the empty context.
+
+TOTAL, DISTINCT, TOP, TOP_EDGE, TOP_COUNT, COUNT, PARENT, SYMBOL = range(8)
+ROOT, ABSENT = 0, -1
+
+# the scalars of a trie: records in use, table size less one, entries in the table, tokens of the document so far,
+# tokens that wait to be counted
+USED, MASK, ENTERED, POSITION, WAITING = range(5)
+SMALLEST_TABLE = 256
+
+
+@njit(nogil=True, cache=True)
+def hashed(node, symbol, multiplier):
+    h = (np.int64(node) * 0x2545F4914F6CDD1D + symbol) * multiplier
+    return h ^ (h >> 29)
+
+
+@njit(nogil=True, cache=True)
+def tag_of(h):
+    return (h >> 32) & 0x7FFFFFFF
+
+
+@njit(nogil=True, cache=True)
+def find(records, table, scalars, multiplier, node, symbol):
+    """The edge from a context by a symbol, or ABSENT. A hit in the table counts only if its record says the same."""
+    if node < 0:
+        return ABSENT
+    if records[node, TOP] == symbol:
+        return np.int64(records[node, TOP_EDGE])
+    if records[node, DISTINCT] < 2:
+        return ABSENT
+    h = hashed(node, symbol, multiplier)
+    slot, tag, mask = h & scalars[MASK], tag_of(h), scalars[MASK]
+    while table[slot] != 0:
+        if table[slot] >> 32 == tag:
+            edge = table[slot] & 0xFFFFFFFF
+            if records[edge, PARENT] == node and records[edge, SYMBOL] == symbol:
+                return edge
+        slot = (slot + 1) & mask
+    return ABSENT
+
+
+@njit(nogil=True, cache=True)
+def enter(records, table, scalars, multiplier, edge):
+    h = hashed(records[edge, PARENT], records[edge, SYMBOL], multiplier)
+    slot, mask = h & scalars[MASK], scalars[MASK]
+    while table[slot] != 0:
+        slot = (slot + 1) & mask
+    table[slot] = tag_of(h) << 32 | np.int64(edge)
+    scalars[ENTERED] += 1
+
+
+@njit(nogil=True, cache=True)
+def make_room(records, table, scalars, multiplier):
+    """Keep the table at most half full: enter every edge anew into one four times as large."""
+    if 2 * scalars[ENTERED] <= scalars[MASK]:
+        return
+    size = 4 * (scalars[MASK] + 1)
+    scalars[MASK], scalars[ENTERED] = size - 1, 0
+    table[:size] = 0
+    for edge in range(1, scalars[USED]):
+        # a context's only successor is kept in its own record, not in the table
+        if records[records[edge, PARENT], DISTINCT] > 1:
+            enter(records, table, scalars, multiplier, edge)
+
+
+@njit(nogil=True, cache=True)
+def clear(records, table, scalars):
+    records[ROOT, :] = 0
+    records[ROOT, TOP] = -1
+    scalars[USED], scalars[MASK], scalars[ENTERED] = 1, SMALLEST_TABLE - 1, 0
+    table[:SMALLEST_TABLE] = 0
+
+
+@njit(nogil=True, cache=True)
+def add(records, table, scalars, multiplier, node, symbol, edge):
+    """Count one more `symbol` after a context; `edge` leads there, or is ABSENT. Returns the edge."""
+    if edge == ABSENT:
+        edge = scalars[USED]
+        scalars[USED] += 1
+        records[edge, :] = 0
+        records[edge, TOP], records[edge, PARENT], records[edge, SYMBOL] = -1, node, symbol
+        if records[node, DISTINCT] > 0:
+            if records[node, DISTINCT] == 1:
+                enter(records, table, scalars, multiplier, records[node, TOP_EDGE])
+            enter(records, table, scalars, multiplier, edge)
+        records[node, DISTINCT] += 1
+    records[node, TOTAL] += 1
+    records[edge, COUNT] += 1
+    count = records[edge, COUNT]
+    # of equal counts the symbol that came last for the first time: its edge has the larger number
+    if count > records[node, TOP_COUNT] or (count == records[node, TOP_COUNT] and edge > records[node, TOP_EDGE]):
+        records[node, TOP], records[node, TOP_EDGE], records[node, TOP_COUNT] = symbol, edge, count
+    return edge
+
+
+@njit(nogil=True, cache=True)
+def count_waiting(records, table, scalars, multiplier, waiting, reading, writing):
+    """Count the tokens that wait; after it, what can be read is all there is."""
+    last = writing.shape[0] - 1
+    for i in range(scalars[WAITING]):
+        for order in range(last, -1, -1):
+            node = writing[order]
+            if node >= 0:
+                edge = add(
+                    records, table, scalars, multiplier, node, waiting[i],
+                    find(records, table, scalars, multiplier, node, waiting[i]),
+                )  # fmt: skip
+                if order < last:
+                    writing[order + 1] = edge
+        make_room(records, table, scalars, multiplier)
+    scalars[WAITING] = 0
+    reading[:] = writing
+
+
+@njit(nogil=True, cache=True)
+def cell_of(total, distinct):
+    if total == 0:
+        return 0
+    size = 0
+    if total > 16:
+        size = 5 + (total > 64) + (total > 256)
+    elif total > 4:
+        size = 3 + (total > 8)
+    else:
+        size = (total > 1) + (total > 2)
+    spread = 3
+    if distinct == 1:
+        spread = 0
+    elif 4 * distinct <= total:
+        spread = 1
+    elif 2 * distinct <= total:
+        spread = 2
+    return 1 + 4 * size + spread
+
+
+@njit(nogil=True, cache=True)
+def peek(records, table, scalars, multiplier, granularity, waiting, reading, writing, orders, top, cell, total):
+    """What the levels know before the next token."""
+    if scalars[POSITION] % granularity == 0 and scalars[WAITING] > 0:
+        count_waiting(records, table, scalars, multiplier, waiting, reading, writing)
+    for level in range(orders.shape[0]):
+        node = reading[orders[level]]
+        if node >= 0:
+            seen = records[node, TOTAL]
+            top[level], total[level] = records[node, TOP], seen
+            cell[level] = cell_of(seen, records[node, DISTINCT])
+        else:
+            top[level], total[level], cell[level] = -1, 0, 0
+
+
+@njit(nogil=True, cache=True)
+def open_document(records, table, scalars, multiplier, shared, waiting, reading, writing):
+    """Forget the context, and, unless tables are shared between documents, all counts."""
+    if shared:
+        count_waiting(records, table, scalars, multiplier, waiting, reading, writing)
+    else:
+        clear(records, table, scalars)
+    reading[:] = ABSENT
+    reading[0] = ROOT
+    writing[:] = reading
+    scalars[POSITION] = scalars[WAITING] = 0
+
+
+@njit(nogil=True, cache=True)
+def successors(records, table, scalars, multiplier, reading, orders, counts):
+    """How often each symbol of the vocabulary followed the context of each level: (L, V)."""
+    for level in range(orders.shape[0]):
+        node = reading[orders[level]]
+        for symbol in range(counts.shape[1]):
+            edge = find(records, table, scalars, multiplier, node, symbol)
+            counts[level, symbol] = records[edge, COUNT] if edge >= 0 else 0
+
+
+@njit(nogil=True, cache=True)
+def follow(
+    tokens, starts, records, table, scalars, multiplier, granularity, shared, waiting, reading, writing, orders,
+    top, cell, count, total, dense_at, dense,
+):  # fmt: skip
+    """Read, then count, one token after another; starts[t] says that token t opens a document.
+
+    Such a token is still read in the old document's context, since what a token will be is not known before it.
+    """
+    last = reading.shape[0] - 1
+    found = np.empty(last + 1, np.int64)
+    next_dense = 0
+    for t in range(tokens.shape[0]):
+        y = tokens[t]
+        peek(records, table, scalars, multiplier, granularity, waiting, reading, writing, orders, top[t], cell[t], total[t])
+        if next_dense < dense_at.shape[0] and dense_at[next_dense] == t:
+            successors(records, table, scalars, multiplier, reading, orders, dense[next_dense])
+            next_dense += 1
+        for order in range(last + 1):
+            found[order] = find(records, table, scalars, multiplier, reading[order], y)
+        for level in range(orders.shape[0]):
+            edge = found[orders[level]]
+            count[t, level] = records[edge, COUNT] if edge >= 0 else 0
+        if starts[t]:
+            open_document(records, table, scalars, multiplier, shared, waiting, reading, writing)
+            for order in range(last + 1):
+                found[order] = find(records, table, scalars, multiplier, reading[order], y)
+        scalars[POSITION] += 1
+        if granularity == 1:
+            # what was found is where to count
+            for order in range(last, -1, -1):
+                if reading[order] >= 0:
+                    edge = add(records, table, scalars, multiplier, reading[order], y, found[order])
+                    if order < last:
+                        reading[order + 1] = edge
+            make_room(records, table, scalars, multiplier)
+            writing[:] = reading
+        else:
+            for order in range(last - 1, -1, -1):
+                reading[order + 1] = found[order]
+            waiting[scalars[WAITING]] = y
+            scalars[WAITING] += 1
+
+
+# ---- `normalised`: the mixture
+
+
+@njit(nogil=True, cache=True)
+def q_cell_of(log_prob, cuts):
+    cell = 0
+    for k in range(cuts.shape[0]):
+        cell += log_prob >= cuts[k]
+    return cell
+
+
+@njit(nogil=True, cache=True)
+def finish(neural, left, backed):
+    """NLL of a chain that kept the part `left` of the neural probability e^neural, and that part's share."""
+    kept = left * math.exp(neural)
+    probability = kept + backed
+    if probability > 1e-30:
+        return -math.log(probability), kept / probability
+    return -(neural + math.log(left)), 1.0
+
+
+@njit(nogil=True, cache=True)
+def mix(target, candidates, cell, count, total, weights, cuts, nll, share):
+    for t in range(target.shape[0]):
+        left, backed = 1.0, 0.0
+        for level in range(cell.shape[1]):
+            if cell[t, level]:
+                w = weights[level, q_cell_of(candidates[t, level], cuts), cell[t, level]]
+                left *= 1 - w
+                backed = (1 - w) * backed + w * (count[t, level] / total[t, level])
+        nll[t], share[t] = finish(target[t], left, backed)
+
+
+@njit(nogil=True, cache=True)
+def settle(weights, visits, places, posteriors, waiting, floor, least, most):
+    """Move each cell that waits towards its posterior, in order."""
+    for i in range(waiting[0]):
+        place = places[i]
+        rate = max(floor, 1.0 / (visits[place] + 20))
+        weights[place] = min(max(weights[place] + rate * (posteriors[i] - weights[place]), least), most)
+        visits[place] += 1
+    waiting[0] = 0
+
+
+@njit(nogil=True, cache=True)
+def mix_online(
+    target, candidates, cell, count, total, fresh, weights, visits, places, posteriors, waiting, cuts, floor, least, most,
+    nll, share,
+):  # fmt: skip
+    """As `mix`, learning the weights; what a row teaches waits in `places` and `posteriors` for the next fresh row."""
+    levels, q_cells, n_cells = weights.shape
+    flat_weights, flat_visits = weights.reshape(-1), visits.reshape(-1)
+    for t in range(target.shape[0]):
+        if fresh[t]:
+            settle(flat_weights, flat_visits, places, posteriors, waiting, floor, least, most)
+        left, backed = 1.0, 0.0
+        neural = math.exp(target[t])
+        for level in range(levels):
+            if cell[t, level]:
+                place = (level * q_cells + q_cell_of(candidates[t, level], cuts)) * n_cells + cell[t, level]
+                w = flat_weights[place]
+                counted = w * (count[t, level] / total[t, level])
+                left *= 1 - w
+                backed = (1 - w) * backed + counted
+                after = left * neural + backed
+                places[waiting[0]] = place
+                posteriors[waiting[0]] = counted / after if after > 0 else w
+                waiting[0] += 1
+        nll[t], share[t] = finish(target[t], left, backed)

@@ -1,0 +1,88 @@
+"""The memory of one stream's counts on a CPU: arrays that grow, and the calls into numba that work on them."""
+
+import numpy as np
+import torch
+
+from pgolf.kernels.hedge import cpu
+
+MULTIPLIER = -7046029254386353131
+
+
+class Trie:
+    """Counts of what followed every context, up to the longest order, of the document at hand (or of all: `shared`)."""
+
+    def __init__(self, orders, granularity, shared, multiplier=MULTIPLIER):
+        self.orders = np.array(orders, dtype=np.int64)
+        self.granularity, self.shared, self.multiplier = granularity, shared, multiplier
+        self.records = np.empty((1, 8), dtype=np.int32)
+        self.table = np.empty(cpu.SMALLEST_TABLE, dtype=np.int64)
+        self.scalars = np.zeros(5, dtype=np.int64)
+        self.waiting = np.empty(granularity, dtype=np.int32)
+        self.reading = np.full(max(orders) + 1, cpu.ABSENT, dtype=np.int64)
+        self.writing = self.reading.copy()
+        cpu.clear(self.records, self.table, self.scalars)
+
+    def new_evidence(self, count):
+        """Room for the evidence on so many tokens: top symbol, cell, count, total."""
+        kinds = (torch.int32, torch.uint8, torch.int32, torch.int32)
+        return [torch.empty((count, len(self.orders)), dtype=kind) for kind in kinds]
+
+    def follow(self, tokens, starts, found, dense_at=(), vocabulary=0):
+        """Read and count a piece of the stream, writing the evidence into `found` (top, cell, count, total).
+
+        Returns how often each symbol of the vocabulary followed each level's context at the places `dense_at`.
+        """
+        self._reserve(tokens, starts)
+        dense = np.zeros((len(dense_at), len(self.orders), vocabulary), dtype=np.int32)
+        top, cell, count, total = (x.numpy() for x in found)
+        cpu.follow(
+            tokens.numpy(), starts.numpy(), self.records, self.table, self.scalars, self.multiplier, self.granularity,
+            self.shared, self.waiting, self.reading, self.writing, self.orders, top, cell, count, total,
+            np.array(dense_at, dtype=np.int64), dense,
+        )  # fmt: skip
+        return dense
+
+    def peek(self):
+        """Evidence on the next token, whatever it will be: top symbols, cells and totals of the levels (L)."""
+        self._reserve_edges(self.scalars[cpu.WAITING])
+        levels = len(self.orders)
+        top, total, cell = np.empty(levels, np.int32), np.empty(levels, np.int32), np.empty(levels, np.uint8)
+        cpu.peek(*self._state(), self.granularity, self.waiting, self.reading, self.writing, self.orders, top, cell, total)
+        return top, cell, total
+
+    def successors(self, vocabulary):
+        """How often each symbol followed the context of each level: (L, V)."""
+        counts = np.zeros((len(self.orders), vocabulary), dtype=np.int32)
+        cpu.successors(*self._state(), self.reading, self.orders, counts)
+        return counts
+
+    def _state(self):
+        return self.records, self.table, self.scalars, self.multiplier
+
+    def _reserve(self, tokens, starts):
+        """Room for what this piece may add: to the document at hand, and to documents it opens."""
+        ends = [*np.flatnonzero(starts.numpy()), len(tokens)]
+        if self.shared:
+            return self._reserve_edges(len(tokens))
+        self._reserve_edges(ends[0])
+        longest = max((end - begin for begin, end in zip(ends, ends[1:], strict=False)), default=0)
+        self._reserve_records(1 + longest * len(self.reading))
+
+    def _reserve_edges(self, tokens):
+        """Room for so many tokens more than are counted or waiting."""
+        self._reserve_records(self.scalars[cpu.USED] + (tokens + self.scalars[cpu.WAITING]) * len(self.reading))
+
+    def _reserve_records(self, needed):
+        if needed > len(self.records):
+            grown = np.empty((max(needed, 2 * len(self.records)), 8), dtype=np.int32)
+            grown[: self.scalars[cpu.USED]] = self.records[: self.scalars[cpu.USED]]
+            self.records = grown
+        size = len(self.table)
+        # the kernels quadruple the table while it is more than half full
+        while 2 * len(self.records) >= size:
+            size *= 4
+        if size > len(self.table):
+            grown = np.empty(size, dtype=np.int64)
+            held = self.scalars[cpu.MASK] + 1
+            grown[:held] = self.table[:held]
+            self.table = grown
