@@ -1,6 +1,7 @@
 """Softcapped cross-entropy as a registered operator: choice of launch, launchers, autograd and the public function."""
 
 import torch
+
 from pgolf.kernels.launch import Launch, cdiv
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -34,18 +35,12 @@ def cross_entropy(
     loss and gradient are NaN.
 
     N = number of tokens, e = bytes per logit: moves N V 2 e bytes with a gradient (N V e without, and as much as with
-    one again where upstream is not 1); about 12 N V FLOPs. Under torch.compile, Inductor copies the saved gradient
-    before backward may touch it, which costs another 2 N V e.
+    one again where upstream is not 1); about 12 N V FLOPs. A traced graph cannot know that upstream will be 1, so under
+    torch.compile the multiplication is a pass of its own, another 2 N V e: use `linear_cross_entropy` there.
     """
-    _check(logits, targets, softcap, weights, reduction)
+    _check("cross_entropy", logits, targets, softcap, weights, reduction, REDUCTIONS)
     vocabulary = logits.shape[-1]
-    rows = targets.reshape(-1)
-    kept = rows != ignore_index
-    exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    scale = kept.to(exact) if weights is None else torch.where(kept, weights.reshape(-1).to(exact), 0)
-    if reduction == "mean":
-        total = scale.sum()
-        scale = scale / torch.where(total == 0, 1, total)
+    rows, scale = _rows_and_scale(logits, targets, weights, ignore_index, reduction)
     losses, _, _ = torch.ops.pgolf.cross_entropy(
         logits.reshape(-1, vocabulary),
         rows,
@@ -58,23 +53,79 @@ def cross_entropy(
     return losses.reshape(targets.shape) if reduction == "none" else losses.sum()
 
 
-def _check(logits, targets, softcap, weights, reduction):
+def linear_cross_entropy(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    softcap: float | None = None,
+    weights: torch.Tensor | None = None,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """`cross_entropy` of the logits x w^T, with their gradient written over them: the head of a network and its loss.
+
+    x        (..., D)
+    w        (V, D), of x's dtype
+    targets, weights, softcap, z_loss, ignore_index as for `cross_entropy`; reduction "mean" or "sum"
+    returns  the loss, a scalar: float32 (float64 for float64 inputs)
+
+    Gradients flow to x, w and weights. Saved are x, w and G, the gradient of the logits for an upstream gradient of 1.
+    Upstream, one number u, then costs nothing: dx = G (u w), dw = u (G^T x). So a graph may be walked again, and
+    torch.compile adds no pass; second derivatives are refused.
+
+    N = number of tokens, e = bytes per element: besides its three products (6 N V D FLOPs, N V e bytes of logits written
+    once and of G read twice) it moves N V 2 e bytes.
+    """
+    if x.dtype != w.dtype:
+        raise ValueError(f"linear_cross_entropy: x is {x.dtype}, w {w.dtype}; cast them to one dtype")
+    if x.dim() < 1 or w.dim() != 2 or x.shape[-1] != w.shape[1]:
+        raise ValueError(
+            f"linear_cross_entropy: x {tuple(x.shape)} and w {tuple(w.shape)} do not fit; they must be (..., D) and (V, D)"
+        )
+    _check("linear_cross_entropy", x, targets, softcap, weights, reduction, ("mean", "sum"))
+    rows, scale = _rows_and_scale(x, targets, weights, ignore_index, reduction)
+    loss, _, _ = torch.ops.pgolf.linear_cross_entropy(
+        x.reshape(-1, x.shape[-1]),
+        w,
+        rows,
+        scale,
+        0.0 if softcap is None else float(softcap),
+        float(z_loss),
+        ignore_index,
+        torch.is_grad_enabled() and (x.requires_grad or w.requires_grad),
+    )
+    return loss
+
+
+def _rows_and_scale(logits, targets, weights, ignore_index, reduction):
+    """Targets in one row, and what each token's loss is multiplied by."""
+    rows = targets.reshape(-1)
+    kept = rows != ignore_index
+    exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    scale = kept.to(exact) if weights is None else torch.where(kept, weights.reshape(-1).to(exact), 0)
+    if reduction == "mean":
+        total = scale.sum()
+        scale = scale / torch.where(total == 0, 1, total)
+    return rows, scale
+
+
+def _check(name, logits, targets, softcap, weights, reduction, reductions):
     if not logits.is_floating_point():
-        raise ValueError(f"cross_entropy: logits are {logits.dtype}; they must be floating point")
+        raise ValueError(f"{name}: the input is {logits.dtype}; it must be floating point")
     if logits.dim() < 1 or logits.shape[:-1] != targets.shape:
         raise ValueError(
-            f"cross_entropy: logits {tuple(logits.shape)} want one target per row, but targets are {tuple(targets.shape)}"
+            f"{name}: an input of {tuple(logits.shape)} wants one target per row, but targets are {tuple(targets.shape)}"
         )
     if targets.dtype != torch.int64:
-        raise ValueError(f"cross_entropy: targets are {targets.dtype}; convert them with .long()")
+        raise ValueError(f"{name}: targets are {targets.dtype}; convert them with .long()")
     if weights is not None and weights.shape != targets.shape:
-        raise ValueError(
-            f"cross_entropy: weights {tuple(weights.shape)} must have the shape of targets {tuple(targets.shape)}"
-        )
+        raise ValueError(f"{name}: weights {tuple(weights.shape)} must have the shape of targets {tuple(targets.shape)}")
     if softcap is not None and not softcap > 0:
-        raise ValueError(f"cross_entropy: softcap is {softcap}; it must be positive, or None for no softcap")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"cross_entropy: reduction {reduction!r} is none of {', '.join(REDUCTIONS)}")
+        raise ValueError(f"{name}: softcap is {softcap}; it must be positive, or None for no softcap")
+    if reduction not in reductions:
+        raise ValueError(f"{name}: reduction {reduction!r} is none of {', '.join(reductions)}")
 
 
 # Elements of one group of rows on a CPU: small enough to stay in the cache with its two working tiles.
@@ -154,16 +205,18 @@ def compile_cases(capability):
     return found + [rescale(vocabulary) for vocabulary in (256, 1000, 1024, 65_536)]
 
 
-def forward_triton(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient):
+def forward_triton(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient, gradient=None):
+    """The gradient goes to `gradient` if that is given; it may be the logits themselves."""
     if logits.dtype == torch.float64:
         # a GPU has nothing to offer float64 rows that plain torch has not
-        return forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient)
+        return forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient, gradient)
     from pgolf.kernels.cross_entropy import gpu
 
     logits, targets, scale = logits.contiguous(), targets.contiguous(), scale.contiguous()
     count, vocabulary = logits.shape
     losses, unscaled = torch.empty_like(scale), torch.empty_like(scale)
-    gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
+    if gradient is None:
+        gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
     if count == 0:
         return losses, unscaled, gradient
     launch = launch_forward(vocabulary)
@@ -193,11 +246,12 @@ def rescale_triton(gradient, upstream):
     )
 
 
-def forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient):
+def forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient, gradient=None):
     """Rows in groups that stay in the cache, so that memory sees each logit once, as on a GPU."""
     count, vocabulary = logits.shape
     losses, unscaled = torch.empty_like(scale), torch.empty_like(scale)
-    gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
+    if gradient is None:
+        gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
     group = max(1, CACHED_ELEMENTS // max(1, vocabulary))
     kept = targets != ignore_index
     if bool((kept & ((targets < 0) | (targets >= vocabulary))).any()):
@@ -230,6 +284,19 @@ def forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gr
     return losses, unscaled, gradient
 
 
+def linear_forward(forward):
+    """The whole head from a forward over logits."""
+
+    def run(x, w, targets, scale, softcap, z_loss, ignore_index, want_gradient):
+        logits = x @ w.T
+        into = logits if want_gradient else None
+        arguments = (logits, targets, scale, softcap, z_loss, ignore_index, want_gradient, into)
+        losses, unscaled, gradient = forward(*arguments)
+        return losses.sum(), unscaled, gradient
+
+    return run
+
+
 def rescale_torch(gradient, upstream):
     if not bool((upstream == 1).all()):
         gradient.mul_(upstream.unsqueeze(1))
@@ -247,32 +314,66 @@ def _setup_context(ctx, inputs, output):
     ctx.walked = False
 
 
-def _backward(ctx, upstream, _unscaled, _gradient):
+def _refuse_second_derivatives(name):
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "cross_entropy has no second derivative: its gradient is computed in the forward pass. "
+            f"{name} has no second derivative: its gradient is computed in the forward pass. "
             "Call backward without create_graph, or use cross_entropy_reference"
         )
+
+
+def _backward(ctx, upstream, _unscaled, _gradient):
+    _refuse_second_derivatives("cross_entropy")
     if ctx.walked:
         raise RuntimeError(
             "cross_entropy was walked backward once already and its gradient is used up. "
             "Compute the loss again, or add the losses up and call backward once"
         )
-    ctx.walked = True
     unscaled, gradient = ctx.saved_tensors
     d_logits = d_scale = None
     if ctx.needs_input_grad[2]:
         d_scale = upstream * unscaled
     if ctx.needs_input_grad[0]:
-        torch.ops.pgolf.cross_entropy_rescale(gradient, upstream)
-        d_logits = gradient
+        if type(gradient) is torch.Tensor:
+            ctx.walked = True
+            torch.ops.pgolf.cross_entropy_rescale(gradient, upstream)
+            d_logits = gradient
+        else:
+            # a tensor that stands for another, as in tracing: its saved values are not ours to overwrite
+            d_logits = (gradient * upstream.unsqueeze(1)).to(gradient.dtype)
     return d_logits, None, d_scale, None, None, None, None
+
+
+def _linear_fake_forward(x, w, targets, scale, softcap, z_loss, ignore_index, want_gradient):
+    gradient = x.new_empty((x.shape[0], w.shape[0]) if want_gradient else (0, 0))
+    return scale.new_empty(()), scale.new_empty(scale.shape), gradient
+
+
+def _linear_setup_context(ctx, inputs, output):
+    x, w = inputs[:2]
+    _, unscaled, gradient = output
+    ctx.mark_non_differentiable(unscaled, gradient)
+    ctx.save_for_backward(x, w, unscaled, gradient)
+
+
+def _linear_backward(ctx, upstream, _unscaled, _gradient):
+    _refuse_second_derivatives("linear_cross_entropy")
+    x, w, unscaled, gradient = ctx.saved_tensors
+    wants_x, wants_w, _, wants_scale = ctx.needs_input_grad[:4]
+    dx = gradient @ (w * upstream).to(w.dtype) if wants_x else None
+    dw = (gradient.T @ x * upstream).to(w.dtype) if wants_w else None
+    return dx, dw, None, upstream * unscaled if wants_scale else None, None, None, None, None
 
 
 torch.library.define(
     "pgolf::cross_entropy",
     "(Tensor logits, Tensor targets, Tensor scale, float softcap, float z_loss, int ignore_index, bool want_gradient)"
     " -> (Tensor losses, Tensor unscaled, Tensor gradient)",
+)
+torch.library.define(
+    "pgolf::linear_cross_entropy",
+    "(Tensor x, Tensor w, Tensor targets, Tensor scale, float softcap, float z_loss, int ignore_index,"
+    " bool want_gradient) -> (Tensor loss, Tensor unscaled, Tensor gradient)",
 )
 torch.library.define("pgolf::cross_entropy_rescale", "(Tensor(a!) gradient, Tensor upstream) -> ()")
 torch.library.impl("pgolf::cross_entropy", "CPU", forward_torch)
@@ -282,3 +383,9 @@ torch.library.impl("pgolf::cross_entropy_rescale", "CUDA", rescale_triton)
 torch.library.register_fake("pgolf::cross_entropy", _fake_forward)
 torch.library.register_fake("pgolf::cross_entropy_rescale", lambda gradient, upstream: None)
 torch.library.register_autograd("pgolf::cross_entropy", _backward, setup_context=_setup_context)
+torch.library.impl("pgolf::linear_cross_entropy", "CPU", linear_forward(forward_torch))
+torch.library.impl("pgolf::linear_cross_entropy", "CUDA", linear_forward(forward_triton))
+torch.library.register_fake("pgolf::linear_cross_entropy", _linear_fake_forward)
+torch.library.register_autograd(
+    "pgolf::linear_cross_entropy", _linear_backward, setup_context=_linear_setup_context
+)

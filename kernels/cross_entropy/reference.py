@@ -23,3 +23,8 @@ def cross_entropy_reference(
         return losses.sum()
     total = weights.sum()
     return losses.sum() / torch.where(total == 0, 1, total)
+
+
+def linear_cross_entropy_reference(x, w, targets, **options):
+    """`cross_entropy_reference` of the logits x w^T; see `linear_cross_entropy`."""
+    return cross_entropy_reference(x @ w.T, targets, **options)

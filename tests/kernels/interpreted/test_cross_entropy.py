@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from pgolf.kernels.cross_entropy.op import forward_triton, launch_forward, rescale_triton
 from pgolf.kernels.cross_entropy.reference import cross_entropy_reference
-
 from tests.kernels.compare import assert_close
 
 IGNORED = -7

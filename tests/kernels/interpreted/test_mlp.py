@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from pgolf.kernels.mlp import op
 from pgolf.kernels.mlp.reference import mlp_reference
-
 from tests.kernels.compare import assert_close
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}

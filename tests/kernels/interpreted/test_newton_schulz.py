@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from pgolf.kernels.newton_schulz import op
 from pgolf.kernels.newton_schulz.reference import newton_schulz_reference
-
 from tests.kernels.compare import assert_close
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}
