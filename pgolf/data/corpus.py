@@ -39,7 +39,8 @@ def builtin_sources() -> list[Path]:
         subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
         found += [Path(folder, name) for name in names if name.endswith(".py")]
     topics = root / "pydoc_data" / "topics.py"
-    found += [topics] if topics.is_file() else []
+    # a distribution may leave links to files that are not installed
+    found = [path for path in [*found, topics] if path.is_file()]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
@@ -72,8 +73,8 @@ def _parse(path: Path) -> ast.Module | None:
         warnings.simplefilter("ignore")
         try:
             return ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            return None  # a template or a deliberately broken file carries no documentation
+        except (SyntaxError, ValueError, OSError):
+            return None  # a template, a deliberately broken file, or one that may not be read
 
 
 def _topics(path: Path) -> list[str]:
@@ -117,15 +118,15 @@ def read_documents(paths: Iterable[str | Path]) -> Iterator[str]:
     Either may be compressed (.gz, .zst). Empty documents are left out; a corpus without documents is an error.
     """
     empty = True
-    paths = [Path(path) for path in paths]
-    for path in paths:
-        for file in _files(path):
+    places = [Path(path) for path in paths]
+    for place in places:
+        for file in _files(place):
             for document in _documents_of(file):
                 if document:
                     empty = False
                     yield document
     if empty:
-        raise DataError(f"no text found in {', '.join(map(str, paths)) or 'an empty list of paths'}; give other files")
+        raise DataError(f"no text found in {', '.join(map(str, places)) or 'an empty list of paths'}; give other files")
 
 
 def _files(path: Path) -> list[Path]:

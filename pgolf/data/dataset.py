@@ -251,6 +251,7 @@ class _Survey:
         self.text_bytes = {"train": 0, "val": 0}
         self._sample: list[tuple[int, str]] = []
         self._sample_bytes = 0
+        self._shut_out = 1 << 64
         for document in documents:
             split = split_of(document)
             digest.add(document)
@@ -278,10 +279,14 @@ class _Survey:
             piece = document[start : start + SAMPLE_PIECE]
             data = piece.encode()
             priority = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-            heapq.heappush(self._sample, (-priority, piece))
-            self._sample_bytes += len(data)
+            if priority < self._shut_out:
+                heapq.heappush(self._sample, (-priority, piece))
+                self._sample_bytes += len(data)
         while self._sample_bytes > SAMPLE_BYTES and len(self._sample) > 1:
-            self._sample_bytes -= len(heapq.heappop(self._sample)[1].encode())
+            # what ranks behind a piece that found no room finds none either, however short it is
+            rank, piece = heapq.heappop(self._sample)
+            self._shut_out = -rank
+            self._sample_bytes -= len(piece.encode())
 
     def sample(self) -> list[str]:
         return [piece for _, piece in sorted(self._sample)]
@@ -315,7 +320,7 @@ def _encoded(documents, split, tokenizer, total, done, progress) -> Iterator[np.
 
 def _write_shards(arrays: Iterator[np.ndarray], folder: Path, prefix: str, shard_tokens: int) -> list[Path]:
     """Cuts a stream of tokens into shards of exactly `shard_tokens`, the last one shorter."""
-    paths = []
+    paths: list[Path] = []
     pending = next(arrays, None)
     while pending is not None:
         paths.append(folder / f"{prefix}_{len(paths):06d}.bin")
@@ -357,7 +362,12 @@ def open_dataset(
     if table is not None:
         _check_table(table, tokenizer)
     _check_shards(train, val, tokenizer.vocab_size)
-    digest = table["digest"] if table is not None else shards_digest(train, val)
+    if table is not None:
+        digest = table["digest"]
+    else:
+        entries = [shard_entry(path, "val") for path in val]
+        entries += [{"file": path.name, "split": "train", "tokens": token_count(path)} for path in train]
+        digest = shards_digest(entries)
     return Dataset(folder, names[0], train, val, tokenizer_path, tokenizer.vocab_size, digest)
 
 
@@ -412,13 +422,12 @@ def _check_shards(train: tuple[Path, ...], val: tuple[Path, ...], vocab_size: in
             check_shard(path, vocab_size)
 
 
-def shards_digest(train: Iterable[Path], val: Iterable[Path]) -> str:
+def shards_digest(entries: Iterable[dict]) -> str:
     """Names tokens whose text is not at hand: the contents of validation, names and sizes of the training shards."""
     digest = hashlib.sha256()
-    for path in val:
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    for path in train:
-        digest.update(f"{path.name} {token_count(path)}\n".encode())
+    for entry in sorted(entries, key=lambda entry: entry["file"]):
+        named_by = entry["sha256"] if entry["split"] == "val" else entry["tokens"]
+        digest.update(f"{entry['file']} {named_by}\n".encode())
     return digest.hexdigest()
 
 

@@ -49,7 +49,7 @@ class Loader(ABC):
         self.sequence_length = sequence_length
         self.world_size = world_size
         self.rank = rank
-        self.seed = seed
+        self.seed = seed % 2**64
         self.vocab_size = vocab_size
         self.sequences = batch_tokens // sequence_length
         parts = world_size * accumulation
@@ -241,15 +241,16 @@ class Prefetch:
         self.loader = loader
         self.device = torch.device(device)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
-        self._expected: tuple[int, int] | None = None
-        self._future: Future | None = None
+        self._ahead: tuple[tuple[int, int], Future] | None = None
 
     def batch(self, step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
-        future = self._future if (step, micro) == self._expected else self._request(step, micro)
+        if self._ahead and self._ahead[0] == (step, micro):
+            future = self._ahead[1]
+        else:
+            future = self._request(step, micro)
         x, y = future.result()
-        last = micro + 1 == self.loader.accumulation
-        self._expected = (step + 1, 0) if last else (step, micro + 1)
-        self._future = self._request(*self._expected)
+        follows = (step + 1, 0) if micro + 1 == self.loader.accumulation else (step, micro + 1)
+        self._ahead = follows, self._request(*follows)
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def _request(self, step: int, micro: int) -> Future:

@@ -115,12 +115,11 @@ class Tokenizer:
         except OSError as error:
             raise system_error("read tokenizer", path, error) from error
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.vocab_size = self._model.vocab_size()
+            # SentencePiece takes an empty file for "no model yet"
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model or b"empty")
         except (RuntimeError, TypeError) as error:
             raise DataError(f"{path} is not a SentencePiece model; give a file that SentencePiece wrote") from error
-        if not model or not self.vocab_size:
-            raise DataError(f"{path} is not a SentencePiece model; give a file that SentencePiece wrote")
+        self.vocab_size = self._model.vocab_size()
         self.bos = self._model.bos_id()
         if self.bos < 0:
             raise DataError(f"tokenizer {path} has no BOS piece; documents begin with one")
@@ -156,11 +155,13 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, on all processors."""
-        split = [self._parts(text) for text in texts] if self.lossless else [(False, [text]) for text in texts]
         try:
-            encoded = iter(self._model.encode([part for _, parts in split for part in parts], num_threads=-1))
-        except (RuntimeError, UnicodeEncodeError) as error:
+            for text in texts:
+                text.encode()
+        except UnicodeEncodeError as error:
             raise DataError("a text to encode holds half of a surrogate pair, which is not text; repair it") from error
+        split = [self._parts(text) if self.lossless else (False, [text]) for text in texts]
+        encoded = iter(self._model.encode([part for _, parts in split for part in parts], num_threads=-1))
         joined = []
         for begins_with_space, parts in split:
             tokens = [self._byte_tokens[b" "]] if begins_with_space else []
