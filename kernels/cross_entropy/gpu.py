@@ -76,6 +76,8 @@ def cross_entropy_fwd_kernel(
         b_hit = tl.where(o_column[None, :] == b_target[:, None], b_weight[:, None], 0.0)
         b_gradient = (b_exp * b_factor[:, None] - b_hit) * b_slope
         b_gradient = tl.where(m_kept[:, None], b_gradient, 0.0)
+        # the gradient may lie over the logits: all warps must have read theirs, and the target's
+        tl.debug_barrier()
         tl.store(p_gradient + o_here, b_gradient.to(p_gradient.dtype.element_ty), mask=m_here)
 
 
@@ -123,6 +125,7 @@ def cross_entropy_fwd_kernel_long(
     tl.store(p_losses + i_row, tl.where(m_kept, b_loss * b_scale, 0.0))
     if GRADIENT:
         b_factor = b_weight * (1 + 2 * z_loss * b_lse)
+        # the gradient may lie over the logits: each block is read by all warps before one of them writes
         for o_start in range(0, V, BV):
             o_column = o_start + tl.arange(0, BV)
             m_column = o_column < V
@@ -132,6 +135,7 @@ def cross_entropy_fwd_kernel_long(
             b_gradient = (tl.exp2((b_z - b_lse) * LOG2_E) * b_factor - b_hit) * b_slope
             b_gradient = tl.where(m_kept, b_gradient, 0.0)
             p_here = p_gradient + i_row * V + o_column
+            tl.debug_barrier()
             tl.store(p_here, b_gradient.to(p_gradient.dtype.element_ty), mask=m_column)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pgolf.kernels.cross_entropy.op import forward_triton, launch_forward, rescale_triton
+from pgolf.kernels.cross_entropy.op import forward_triton, launch_forward, linear_forward, rescale_triton
 from pgolf.kernels.cross_entropy.reference import cross_entropy_reference
 from tests.kernels.compare import assert_close
 
@@ -48,6 +48,10 @@ def test_loss_and_gradient(count, vocabulary, softcap, z_loss, dtype):
     assert_close(unscaled * scale, expected, TOLERANCE[dtype], "unscaled losses")
     assert_close(gradient, expected_gradient, TOLERANCE[dtype], "gradient")
     assert gradient[count // 2].eq(0).all() and losses[count // 2] == 0
+
+    over = logits.clone()
+    again = forward_triton(over, *arguments[1:], True, over)
+    assert again[2] is over and torch.equal(over, gradient) and torch.equal(again[0], losses)
 
     only, _, nothing = forward_triton(*arguments, False)
     assert nothing.numel() == 0 and torch.equal(only, losses)
@@ -103,3 +107,18 @@ def test_no_rows():
     losses, _, gradient = forward_triton(*empty, 0.0, 0.0, -100, True)
     assert losses.shape == (0,) and gradient.shape == (0, 300)
     rescale_triton(gradient, torch.ones(0))
+
+
+def test_head():
+    """The head's forward around the kernel: the gradient lands on the logits it made."""
+    x, w = torch.randn(9, 12), torch.randn(150, 12)
+    targets, scale = torch.randint(0, 150, (9,)), torch.rand(9)
+    exact = (x.double() @ w.double().T).requires_grad_()
+    expected = cross_entropy_reference(exact, targets, softcap=5.0, weights=scale.double(), reduction="sum")
+    loss, unscaled, gradient = linear_forward(forward_triton)(x, w, targets, scale, 5.0, 0.0, -100, True)
+    assert loss.dim() == 0
+    assert_close(loss, expected, 1e-5)
+    assert_close((unscaled * scale).sum(), expected, 1e-5)
+    assert_close(gradient, torch.autograd.grad(expected, exact)[0], 1e-5)
+    only, _, nothing = linear_forward(forward_triton)(x, w, targets, scale, 5.0, 0.0, -100, False)
+    assert torch.equal(only, loss) and nothing.numel() == 0
