@@ -28,10 +28,10 @@ class RunFolder:
         self.pictures = self.path / "pictures"
 
     @classmethod
-    def create(cls, path: str | Path) -> "RunFolder":
-        """A new run. A folder that holds one already is left alone."""
+    def create(cls, path: str | Path, *, first: bool = True) -> "RunFolder":
+        """A new run. A folder that holds one already is left alone; only the first of many ranks looks."""
         folder = cls(path)
-        if folder.config.exists():
+        if first and folder.config.exists():
             raise FolderError(f"{folder.path} holds a run already; give --resume to continue it, or another --out")
         try:
             folder.path.mkdir(parents=True, exist_ok=True)

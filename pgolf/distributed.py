@@ -1,0 +1,133 @@
+"""Ranks: who am I, how many are we, and the few collectives that training needs, over NCCL or gloo."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers; a world of one needs no process group."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @staticmethod
+    def current(device: str | torch.device = "cpu") -> "World":
+        if dist.is_available() and dist.is_initialized():
+            return World(dist.get_rank(), dist.get_world_size(), torch.device(device))
+        return World(device=torch.device(device))
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Everyone gets the first rank's values."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In place, over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def start_average(self, tensors: Sequence[torch.Tensor]) -> list["Pending"]:
+        """Begin to average every tensor over the ranks, in place: small ones travel together, one message a dtype."""
+        if self.size == 1:
+            return []
+        groups: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            groups.setdefault(tensor.dtype, []).append(tensor)
+        return [AverageInPlace(group, self.size) for group in groups.values()]
+
+
+class Pending:
+    """A collective in flight."""
+
+    def wait(self):
+        raise NotImplementedError
+
+
+class AverageInPlace(Pending):
+    def __init__(self, tensors: list[torch.Tensor], size: int):
+        self.tensors, self.size = tensors, size
+        self.flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self.work = dist.all_reduce(self.flat, async_op=True)
+
+    def wait(self) -> None:
+        self.work.wait()
+        parts = self.flat.div_(self.size).split([tensor.numel() for tensor in self.tensors])
+        torch._foreach_copy_(self.tensors, [part.view_as(t) for part, t in zip(parts, self.tensors, strict=True)])
+
+
+class ReduceScatterAverage(Pending):
+    """wait() gives this rank's share of the leading dimension of `full`, averaged over the ranks."""
+
+    def __init__(self, full: torch.Tensor, world: World):
+        self.world, self.full = world, full
+        self.share = full.shape[0] // world.size
+        self.native = full.is_cuda
+        if self.native:
+            self.shard = full.new_empty((self.share, *full.shape[1:]))
+            self.work = dist.reduce_scatter_tensor(self.shard, full, op=dist.ReduceOp.AVG, async_op=True)
+        else:
+            # gloo cannot scatter every dtype, nor average
+            self.work = dist.all_reduce(full, async_op=True)
+
+    def wait(self) -> torch.Tensor:
+        self.work.wait()
+        if self.native:
+            return self.shard
+        return self.full[self.world.rank * self.share :][: self.share].div_(self.world.size)
+
+
+class AllGather(Pending):
+    """wait() gives the shards of all ranks, one after the other along the leading dimension."""
+
+    def __init__(self, shard: torch.Tensor, world: World):
+        self.shard = shard
+        self.full = shard.new_empty((shard.shape[0] * world.size, *shard.shape[1:]))
+        if shard.is_cuda:
+            self.work = dist.all_gather_into_tensor(self.full, shard, async_op=True)
+        else:
+            self.work = dist.all_gather(list(self.full.chunk(world.size)), shard, async_op=True)
+
+    def wait(self) -> torch.Tensor:
+        self.work.wait()
+        return self.full
+
+
+def rank_from_environment() -> int:
+    """The rank that torchrun gave this process, before any group is joined."""
+    return int(os.environ.get("RANK", 0))
+
+
+@contextmanager
+def launch(device: str | torch.device = "cpu") -> Iterator[World]:
+    """Join the ranks that torchrun started (or stay alone where it did not) and leave them cleanly at the end.
+
+    On CUDA a rank's device is the one of its LOCAL_RANK.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield World.current(device)
+        return
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield World.current(device)
+    finally:
+        dist.destroy_process_group()

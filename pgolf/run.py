@@ -1,0 +1,109 @@
+"""The driver: `python -m pgolf.run` trains, packs, scores and reports; each stage can be run alone.
+
+    python -m pgolf.run [options]            all stages, into a new run folder
+    python -m pgolf.run train [options]      the first stage only
+    python -m pgolf.run pack RUN             weights to model.pgolf
+    python -m pgolf.run score RUN            from model.pgolf alone, in a process that has never seen training
+    python -m pgolf.run report RUN           pictures
+    python -m pgolf.run show RUN             the figures, in the terminal
+    python -m pgolf.run data --out DIR ...   make a dataset from text
+    python -m pgolf.run --list               the presets
+
+Exit codes: 0 done, 1 something in the way, 2 the command line or a setting is wrong, 128 + n stopped by signal n.
+"""
+
+import subprocess
+import sys
+
+from pgolf.cli import DataOptions, StageOptions, UsageError, parse, run_path, settings_from
+from pgolf.config import SettingsError, load_preset, nearest, preset_names, read_toml, to_toml
+from pgolf.distributed import rank_from_environment
+from pgolf.errors import PgolfError
+from pgolf.folder import RunFolder, new_run_path, write_whole
+
+
+def main(words: list[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    try:
+        return dispatch(words)
+    except (UsageError, SettingsError) as error:
+        code, said = 2, str(error)
+    except PgolfError as error:
+        code, said = 1, str(error)
+    except KeyboardInterrupt:
+        code, said = 130, "stopped"
+    print(f"pgolf: {said}", file=sys.stderr)
+    return code
+
+
+def dispatch(words: list[str]) -> int:
+    if "--list" in words:
+        return list_presets()
+    stage = words[0] if words and not words[0].startswith("-") else ""
+    if stage in ("", "train"):
+        return run(words[1:] if stage else words, only_training=stage == "train")
+    if stage == "data":
+        from pgolf import stages
+
+        return stages.make_data(parse(DataOptions, words[1:]))
+    known = ["pack", "score", "report", "show"]
+    if stage not in known:
+        raise UsageError(f"no stage {stage!r}{nearest(stage, known)}; there are train, data, {', '.join(known)}")
+    if len(words) < 2:
+        raise UsageError(f"{stage} needs the folder of a run: python -m pgolf.run {stage} RUN")
+    from pgolf import stages
+
+    options = parse(StageOptions, words[1:], positional="run")
+    return getattr(stages, stage)(RunFolder.existing(options.run), options.device)
+
+
+def list_presets() -> int:
+    width = max(map(len, preset_names()))
+    for name in preset_names():
+        print(f"{name.ljust(width)}  {load_preset(name).description}")
+    return 0
+
+
+def run(words: list[str], *, only_training: bool) -> int:
+    """Train, and unless told otherwise pack, score and report."""
+    asks_for_help = "--help" in words or "-h" in words
+    settings, options = settings_from(words, cuda=not asks_for_help and _has_cuda())
+    path = run_path(options)
+    first = rank_from_environment() == 0
+    if options.resume:
+        if path is None:
+            raise UsageError("--resume needs --out, the folder of the run to continue")
+        folder = RunFolder.existing(path)
+        settings = read_toml(folder.config)
+    else:
+        folder = RunFolder.create(path or new_run_path(settings.preset), first=first)
+        if first:
+            write_whole(folder.config, to_toml(settings))
+
+    from pgolf import stages
+
+    if not (options.resume and folder.weights.exists()):
+        code = stages.train(folder, settings, options.device, resume=options.resume)
+        if code:
+            return code
+    if only_training:
+        return 0
+    if first and not (options.resume and folder.artifact.exists()):
+        stages.pack(folder, options.device)
+    # a process of its own: the score must come from the artifact, by code that has never seen training
+    command = [sys.executable, "-m", "pgolf.run", "score", str(folder.path)]
+    done = subprocess.run(command + (["--device", options.device] if options.device else []))
+    if done.returncode or not first:
+        return done.returncode
+    stages.report(folder, options.device)
+    return stages.show(folder, options.device)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""The stages of a run. Each reads what the last one left in the run folder, and can be run alone."""
+
+import contextlib
+import lzma
+import os
+import platform
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+import pgolf
+from pgolf.budget import Budget
+from pgolf.cli import DataOptions, UsageError
+from pgolf.config import Settings, read_toml
+from pgolf.data import ByteTable, Dataset, build_dataset, default_dataset, open_dataset, read_documents
+from pgolf.distributed import launch
+from pgolf.folder import FolderError, RunFolder
+from pgolf.progress import Display, clock
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pgolf"
+
+
+# ---- train
+
+def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -> int:
+    from pgolf.training.loop import train as train_model
+
+    with launch(chosen_device(device)) as world, contextlib.ExitStack() as stack:
+        display = stack.enter_context(Display(folder.log, events=folder.train_log, active=world.is_first))
+        stop = stack.enter_context(StopOnSignal())
+        dataset = dataset_of(settings, display, world)
+        narrator = TrainingNarrator(display, settings)
+        display.say(f"run {folder.path}: preset {settings.preset}, seed {settings.seed}")
+        display.say(f"corpus {dataset.name} (digest {dataset.digest[:12]}), vocabulary {dataset.vocab_size}")
+        result = train_model(
+            settings, dataset, folder=folder.path, device=world.device, log=narrator, resume=resume, stop=stop
+        )
+        display.settle()
+        if result.interrupted:
+            display.say(f"stopped at step {result.steps}; continue with: python -m pgolf.run --resume --out {folder.path}")
+            return 128 + stop.number
+        if world.is_first:
+            write_weights(folder.weights, result.exported)
+            folder.update_summary(
+                preset=settings.preset,
+                seed=settings.seed,
+                corpus={"name": dataset.name, "digest": dataset.digest},
+                parameters=narrator.parameters,
+                train={
+                    "seconds": result.seconds["total"],
+                    "limit": settings.training.seconds,
+                    "parts": result.seconds["parts"],
+                    "untimed": result.seconds["untimed"],
+                    "steps": result.steps,
+                    "tokens": result.tokens,
+                    "loss": result.loss,
+                    "weights": result.weights,
+                },
+                device=device_name(world.device),
+                versions=versions(),
+            )
+    return 0
+
+
+class StopOnSignal:
+    """Turns true once SIGTERM or Ctrl-C has come, so that the step can finish and be saved; a second one does not wait."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __call__(self) -> bool:
+        return bool(self.number)
+
+    def __enter__(self) -> "StopOnSignal":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+
+
+class TrainingNarrator:
+    """Training's events as a person reads them."""
+
+    def __init__(self, display: Display, settings: Settings):
+        self.display = display
+        self.steps = settings.training.steps
+        self.parameters = 0
+
+    def __call__(self, event: dict) -> None:
+        self.display.event(event)
+        getattr(self, "_" + event["kind"])(event)
+
+    def _start(self, event: dict) -> None:
+        self.parameters = event["parameters"]
+        plan = event["plan"]
+        length = f"{plan['steps']:,} steps" if plan["steps"] else f"{plan['seconds']:.0f} s"
+        ranks = f" on {plan['ranks']} ranks" if plan["ranks"] > 1 else ""
+        self.display.say(f"{self.parameters:,} parameters; {length} of {plan['batch_tokens']:,} tokens a step{ranks}")
+
+    def _phase(self, event: dict) -> None:
+        self.display.say(f"step {event['step']}: {event['name']}")
+
+    def _step(self, event: dict) -> None:
+        total = event["elapsed"] + event["remaining"]
+        done = event["step"] / self.steps if self.steps else event["elapsed"] / max(total, 1e-9)
+        self.display.status(
+            f"step {event['step']:,}  loss {event['loss']:.4f}  {event['tokens_per_second']:,.0f} tokens/s  "
+            f"rate x{event['multiplier']:.2f}  {clock(event['elapsed'])} gone, {clock(event['remaining'])} left",
+            done,
+        )
+
+    def _validation(self, event: dict) -> None:
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in event.items() if isinstance(value, float))
+        self.display.say(f"step {event['step']}: validation {figures}")
+
+    def _checkpoint(self, event: dict) -> None:
+        """Checkpoints come often; the event file has them."""
+
+    def _end(self, event: dict) -> None:
+        self.display.say(f"trained {event['steps']:,} steps, {event['tokens']:,} tokens, last loss {event['loss']:.4f}")
+
+
+def write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FolderError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+# ---- pack
+
+def pack(folder: RunFolder, device: str = "") -> int:
+    from pgolf.artifact.pack import write_artifact
+    from pgolf.model import build_model, submission_state
+
+    settings = read_toml(folder.config)
+    with Display(folder.log) as display:
+        if not folder.weights.exists():
+            raise FolderError(f"{folder.weights} does not exist: train the run first")
+        begun = time.perf_counter()
+        model = build_model(settings.model)
+        model.load_state_dict(load_file(folder.weights))
+        tokenizer = dataset_of(settings, display).tokenizer_path.read_bytes()
+        size = write_artifact(folder.artifact, submission_state(model), settings, tokenizer)
+        display.say(size_line(size.as_dict()))
+        folder.update_summary(artifact={**size.as_dict(), "seconds": time.perf_counter() - begun})
+    return 0
+
+
+def size_line(size: dict) -> str:
+    share = 100 * size["total_bytes"] / size["limit"]
+    return (
+        f"artifact: model {size['model_bytes']:,} + code {size['code_bytes']:,} = {size['total_bytes']:,} bytes, "
+        f"{share:.1f} % of {size['limit']:,} (tokenizer {size['tokenizer_bytes']:,}, not counted)"
+    )
+
+
+# ---- score
+
+def score(folder: RunFolder, device: str = "") -> int:
+    budget = Budget(read_toml(folder.config).evaluation.seconds)
+    from pgolf.artifact.pack import read_artifact
+    from pgolf.evaluation.evaluate import evaluate
+    from pgolf.evaluation.records import write_scores
+
+    settings = read_toml(folder.config)
+    options = settings.evaluation
+    with launch(chosen_device(device)) as world, Display(folder.log, active=world.is_first) as display:
+        with budget.part("loading"):
+            artifact = read_artifact(folder.artifact)
+            model = artifact.build_model(world.device)
+            dataset = dataset_of(settings, display, world)
+            tokens = np.asarray(dataset.val_tokens())
+            partial = 0 < options.max_tokens < len(tokens) - 1
+            if partial:
+                tokens = tokens[: options.max_tokens + 1]
+            table = ByteTable(dataset.tokenizer)
+        with budget.part("scoring"):
+            readings = evaluate(
+                model,
+                tokens,
+                table,
+                options,
+                device=world.device,
+                rank=world.rank,
+                world=world.size,
+                report=lambda name, share: display.status(f"scoring, {name.replace('_', ' ')}: {share:.0%}", share),
+            )
+        display.settle()
+        if not world.is_first:
+            return 0
+        for name, reading in readings.items():
+            display.say(reading_line(name, {**reading.score.as_dict(), "seconds": reading.seconds}))
+        per_target = table.count(tokens[:-1], tokens[1:])
+        whole = {name: reading.nats for name, reading in readings.items() if len(reading.nats) == len(per_target)}
+        write_scores(folder.scores, tokens, per_target, whole)
+        spent = budget.report()
+        folder.update_summary(
+            score={name: {**r.score.as_dict(), "seconds": r.seconds, "partial": partial} for name, r in readings.items()},
+            scoring={"seconds": spent["total"], "limit": options.seconds, "parts": spent["parts"]},
+            compressors=compressors(dataset, tokens),
+        )
+    return 0
+
+
+def reading_line(name: str, reading: dict) -> str:
+    mark = "" if reading["legal"] else "  (as published; not a code length)"
+    return f"{name.replace('_', ' ')}: {reading['bpb']:.4f} bits per byte, {reading['seconds']:.1f} s{mark}"
+
+
+def compressors(dataset: Dataset, tokens: np.ndarray, limit: int = 20_000_000) -> dict:
+    """What a general-purpose compressor needs for the text that was scored: something to hold the score against."""
+    text = dataset.tokenizer.decode_bytes(tokens.tolist())
+    if len(text) > limit:
+        return {}
+    size = len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+    return {"xz -9e": {"bytes": size, "bpb": 8 * size / len(text), "of": len(text)}}
+
+
+# ---- report and show
+
+def report(folder: RunFolder, device: str = "") -> int:
+    from pgolf.report.pictures import draw
+
+    for picture in draw(folder.path):
+        print(f"picture {picture}")
+    return 0
+
+
+def show(folder: RunFolder, device: str = "") -> int:
+    from pgolf.report.tables import tables
+
+    print(tables(folder.read_summary()))
+    return 0
+
+
+# ---- data
+
+def make_data(options: DataOptions) -> int:
+    if bool(options.text) == bool(options.fineweb):
+        raise UsageError("data needs either --text with files or folders, or --fineweb with a variant such as sp1024")
+    with Display() as display:
+
+        def progress(what: str, done: int, total: int | None) -> None:
+            display.status(f"{what}: {done:,}" + (f" of {total:,}" if total else ""), done / total if total else 0.0)
+
+        if options.fineweb:
+            from pgolf.data.fineweb import fetch_fineweb
+
+            dataset = fetch_fineweb(options.fineweb, options.shards, options.out, progress=progress)
+        else:
+            vocab = None if options.tokenizer else options.vocab
+            documents = read_documents(options.text)
+            tokenizer = options.tokenizer or None
+            dataset = build_dataset(
+                documents, options.out, vocab_size=vocab, name=options.name, tokenizer=tokenizer, progress=progress
+            )
+        display.settle()
+        display.say(f"dataset {options.out}: {len(dataset.train_shards)} training and {len(dataset.val_shards)} validation shards")
+        display.say(f"use it with: python -m pgolf.run --data.path {options.out} --model.vocab-size {dataset.vocab_size}")
+    return 0
+
+
+# ---- what stages share
+
+def dataset_of(settings: Settings, display: Display, world=None) -> Dataset:
+    """The run's data; the built-in corpus is made once and kept in a cache."""
+    if settings.data.path:
+        dataset = open_dataset(settings.data.path, settings.data.tokenizer or None, settings.model.vocab_size)
+    else:
+        dataset = default_dataset(CACHE, vocab_size=settings.model.vocab_size)
+    return dataset
+
+
+def chosen_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UsageError(f"no device {name!r}; try cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("this machine has no CUDA device that torch can use; leave --device out, or say cpu")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict:
+    found = {"pgolf": pgolf.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    with contextlib.suppress(ImportError):
+        import triton
+
+        found["triton"] = triton.__version__
+    return found
