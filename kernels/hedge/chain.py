@@ -9,7 +9,7 @@ from pgolf.kernels.hedge import reference
 from pgolf.kernels.hedge.op import NeuralStatistics, exact_dtype
 
 MOST_ORDER = 16
-MOST_GRANULARITY = 1 << 24
+MOST_GRANULARITY = 1 << 20
 FLOOR = 2e-3
 FLOOR_FOR_TABLES = 5e-4
 
@@ -238,7 +238,7 @@ class ChainStream:
 
     def candidates(self) -> torch.Tensor:
         """The top symbol of each level's context (L,), -1 where it is new."""
-        return torch.cat([torch.from_numpy(trie.peek()[0]) for trie in self.tries])
+        return torch.cat([trie.peek()[0][0] for trie in self.tries])
 
     def predict(self, log_probs: torch.Tensor) -> torch.Tensor:
         """The distribution (V,) of the next token, float64, from the neural log-softmax (V,)."""
@@ -247,8 +247,7 @@ class ChainStream:
         if self.learn and (self.opened or self.position % self.chain.granularity == 0):
             self.chain.settle()
         self.log_probs = log_probs.detach().double().cpu()
-        known = [[torch.from_numpy(x)[None] for x in trie.peek()] for trie in self.tries]
-        top, cell, total = (torch.cat(parts, 1) for parts in zip(*known, strict=True))
+        top, cell, total = (torch.cat(parts, 1) for parts in zip(*(trie.peek() for trie in self.tries), strict=True))
         counts = torch.cat([torch.from_numpy(trie.successors(self.vocab)) for trie in self.tries])[None]
         return self.chain._dense(self.log_probs[None], top, cell, counts, total)[0]
 

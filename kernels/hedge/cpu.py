@@ -313,8 +313,9 @@ def add(records, table, scalars, multiplier, node, symbol, edge):
     if edge == ABSENT:
         edge = scalars[USED]
         scalars[USED] += 1
-        records[edge, :] = 0
-        records[edge, TOP], records[edge, PARENT], records[edge, SYMBOL] = -1, node, symbol
+        records[edge, TOTAL], records[edge, DISTINCT], records[edge, TOP] = 0, 0, -1
+        records[edge, TOP_EDGE], records[edge, TOP_COUNT], records[edge, COUNT] = 0, 0, 0
+        records[edge, PARENT], records[edge, SYMBOL] = node, symbol
         if records[node, DISTINCT] > 0:
             if records[node, DISTINCT] == 1:
                 enter(records, table, scalars, multiplier, records[node, TOP_EDGE])
@@ -330,22 +331,25 @@ def add(records, table, scalars, multiplier, node, symbol, edge):
 
 
 @njit(nogil=True, cache=True)
-def count_waiting(records, table, scalars, multiplier, waiting, reading, writing):
-    """Count the tokens that wait; after it, what can be read is all there is."""
+def count_waiting(records, table, scalars, multiplier, waiting, edges, reading, writing):
+    """Count the tokens that wait; after it, what can be read is all there is. `edges` are those found when reading."""
     last = writing.shape[0] - 1
     for i in range(scalars[WAITING]):
+        symbol = waiting[i]
         for order in range(last, -1, -1):
             node = writing[order]
             if node >= 0:
-                edge = add(
-                    records, table, scalars, multiplier, node, waiting[i],
-                    find(records, table, scalars, multiplier, node, waiting[i]),
-                )  # fmt: skip
+                edge = np.int64(edges[i, order])
+                # since the first token was read nothing has been counted; what was absent for a later one may be there
+                if edge == ABSENT and i > 0:
+                    edge = find(records, table, scalars, multiplier, node, symbol)
+                edge = add(records, table, scalars, multiplier, node, symbol, edge)
                 if order < last:
                     writing[order + 1] = edge
         make_room(records, table, scalars, multiplier)
     scalars[WAITING] = 0
-    reading[:] = writing
+    for order in range(last + 1):
+        reading[order] = writing[order]
 
 
 @njit(nogil=True, cache=True)
@@ -370,25 +374,25 @@ def cell_of(total, distinct):
 
 
 @njit(nogil=True, cache=True)
-def peek(records, table, scalars, multiplier, granularity, waiting, reading, writing, orders, top, cell, total):
-    """What the levels know before the next token."""
-    if scalars[POSITION] % granularity == 0 and scalars[WAITING] > 0:
-        count_waiting(records, table, scalars, multiplier, waiting, reading, writing)
+def peek(records, table, scalars, multiplier, granularity, waiting, edges, reading, writing, orders, t, top, cell, total):
+    """What the levels know before the next token, into row t."""
+    if scalars[WAITING] > 0 and scalars[POSITION] % granularity == 0:
+        count_waiting(records, table, scalars, multiplier, waiting, edges, reading, writing)
     for level in range(orders.shape[0]):
         node = reading[orders[level]]
         if node >= 0:
             seen = records[node, TOTAL]
-            top[level], total[level] = records[node, TOP], seen
-            cell[level] = cell_of(seen, records[node, DISTINCT])
+            top[t, level], total[t, level] = records[node, TOP], seen
+            cell[t, level] = cell_of(seen, records[node, DISTINCT])
         else:
-            top[level], total[level], cell[level] = -1, 0, 0
+            top[t, level], total[t, level], cell[t, level] = -1, 0, 0
 
 
 @njit(nogil=True, cache=True)
-def open_document(records, table, scalars, multiplier, shared, waiting, reading, writing):
+def open_document(records, table, scalars, multiplier, shared, waiting, edges, reading, writing):
     """Forget the context, and, unless tables are shared between documents, all counts."""
     if shared:
-        count_waiting(records, table, scalars, multiplier, waiting, reading, writing)
+        count_waiting(records, table, scalars, multiplier, waiting, edges, reading, writing)
     else:
         clear(records, table, scalars)
     reading[:] = ABSENT
@@ -409,46 +413,39 @@ def successors(records, table, scalars, multiplier, reading, orders, counts):
 
 @njit(nogil=True, cache=True)
 def follow(
-    tokens, starts, records, table, scalars, multiplier, granularity, shared, waiting, reading, writing, orders,
+    tokens, starts, records, table, scalars, multiplier, granularity, shared, waiting, edges, reading, writing, orders,
     top, cell, count, total, dense_at, dense,
 ):  # fmt: skip
-    """Read, then count, one token after another; starts[t] says that token t opens a document.
+    """Read one token after another, and count each group when the next one begins; starts[t]: token t opens a document.
 
     Such a token is still read in the old document's context, since what a token will be is not known before it.
     """
     last = reading.shape[0] - 1
-    found = np.empty(last + 1, np.int64)
     next_dense = 0
     for t in range(tokens.shape[0]):
         y = tokens[t]
-        peek(records, table, scalars, multiplier, granularity, waiting, reading, writing, orders, top[t], cell[t], total[t])
+        peek(
+            records, table, scalars, multiplier, granularity, waiting, edges, reading, writing, orders, t, top, cell, total
+        )  # fmt: skip
         if next_dense < dense_at.shape[0] and dense_at[next_dense] == t:
             successors(records, table, scalars, multiplier, reading, orders, dense[next_dense])
             next_dense += 1
+        at = scalars[WAITING]
         for order in range(last + 1):
-            found[order] = find(records, table, scalars, multiplier, reading[order], y)
+            edges[at, order] = find(records, table, scalars, multiplier, reading[order], y)
         for level in range(orders.shape[0]):
-            edge = found[orders[level]]
+            edge = edges[at, orders[level]]
             count[t, level] = records[edge, COUNT] if edge >= 0 else 0
         if starts[t]:
-            open_document(records, table, scalars, multiplier, shared, waiting, reading, writing)
+            open_document(records, table, scalars, multiplier, shared, waiting, edges, reading, writing)
+            at = 0
             for order in range(last + 1):
-                found[order] = find(records, table, scalars, multiplier, reading[order], y)
+                edges[at, order] = find(records, table, scalars, multiplier, reading[order], y)
+        for order in range(last):
+            reading[order + 1] = edges[at, order]
+        waiting[at] = y
+        scalars[WAITING] = at + 1
         scalars[POSITION] += 1
-        if granularity == 1:
-            # what was found is where to count
-            for order in range(last, -1, -1):
-                if reading[order] >= 0:
-                    edge = add(records, table, scalars, multiplier, reading[order], y, found[order])
-                    if order < last:
-                        reading[order + 1] = edge
-            make_room(records, table, scalars, multiplier)
-            writing[:] = reading
-        else:
-            for order in range(last - 1, -1, -1):
-                reading[order + 1] = found[order]
-            waiting[scalars[WAITING]] = y
-            scalars[WAITING] += 1
 
 
 # ---- `normalised`: the mixture

@@ -14,10 +14,11 @@ class Trie:
     def __init__(self, orders, granularity, shared, multiplier=MULTIPLIER):
         self.orders = np.array(orders, dtype=np.int64)
         self.granularity, self.shared, self.multiplier = granularity, shared, multiplier
-        self.records = np.empty((1, 8), dtype=np.int32)
+        self.records = np.empty(8, dtype=np.int32)
         self.table = np.empty(cpu.SMALLEST_TABLE, dtype=np.int64)
         self.scalars = np.zeros(5, dtype=np.int64)
         self.waiting = np.empty(granularity, dtype=np.int32)
+        self.edges = np.empty((granularity, max(orders) + 1), dtype=np.int32)
         self.reading = np.full(max(orders) + 1, cpu.ABSENT, dtype=np.int64)
         self.writing = self.reading.copy()
         cpu.clear(self.records, self.table, self.scalars)
@@ -37,17 +38,19 @@ class Trie:
         top, cell, count, total = (x.numpy() for x in found)
         cpu.follow(
             tokens.numpy(), starts.numpy(), self.records, self.table, self.scalars, self.multiplier, self.granularity,
-            self.shared, self.waiting, self.reading, self.writing, self.orders, top, cell, count, total,
+            self.shared, self.waiting, self.edges, self.reading, self.writing, self.orders, top, cell, count, total,
             np.array(dense_at, dtype=np.int64), dense,
         )  # fmt: skip
         return dense
 
     def peek(self):
-        """Evidence on the next token, whatever it will be: top symbols, cells and totals of the levels (L)."""
-        self._reserve_edges(self.scalars[cpu.WAITING])
-        levels = len(self.orders)
-        top, total, cell = np.empty(levels, np.int32), np.empty(levels, np.int32), np.empty(levels, np.uint8)
-        cpu.peek(*self._state(), self.granularity, self.waiting, self.reading, self.writing, self.orders, top, cell, total)
+        """Evidence on the next token, whatever it will be: top symbols, cells and totals of the levels, each (1, L)."""
+        self._reserve_edges(0)
+        top, cell, _, total = self.new_evidence(1)
+        cpu.peek(
+            *self._state(), self.granularity, self.waiting, self.edges, self.reading, self.writing, self.orders,
+            0, top.numpy(), cell.numpy(), total.numpy(),
+        )  # fmt: skip
         return top, cell, total
 
     def successors(self, vocabulary):
