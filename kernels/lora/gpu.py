@@ -163,8 +163,9 @@ def lora_expand_kernel(
     i_doc, first, end, _ = document_tile(i_tile, p_bounds, docs, length, rows, BM, RAGGED)
     if first >= end:
         return
-    if ADD and i_doc == docs:
-        return
+    if ADD:
+        if i_doc == docs:
+            return
     o_m = first + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
     b_y = tl.zeros([BM, BN], dtype=tl.float32)
@@ -304,13 +305,14 @@ def lora_adam_kernel(
     p_row, i_block = table_entry(p_table, tensors, BT)
     length = tl.load(p_row + 4)
     if ALIGNED:
-        length = tl.multiple_of(length, 16)
+        # changes nothing, but the compiler reads from it that wide loads are allowed
+        length = length // 16 * 16
     o_doc = i_doc.to(tl.int64) * length
     o = i_block * BLOCK + tl.arange(0, BLOCK)
     m = o < length
-    p_p = address(p_row, P, ALIGNED) + o_doc + o
-    p_g = address(p_row + 1, G, ALIGNED) + o_doc + o
-    p_v = address(p_row + 3, S, ALIGNED) + o_doc + o
+    p_p = addresses(p_row, o_doc, o, P, ALIGNED)
+    p_g = addresses(p_row + 1, o_doc, o, G, ALIGNED)
+    p_v = addresses(p_row + 3, o_doc, o, S, ALIGNED)
     b_p = tl.load(p_p, mask=m).to(tl.float32)
     b_g = tl.load(p_g, mask=m).to(tl.float32)
     b_v = tl.load(p_v, mask=m).to(tl.float32)
@@ -321,7 +323,7 @@ def lora_adam_kernel(
     tl.store(p_v, b_v, mask=m)
     direction = b_g
     if FIRST:
-        p_m = address(p_row + 2, S, ALIGNED) + o_doc + o
+        p_m = addresses(p_row + 2, o_doc, o, S, ALIGNED)
         b_m = beta1 * tl.load(p_m, mask=m).to(tl.float32) + rest1 * b_g
         tl.store(p_m, b_m, mask=m)
         direction = b_m / correction(step, log_beta1)
@@ -330,11 +332,12 @@ def lora_adam_kernel(
 
 
 @triton.jit
-def address(p_entry, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    p = tl.load(p_entry)
+def addresses(p_entry, o_doc, o, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Where the elements o of one document lie in the tensor whose address is in the table."""
+    p = tl.load(p_entry).to(tl.pointer_type(DTYPE)) + o_doc + o
     if ALIGNED:
         p = tl.multiple_of(p, 16)
-    return p.to(tl.pointer_type(DTYPE))
+    return p
 
 
 @triton.jit
@@ -362,9 +365,10 @@ def lora_reset_kernel(p_table, p_chosen, tensors, CHOSEN: tl.constexpr, BT: tl.c
 def copy_words(p_row, i_doc, i_block, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     length = tl.load(p_row + 4)
     if ALIGNED:
-        length = tl.multiple_of(length, 16)
+        # changes nothing, but the compiler reads from it that wide loads are allowed
+        length = length // 16 * 16
     o = i_block * BLOCK + tl.arange(0, BLOCK)
     m = o < length
     copies = tl.load(p_row + 1) != 0
-    b = tl.load(address(p_row + 1, tl.int16, ALIGNED) + o, mask=m & copies, other=0)
-    tl.store(address(p_row, tl.int16, ALIGNED) + i_doc.to(tl.int64) * length + o, b, mask=m)
+    b = tl.load(addresses(p_row + 1, 0, o, tl.int16, ALIGNED), mask=m & copies, other=0)
+    tl.store(addresses(p_row, i_doc.to(tl.int64) * length, o, tl.int16, ALIGNED), b, mask=m)

@@ -107,7 +107,7 @@ _PRODUCT = {
     80: {
         "short": Launch({"BM": 64, "BN": 128, "BK": 32}, 4, 4),
         "narrow": Launch({"BM": 128, "BN": 128, "BK": 32}, 8, 4),
-        "wide": Launch({"BM": 128, "BN": 256, "BK": 32}, 8, 3),
+        "wide": Launch({"BM": 128, "BN": 128, "BK": 32}, 8, 4),
     },
     90: {
         "short": Launch({"BM": 64, "BN": 128, "BK": 64}, 4, 4),
@@ -130,7 +130,7 @@ def launch_product(width: int, out: int, rank: int, length: int, capability: int
 def launch_shrink(width: int, rank: int, length: int, element_size: int, capability: int) -> Launch:
     """Reads x once at memory speed: deep pipelines, and more warps only to hold more ranks."""
     if element_size == 4:
-        return Launch({"BM": 32, "BK": 16}, 4 if rank <= 32 else 8, 2)
+        return Launch({"BM": 32, "BK": 16}, 4, 2)
     rows = 64 if _is_short(length) else 128
     stages = 3 if _family(capability) == 80 else 4
     return Launch({"BM": rows, "BK": 64}, 8 if rank > 64 and rows == 128 else 4, stages)
@@ -144,9 +144,12 @@ def launch_expand(out: int, rank: int, length: int, element_size: int, capabilit
 
 def launch_adapters(rank: int, element_size: int, capability: int) -> Launch:
     if element_size == 4:
-        return Launch({"BC": 32, "BM": 32}, 4 if rank <= 32 else 8, 2)
-    stages = 3 if _family(capability) == 80 else 4
-    return Launch({"BC": 128, "BM": 64}, 8 if rank > 64 else 4, stages)
+        return Launch({"BC": 32, "BM": 16}, 4, 2)
+    return {
+        80: Launch({"BC": 64, "BM": 64}, 4, 3),
+        90: Launch({"BC": 128, "BM": 64}, 8 if rank > 64 else 4, 4),
+        100: Launch({"BC": 64, "BM": 64}, 8, 4),
+    }[_family(capability)]
 
 
 _REDUCE = Launch({"BLOCK": 1024}, 4, 1)
@@ -301,7 +304,7 @@ def compile_cases(capability: int) -> list[Case]:
     counts = {"docs": "i32", "length": "i32", "rows": "i32"}
     element = {2: "*bf16:16", 4: "*fp32:16"}
 
-    def case(kernel, launch, detail, pointers, constants, traffic, ragged=False, scaled=False, matmul=True, registers=255):
+    def case(kernel, launch, detail, pointers, constants, traffic, ragged, scaled, matmul, registers):
         signature = {**pointers, **counts}
         signature |= ({"p_bounds": "*i32:16"} if ragged else {}) | ({"scale": "fp32"} if scaled else {})
         unused = {} if ragged else {"p_bounds": None}
@@ -320,23 +323,23 @@ def compile_cases(capability: int) -> list[Case]:
         detail = f"{width}->{out} r{rank}{' whole' if shrink else ''}{' transposed' if backward else ''}"
         detail += " float32 adapters" if adapter == 4 else ""
         traffic = traffic_product(docs, rows, width, out, rank, 2, shrink)
-        return case(gpu.lora_product_kernel, launch, detail, pointers, constants, traffic, ragged, scaled=True)
+        return case(gpu.lora_product_kernel, launch, detail, pointers, constants, traffic, ragged, True, True, 208)
 
-    def shrink(width, rank, backward=False, ragged=False, size=2):
-        launch = launch_shrink(width, rank, length, size, capability)
+    def shrink(width, rank, backward=False, ragged=False, size=2, typical=length):
+        launch = launch_shrink(width, rank, typical, size, capability)
         pointers = dict.fromkeys(("p_x", "p_a", "p_t"), element[size])
         constants = {"WIDTH": width, "RANK": rank, **_padded(rank), "BACKWARD": backward}
         detail = f"{width} r{rank}{' transposed' if backward else ''}{' float32' if size == 4 else ''}"
         traffic = traffic_shrink(docs, rows, width, rank, size)
-        return case(gpu.lora_shrink_kernel, launch, detail, pointers, constants, traffic, ragged, True, size == 2)
+        return case(gpu.lora_shrink_kernel, launch, detail, pointers, constants, traffic, ragged, True, size == 2, 176)
 
-    def expand(out, rank, add, backward=False, ragged=False, size=2):
-        launch = launch_expand(out, rank, length, size, capability)
+    def expand(out, rank, add, backward=False, ragged=False, size=2, typical=length):
+        launch = launch_expand(out, rank, typical, size, capability)
         pointers = dict.fromkeys(("p_t", "p_b", "p_y"), element[size])
         constants = {"OUT": out, "RANK": rank, "RK": rank_step(rank), "ADD": add, "BACKWARD": backward}
         detail = f"{out} r{rank}{' add' if add else ''}{' transposed' if backward else ''}{' float32' if size == 4 else ''}"
         traffic = traffic_expand(docs, rows, out, rank, size, add)
-        return case(gpu.lora_expand_kernel, launch, detail, pointers, constants, traffic, ragged, False, size == 2)
+        return case(gpu.lora_expand_kernel, launch, detail, pointers, constants, traffic, ragged, False, size == 2, 136)
 
     def adapters(width, out, rank, ragged=False, size=2, adapter=2):
         launch = launch_adapters(rank, size, capability)
@@ -348,7 +351,7 @@ def compile_cases(capability: int) -> list[Case]:
         constants = {"IN": width, "OUT": out, "RANK": rank, **_padded(rank), "CHUNK": CHUNK}
         detail = f"{width} {out} r{rank}{' float32' if size == 4 else ''}"
         traffic = traffic_adapters(docs, rows, width, out, rank, size)
-        return case(gpu.lora_bwd_adapters_kernel, launch, detail, pointers, constants, traffic, ragged, False, size == 2)
+        return case(gpu.lora_bwd_adapters_kernel, launch, detail, pointers, constants, traffic, ragged, False, size == 2, 176)
 
     reduce = Case(
         gpu.lora_bwd_reduce_kernel,
@@ -365,24 +368,21 @@ def compile_cases(capability: int) -> list[Case]:
         product(512, 512, 32, shrink=True, ragged=True),
         product(512, 512, 16, shrink=True, backward=True, adapter=4),
         product(2048, 2048, 8, shrink=True, ragged=True),
-        product(8192, 512, 8, shrink=True, backward=True),
         product(512, 512, 8, shrink=True, ragged=True, typical=48),
         product(512, 512, 64, shrink=False),
         product(512, 8192, 80, shrink=False, ragged=True),
         product(512, 512, 96, shrink=False, backward=True),
         product(512, 512, 128, shrink=False, typical=48),
         shrink(512, 8, ragged=True),
-        shrink(512, 64),
-        shrink(512, 80),
-        shrink(2048, 96, backward=True, ragged=True),
-        shrink(512, 128, backward=True),
+        shrink(512, 64, backward=True),
+        shrink(2048, 80, backward=True, ragged=True),
+        shrink(512, 128, typical=48),
         shrink(512, 128, size=4),
         expand(512, 8, add=True, ragged=True),
-        expand(512, 80, add=False, backward=True),
+        expand(512, 80, add=False, backward=True, typical=48),
         expand(512, 128, add=True, size=4),
         adapters(512, 512, 8, adapter=4),
         adapters(512, 2048, 80, ragged=True),
-        adapters(512, 512, 96),
         adapters(512, 512, 128, ragged=True),
         adapters(512, 512, 128, size=4),
         reduce,
