@@ -152,6 +152,96 @@ def five(
             )  # fmt: skip
 
 
+@njit(nogil=True, cache=True, fastmath=REORDERED)
+def block_logs(counts, tokens, vocabulary, smoothing, trigram_smoothing, probabilities, losses):
+    inverse = 1.0 / (tokens + smoothing * vocabulary)
+    for i in range(probabilities.shape[1]):
+        p1 = (counts[0, i] + smoothing) * inverse
+        p2 = (counts[1, i] + smoothing) / (counts[2, i] + smoothing * vocabulary)
+        p3 = (counts[3, i] + trigram_smoothing) / (max(counts[4, i], 1.0) + trigram_smoothing * vocabulary)
+        probabilities[0, i], probabilities[1, i], probabilities[2, i] = p1, p2, p3
+        losses[0, i], losses[1, i], losses[2, i] = -log_normal(p1), -log_normal(p2), -log_normal(p3)
+
+
+@njit(nogil=True, cache=True)
+def five_ngrams(
+    tokens, unigram, bigram, bigram_total, trigram, trigram_total, counted, smoothing, trigram_smoothing, probabilities,
+    cumulative,
+):  # fmt: skip
+    """Probability of each token after the first under the three n-gram experts, and running sums of the NLLs before it."""
+    buckets, vocabulary = trigram.shape
+    counts, losses = np.empty((5, BLOCK)), np.empty((3, BLOCK))
+    cumulative[:, :2] = 0.0
+    probabilities[:, 0] = 1.0
+    for begin in range(1, tokens.shape[0], BLOCK):
+        end = min(begin + BLOCK, tokens.shape[0])
+        for i in range(begin, end):
+            before, previous, y = tokens[i - 2] if i > 1 else 0, tokens[i - 1], tokens[i]
+            bucket = ((36_313 * np.int64(before)) ^ (27_191 * np.int64(previous))) % buckets
+            counts[0, i - begin] = unigram[y]
+            counts[1, i - begin] = bigram[previous, y]
+            counts[2, i - begin] = bigram_total[previous]
+            counts[3, i - begin] = trigram[bucket, y]
+            counts[4, i - begin] = trigram_total[bucket]
+        block_logs(counts, counted, vocabulary, smoothing, trigram_smoothing, probabilities[:, begin:end], losses)
+        for k in range(3):
+            running = cumulative[k, begin]
+            for i in range(begin, end):
+                running += losses[k, i - begin]
+                cumulative[k, i + 1] = running
+
+
+@njit(nogil=True, cache=True, fastmath=REORDERED)
+def total_of(row):
+    total = 0.0
+    for i in range(row.shape[0]):
+        total += row[i]
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=REORDERED)
+def mix_five(neural, entropy, probabilities, weights, nll):
+    for i in range(neural.shape[0]):
+        mixed = weights[0] * exp_below(neural[i]) + weights[4] * exp_below(-entropy[i])
+        mixed += weights[1] * probabilities[0, i] + weights[2] * probabilities[1, i] + weights[3] * probabilities[2, i]
+        nll[i] = -log_normal(mixed)
+
+
+@njit(nogil=True, cache=True)
+def five_windows(
+    neural, entropy, tokens, begins, lengths, scored, probabilities, cumulative, trigram, trigram_total, trigram_smoothing,
+    weights, nll, experts, sums,
+):  # fmt: skip
+    """Score the last positions of windows whose n-grams are known; the sums over all positions come from running sums."""
+    buckets, vocabulary = trigram.shape
+    done = 0
+    for window in range(begins.shape[0]):
+        first, length, kept = begins[window] + 1, lengths[window], scored[window]
+        end = first + length
+        # the window's first target has no token before its predecessor, whatever the stream has
+        y, bucket = tokens[first], (27_191 * np.int64(tokens[first - 1])) % buckets
+        p3 = trigram[bucket, y] + trigram_smoothing
+        p3 /= max(trigram_total[bucket], 1) + trigram_smoothing * vocabulary
+        sums[0] -= total_of(neural[window, :length])
+        sums[4] += total_of(entropy[window, :length])
+        for k in range(3):
+            sums[k + 1] += cumulative[k, end] - cumulative[k, first]
+        sums[3] += -math.log(p3) - (cumulative[2, first + 1] - cumulative[2, first])
+        here = slice(done, done + kept)
+        rows, columns = neural[window, length - kept : length], entropy[window, length - kept : length]
+        mix_five(rows, columns, probabilities[:, end - kept : end], weights, nll[here])
+        for i in range(kept):
+            target = end - kept + i
+            experts[0, done + i], experts[4, done + i] = -rows[i], columns[i]
+            for k in range(3):
+                experts[k + 1, done + i] = cumulative[k, target + 1] - cumulative[k, target]
+        if kept == length:
+            own = weights[0] * math.exp(rows[0]) + weights[4] * math.exp(-columns[0]) + weights[3] * p3
+            own += weights[1] * probabilities[0, first] + weights[2] * probabilities[1, first]
+            nll[done], experts[3, done] = -math.log(own), -math.log(p3)
+        done += kept
+
+
 @njit(nogil=True, cache=True)
 def five_count(tokens, unigram, bigram, bigram_total, trigram, trigram_total):
     buckets = trigram.shape[0]

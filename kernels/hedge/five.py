@@ -18,7 +18,17 @@ class FiveScores(NamedTuple):
     """(5, B, T): NLL of the neural, unigram, bigram, trigram and entropy expert; None during the warm-up"""
     sums: torch.Tensor | None
     """(5): the experts' NLLs summed over the valid positions"""
-    valid: torch.Tensor
+    valid: torch.Tensor | int
+    """how many positions are valid"""
+
+
+class NGrams(NamedTuple):
+    """The n-gram experts' view of a stretch of the stream: probabilities (3, n) and running sums of their NLLs (3, n + 1)."""
+
+    tokens: torch.Tensor
+    probabilities: torch.Tensor
+    cumulative: torch.Tensor
+    counted: int
 
 
 class FiveExperts:
@@ -71,7 +81,7 @@ class FiveExperts:
         if valid is None:
             valid = torch.ones(inputs.shape, dtype=torch.bool, device=inputs.device)
         if self.tokens < self.warmup:
-            return FiveScores(-statistics.target, None, None, valid)
+            return FiveScores(-statistics.target, None, None, valid.sum())
         nll, experts, sums = torch.ops.pgolf.hedge_five(
             statistics.target.detach(),
             statistics.entropy.detach(),
@@ -82,12 +92,55 @@ class FiveExperts:
             self.log_weights,
             self.tokens,
         )
-        return FiveScores(nll, experts, sums, valid)
+        return FiveScores(nll, experts, sums, valid.sum())
+
+    def ngrams(self, tokens: torch.Tensor) -> NGrams:
+        """What the counts say about each token (n,) of a stretch of the stream, once for all windows over it.
+
+        Windows overlap, so a token stands in many of them (32 at a length of 2048 and a stride of 64), and its n-gram
+        losses are the same in each. Good until the next `count`.
+        """
+        found = torch.ops.pgolf.hedge_five_ngrams(tokens, *self.tables, self.tokens)
+        return NGrams(tokens, *found, self.tokens)
+
+    def score_windows(
+        self, statistics: NeuralStatistics, ngrams: NGrams, begins: list[int], lengths: list[int], scored: list[int]
+    ) -> FiveScores:
+        """`score`, for windows over one stretch of the stream, at a fraction of the cost: only what counts is mixed.
+
+        Window b has as inputs the tokens begins[b] .. begins[b] + lengths[b] - 1 of `ngrams.tokens` and as targets the
+        tokens one further on; statistics (B, T) hold its positions first. The last scored[b] of them are scored.
+        returns nll (S,) and experts (5, S) of the scored positions, window after window, S = sum(scored), and the sums
+        over all positions that `learn` needs.
+        """
+        batch = statistics.target.shape
+        if len(batch) != 2 or not len(begins) == len(lengths) == len(scored) == batch[0]:
+            raise ValueError(
+                f"FiveExperts.score_windows: statistics {tuple(batch)} must be (B, T), with B begins, lengths and scored"
+            )
+        for begin, length, kept in zip(begins, lengths, scored, strict=True):
+            if not (0 <= begin and 1 <= length <= batch[1] and begin + length < len(ngrams.tokens) and 0 <= kept <= length):
+                raise ValueError(
+                    f"FiveExperts.score_windows: a window of {length} inputs from {begin}, {kept} of them scored, does not fit "
+                    f"{len(ngrams.tokens)} tokens and {batch[1]} positions"
+                )
+        if ngrams.counted != self.tokens:
+            raise ValueError("FiveExperts.score_windows: these n-grams are from before the last count; ask for new ones")
+        if self.tokens < self.warmup:
+            rows = zip(statistics.target, lengths, scored, strict=True)
+            return FiveScores(
+                -torch.cat([row[length - kept : length] for row, length, kept in rows]), None, None, sum(lengths)
+            )
+        found = torch.ops.pgolf.hedge_five_windows(
+            statistics.target.detach(), statistics.entropy.detach(), ngrams.tokens, begins, lengths, scored,
+            ngrams.probabilities, ngrams.cumulative, *self.tables, self.log_weights, self.tokens,
+        )  # fmt: skip
+        return FiveScores(*found, sum(lengths))
 
     def learn(self, scores: FiveScores) -> None:
         """One Hedge step from a batch that `score` returned. Nothing happens in the warm-up."""
         if scores.sums is not None:
-            self.log_weights = self.log_weights - self.eta * scores.sums / scores.valid.sum()
+            self.log_weights = self.log_weights - self.eta * scores.sums / scores.valid
 
     def count(self, tokens: torch.Tensor) -> None:
         """Add a chunk's C + 1 tokens to the tables: its C targets and the token before them.

@@ -165,6 +165,37 @@ def five_cpu(
     return nll, experts, sums
 
 
+def five_ngrams_cpu(tokens, *tables_and_count):
+    from pgolf.kernels.hedge import cpu
+
+    *tables, counted = tables_and_count
+    within(tokens, 0, len(tables[0]) - 1, "FiveExperts: tokens")
+    probabilities = torch.empty(3, len(tokens), dtype=torch.float64)
+    cumulative = torch.empty(3, len(tokens) + 1, dtype=torch.float64)
+    cpu.five_ngrams(
+        tokens.int().contiguous().numpy(), *(x.numpy() for x in tables), float(counted),
+        reference.SMOOTHING, reference.TRIGRAM_SMOOTHING, probabilities.numpy(), cumulative.numpy(),
+    )  # fmt: skip
+    return probabilities, cumulative
+
+
+def five_windows_cpu(neural, entropy, tokens, begins, lengths, scored, probabilities, cumulative, *tables_and_rest):
+    from pgolf.kernels.hedge import cpu
+
+    _, _, _, trigram, trigram_total, log_weights, _ = tables_and_rest
+    count = sum(scored)
+    nll, experts, sums = (torch.empty(shape, dtype=torch.float64) for shape in ((count,), (5, count), (5,)))
+    sums.zero_()
+    plan = [torch.tensor(x, dtype=torch.int64) for x in (begins, lengths, scored)]
+    known = (probabilities, cumulative, trigram, trigram_total)
+    arrays = (neural.contiguous(), entropy.contiguous(), tokens.int().contiguous(), *plan, *known)
+    cpu.five_windows(
+        *(x.numpy() for x in arrays), reference.TRIGRAM_SMOOTHING, log_weights.double().softmax(0).numpy(),
+        nll.numpy(), experts.numpy(), sums.numpy(),
+    )  # fmt: skip
+    return nll, experts, sums
+
+
 def five_count_cpu(tokens, unigram, *tables):
     from pgolf.kernels.hedge import cpu
 
@@ -258,6 +289,16 @@ def _fake_five(
     return neural.new_empty(neural.shape), neural.new_empty((5, *neural.shape)), log_weights.new_empty(5)
 
 
+def _fake_ngrams(tokens, *rest):
+    known = exact_dtype(tokens.device)
+    return tokens.new_empty((3, len(tokens)), dtype=known), tokens.new_empty((3, len(tokens) + 1), dtype=known)
+
+
+def _fake_windows(neural, entropy, tokens, begins, lengths, scored, *rest):
+    count = sum(scored)
+    return neural.new_empty(count), neural.new_empty((5, count)), rest[-2].new_empty(5)
+
+
 def _setup_statistics(ctx, inputs, output):
     logits, targets, candidates, temperature = inputs
     lse, entropy, _, _ = output
@@ -300,6 +341,14 @@ torch.library.define(
     f"(Tensor neural, Tensor entropy, Tensor inputs, Tensor targets, Tensor valid, {TABLES}, Tensor log_weights, int tokens)"
     " -> (Tensor nll, Tensor experts, Tensor sums)",
 )
+torch.library.define(
+    "pgolf::hedge_five_ngrams", f"(Tensor tokens, {TABLES}, int counted) -> (Tensor probabilities, Tensor cumulative)"
+)
+torch.library.define(
+    "pgolf::hedge_five_windows",
+    "(Tensor neural, Tensor entropy, Tensor tokens, int[] begins, int[] lengths, int[] scored, Tensor probabilities,"
+    f" Tensor cumulative, {TABLES}, Tensor log_weights, int counted) -> (Tensor nll, Tensor experts, Tensor sums)",
+)
 torch.library.define("pgolf::hedge_five_count", f"(Tensor tokens, {TABLES_CHANGED}) -> ()")
 torch.library.define(
     "pgolf::hedge_evidence",
@@ -316,6 +365,8 @@ for name, on_cpu in {
     "statistics": statistics_cpu,
     "statistics_backward": statistics_backward_cpu,
     "five": five_cpu,
+    "five_ngrams": five_ngrams_cpu,
+    "five_windows": five_windows_cpu,
     "five_count": five_count_cpu,
     "evidence": evidence_cpu,
     "mix": mix_cpu,
@@ -328,6 +379,8 @@ torch.library.register_fake(
     lambda logits, targets, candidates, temperature, lse, *rest: (logits.new_empty(logits.shape), lse.new_empty(lse.shape)),
 )
 torch.library.register_fake("pgolf::hedge_five", _fake_five)
+torch.library.register_fake("pgolf::hedge_five_ngrams", _fake_ngrams)
+torch.library.register_fake("pgolf::hedge_five_windows", _fake_windows)
 torch.library.register_fake("pgolf::hedge_five_count", lambda *arguments: None)
 torch.library.register_fake(
     "pgolf::hedge_evidence", lambda tokens, documents, orders, granularity, shared: tuple(new_evidence(tokens, len(orders)))
