@@ -160,6 +160,7 @@ class _Run:
         return self._end()
 
     def _build(self) -> None:
+        torch.manual_seed(self.settings.seed)
         self.model = build_model(self.settings.model, device=self.device, seed=self.settings.seed)
         self.model.train()
         self.state = self.model.state_dict()

@@ -1,0 +1,502 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgolf.budget import Budget
+from pgolf.model import build_model, parameter_groups
+from pgolf.training import checkpoint, loop
+from pgolf.training.distributed import World
+from pgolf.training.errors import CheckpointError, TrainingError
+from pgolf.training.optimisers import Optimisers
+from tests.training.tiny import Stream, assert_same, losses, run, tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+class FakeTime:
+    """A clock that moves when told to."""
+
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self):
+        return self.time
+
+
+class SlowStream(Stream):
+    """Every batch takes a known time."""
+
+    def __init__(self, settings, time, seconds):
+        super().__init__(settings)
+        self.time, self.seconds = time, seconds
+
+    def batch(self, step, micro):
+        self.time.time += self.seconds
+        return super().batch(step, micro)
+
+
+# ---- what a run computes
+
+
+def test_it_learns_and_repeats_bit_for_bit(tmp_path):
+    first, events = run(tiny(steps=30), tmp_path)
+    again, same = run(tiny(steps=30), tmp_path)
+    assert losses(events) == losses(same)
+    assert_same(first.exported, again.exported)
+    assert losses(events)[0] == pytest.approx(math.log(60), abs=0.1)
+    assert losses(events)[-1] < losses(events)[0] - 1
+    assert first.loss == losses(events)[-1] and first.steps == 30 and first.tokens == 30 * 128
+    _, other = run(tiny(seed=8, steps=3), tmp_path)
+    assert all(a != b for a, b in zip(losses(other), losses(events), strict=False))
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    def stepped(micro):
+        settings = tiny(steps=6, micro_batches=micro, export="raw")
+
+        class Whole(Stream):
+            """The same rows, however they are cut."""
+
+            def __init__(self):
+                super().__init__(tiny())
+
+            def batch(self, step, part):
+                parts = [Stream.batch(self, step, p) for p in range(part * 4 // micro, (part + 1) * 4 // micro)]
+                return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+        result, events = run(settings, tmp_path, Whole())
+        return losses(events), result.exported
+
+    (curve, weights), (whole, expected) = stepped(4), stepped(1)
+    assert curve == pytest.approx(whole, rel=1e-5)
+    for name in weights:
+        torch.testing.assert_close(weights[name], expected[name], rtol=1e-3, atol=2e-4)
+
+
+def test_a_run_is_the_steps_it_says(tmp_path):
+    """The loop against its steps written out: schedule, momentum ramp, gradients, EMA."""
+    settings = tiny(steps=4, warmdown_share=0.75)
+    result, _ = run(settings, tmp_path)
+    model = build_model(settings.model, seed=settings.seed)
+    stream = Stream(settings)
+    names = {p: name for name, p in model.named_parameters()}
+    optimisers = Optimisers(parameter_groups(model), names, settings.training, World())
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    ramp = [0.92, 0.934, 0.948, 0.962]
+    for step, multiplier in enumerate([1.0, 1.0, 2 / 3, 1 / 3]):
+        batches = [stream.batch(step, micro) for micro in range(4)]
+        x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        optimisers.zero_grad()
+        model.loss(x, y).backward()
+        optimisers.step(multiplier, ramp[step])
+        for name, value in model.state_dict().items():
+            average[name] = 0.8 * average[name] + 0.2 * value
+    assert result.weights == "ema"
+    for name, value in average.items():
+        torch.testing.assert_close(result.exported[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_warm_up_leaves_no_trace(tmp_path):
+    plain, events = run(tiny(qat_threshold=0.6, qat_clip=7), tmp_path / "a")
+    warm, same = run(tiny(qat_threshold=0.6, qat_clip=7, warmup_steps=3), tmp_path / "b")
+    assert losses(events) == losses(same)
+    assert_same(plain.exported, warm.exported)
+    kept, again = (checkpoint.read(tmp_path / name / checkpoint.NAME)[0] for name in "ab")
+    assert_same(kept, again)
+    assert [event["name"] for event in same if event["kind"] == "phase"][0] == "warm-up"
+
+
+def test_warm_up_takes_real_steps_with_and_without_rounding(tmp_path, monkeypatch):
+    steps = []
+    real = Optimisers.step
+
+    def step(self, *arguments):
+        steps.append(self)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Optimisers, "step", step)
+    settings = tiny(steps=1, warmup_steps=3, qat_threshold=0.2)
+    stream = Stream(settings)
+    run(settings, tmp_path, stream)
+    assert len(steps) == 3 + 2 + 1
+    assert [step for step, micro in stream.asked if micro == 0] == [0, 1, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"qat_threshold": 0.9, "qat_clip": 7},
+        {"qat_threshold": 0.9, "qat_clip": 7, "qat_soft_round": True},
+        {"qat_threshold": 0.9, "qat_clip": 7, "qat_banks": True},
+        {"qat_threshold": 0.9, "crown_q": 10.0},
+        {"muon_projections": True},
+        {"muon_coefficients": "polar_express"},
+        {"muon_iterations": 2},
+        {"muon_lr": 0.01},
+        {"muon_momentum_start": 0.5},
+        {"muon_weight_decay": 0.9},
+        {"token_lr": 0.01},
+        {"scalar_lr": 0.1},
+        {"adam_weight_decay": 0.9},
+        {"clip": 0.05},
+        {"warmdown_share": 0.9},
+        {"ema_decay": 0.5},
+        {"export": "swa", "swa_every": 1, "swa_threshold": 0.9},
+        {"export": "lawa", "lawa_every": 2},
+        {"export": "raw"},
+    ],
+    ids=lambda change: " ".join(change),
+)
+def test_every_option_reaches_the_weights(tmp_path, change):
+    base = {"qat_threshold": 0.9, "qat_clip": 31} if "qat_threshold" in change else {}
+    usual, _ = run(tiny(steps=5, **base), tmp_path)
+    other, events = run(tiny(steps=5, **{**base, **change}), tmp_path)
+    assert any(not torch.equal(usual.exported[name], other.exported[name]) for name in usual.exported)
+    assert all(map(math.isfinite, losses(events)))
+
+
+def test_mtp_heads_train(tmp_path):
+    result, _ = run(tiny(steps=3, model={"mtp_heads": 2}), tmp_path)
+    heads = [value for name, value in result.exported.items() if name.startswith("mtp_heads")]
+    assert len(heads) == 2 and all(value.abs().sum() > 0 for value in heads)
+
+
+def test_embedding_tables_may_be_bfloat16(tmp_path, monkeypatch):
+    """As on CUDA: mixed dtypes in clip, averages and checkpoints."""
+    monkeypatch.setattr(loop, "build_model", lambda *args, **kwargs: build_model(*args, dtype=torch.bfloat16, **kwargs))
+    result, events = run(tiny(steps=12, checkpoint_seconds=0.0), tmp_path)
+    assert losses(events)[-1] < losses(events)[0] - 0.3
+    assert all(value.dtype == torch.float32 for value in result.exported.values())
+    assert checkpoint.read(tmp_path / checkpoint.NAME)[0]["model.tok_emb.weight"].dtype == torch.bfloat16
+    again, _ = run(tiny(steps=12, checkpoint_seconds=0.0), tmp_path, resume=True)
+    assert_same(result.exported, again.exported)
+
+
+# ---- the clock
+
+
+def test_the_clock_ends_the_run_before_it_is_over(tmp_path):
+    time = FakeTime()
+    settings = tiny(steps=0, seconds=100.0, reserve=9.0, warmup_steps=2, warmdown_share=0.5)
+    budget = Budget(100.0, 9.0, now=time)
+    validations = []
+
+    def validate(model):
+        time.time += 1000
+        validations.append(budget.elapsed())
+        return {"bpb": 2.0}
+
+    settings = tiny(
+        steps=0, seconds=100.0, reserve=9.0, warmup_steps=2, warmdown_share=0.5, validate_every=10, checkpoint_seconds=1e9
+    )
+    # four batches of a quarter: one second a step, 91 fit
+    result, events = run(settings, tmp_path, SlowStream(settings, time, 0.25), budget=budget, validate=validate)
+    assert result.steps == 91
+    assert result.seconds["total"] == pytest.approx(91)
+    assert result.seconds["parts"]["steps"] == pytest.approx(91)
+    assert result.seconds["untimed"]["warm-up"] == pytest.approx(2)
+    assert result.seconds["untimed"]["validation"] == pytest.approx(10_000)
+    assert validations == pytest.approx([10.0 * n for n in range(1, 10)] + [91.0])
+    steps = [event for event in events if event["kind"] == "step"]
+    assert [step["remaining"] for step in steps] == pytest.approx([91.0 - n for n in range(1, 92)])
+    assert [step["multiplier"] for step in steps] == pytest.approx([min(1, (91 - n) / 45.5) for n in range(91)])
+    assert steps[-1]["tokens_per_second"] == pytest.approx(128)
+
+
+def test_a_step_that_would_not_fit_is_not_begun(tmp_path):
+    time = FakeTime()
+    settings = tiny(steps=0, seconds=10.0, warmdown_steps=4, warmdown_share=0.0)
+    result, events = run(settings, tmp_path, SlowStream(settings, time, 0.75), budget=Budget(10.0, now=time))
+    assert result.steps == 3 and result.seconds["total"] == pytest.approx(9)
+    # the fall lasts four steps of three seconds, so it begins below 1 as soon as there is a pace
+    assert [e["multiplier"] for e in events if e["kind"] == "step"] == pytest.approx([1.0, 7 / 12, 4 / 12])
+
+
+def test_an_empty_clock_trains_nothing(tmp_path):
+    time = FakeTime()
+    budget = Budget(5.0, now=time)
+    time.time = 6.0
+    result, _ = run(tiny(steps=0, seconds=5.0), tmp_path, budget=budget)
+    assert result.steps == 0 and math.isnan(result.loss)
+
+
+# ---- what is told
+
+
+def test_the_events(tmp_path):
+    settings = tiny(steps=4, validate_every=3, qat_threshold=0.6)
+    seen = []
+    result, events = run(settings, tmp_path, validate=lambda model: seen.append(model.training) or {"bpb": 1.5})
+    kinds = [event["kind"] for event in events]
+    assert kinds[0] == "start" and kinds[-1] == "end" and kinds.count("step") == 4
+    start = events[0]
+    assert start["parameters"] == sum(value.numel() for value in result.exported.values())
+    assert start["plan"] == {"steps": 4, "seconds": 600.0, "batch_tokens": 128, "ranks": 1, "micro_steps": 4}
+    assert set(start["versions"]) == {"pgolf", "torch", "python"}
+    assert seen == [False, False]
+    validations = [(e["step"], e["weights"], e["bpb"]) for e in events if e["kind"] == "validation"]
+    assert validations == [(3, "raw", 1.5), (4, "ema", 1.5)]
+    assert result.validation == {"bpb": 1.5}
+    assert {"kind": "phase", "step": 3, "name": "quantisation-aware"} in events
+    assert events[-1]["seconds"] == result.seconds
+
+
+def test_the_last_validation_sees_the_exported_weights(tmp_path):
+    def validate(model):
+        return {"sum": float(sum(value.abs().sum() for value in model.state_dict().values()))}
+
+    result, _ = run(tiny(steps=4), tmp_path, validate=validate)
+    raw, _ = run(tiny(steps=4, export="raw"), tmp_path, validate=validate)
+    assert result.validation["sum"] == float(sum(value.abs().sum() for value in result.exported.values()))
+    assert result.validation != raw.validation
+
+
+def test_swa_that_never_began_is_told(tmp_path):
+    result, events = run(tiny(steps=3, export="swa", swa_every=50), tmp_path)
+    assert result.weights == "raw" and events[-1]["weights"] == "raw"
+
+
+# ---- interruptions
+
+
+def test_resuming_a_missing_checkpoint_starts_afresh(tmp_path):
+    plain, _ = run(tiny(), tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    fresh, events = run(tiny(), tmp_path / "b", resume=True)
+    assert_same(plain.exported, fresh.exported)
+    assert any(event["kind"] == "phase" and "no checkpoint" in event["name"] for event in events)
+
+
+INTERRUPTED = {
+    "ema": {},
+    "parallel off": {"parallel_muon": False, "muon_projections": True},
+    "swa": {"export": "swa", "swa_every": 1, "swa_threshold": 0.9},
+    "lawa": {"export": "lawa", "lawa_every": 1, "lawa_length": 3},
+    "qat": {"qat_threshold": 0.9, "qat_clip": 7, "qat_soft_round": True, "qat_banks": True, "crown_q": 1.0},
+}
+
+
+@pytest.mark.parametrize("options", INTERRUPTED.values(), ids=INTERRUPTED)
+def test_a_terminated_run_continues_bit_for_bit(tmp_path, options):
+    settings = tiny(steps=10, warmup_steps=1, **options)
+    plain, events = run(settings, tmp_path / "a")
+    asked = False
+
+    def ask(number, frame):
+        nonlocal asked
+        asked = True
+
+    class Terminated(Stream):
+        def batch(self, step, micro):
+            if (step, micro) == (6, 2) and len(self.asked) > 20:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(step, micro)
+
+    previous = signal.signal(signal.SIGTERM, ask)
+    try:
+        half, before = run(settings, tmp_path / "b", Terminated(settings), stop=lambda: asked)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert half.interrupted and half.steps == 7 and before[-1]["interrupted"]
+    spent = half.seconds["total"]
+    rest, after = run(settings, tmp_path / "b", resume=True)
+    assert not rest.interrupted and rest.steps == 10 and rest.tokens == plain.tokens
+    assert losses(before) + losses(after) == losses(events)
+    assert_same(plain.exported, rest.exported)
+    assert_same(*(checkpoint.read(tmp_path / name / checkpoint.NAME)[0] for name in "ab"))
+    assert after[-1]["seconds"]["total"] > spent
+    assert next(event for event in after if event["kind"] == "step")["elapsed"] > spent
+
+
+def test_a_finished_run_resumes_to_its_end(tmp_path):
+    plain, _ = run(tiny(), tmp_path)
+    again, events = run(tiny(), tmp_path, resume=True)
+    assert_same(plain.exported, again.exported)
+    assert again.loss == plain.loss and losses(events) == []
+
+
+def test_a_killed_run_continues_bit_for_bit(tmp_path):
+    script = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from tests.training.tiny import Stream, tiny\n"
+        "from pgolf.training.loop import train\n"
+        "settings = tiny(steps=60, checkpoint_seconds=0.0)\n"
+        "train(settings, Stream(settings), folder=sys.argv[1], device='cpu',\n"
+        "      log=lambda event: print(event['kind'], event.get('step'), flush=True))\n"
+    )
+    settings = tiny(steps=60, checkpoint_seconds=0.0)
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "b")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    checkpoints = 0
+    for line in child.stdout:
+        checkpoints += line.startswith("checkpoint")
+        if checkpoints == 5:
+            child.kill()
+    assert child.wait() == -signal.SIGKILL
+    step = checkpoint.read(tmp_path / "b" / checkpoint.NAME)[1]["step"]
+    assert 5 <= step < 60
+    rest, events = run(settings, tmp_path / "b", resume=True)
+    plain, whole = run(settings, tmp_path / "a")
+    assert losses(events) == losses(whole)[step:]
+    assert_same(plain.exported, rest.exported)
+    assert_same(*(checkpoint.read(tmp_path / name / checkpoint.NAME)[0] for name in "ab"))
+
+
+def test_checkpoints_come_at_their_interval(tmp_path):
+    time = FakeTime()
+    settings = tiny(steps=20, checkpoint_seconds=5.0)
+    _, events = run(settings, tmp_path, SlowStream(settings, time, 0.25), budget=Budget(600, now=time))
+    assert [event["step"] for event in events if event["kind"] == "checkpoint"] == [5, 10, 15, 20]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    run(tiny(steps=2), tmp_path)
+    with pytest.raises(CheckpointError, match="training.muon_lr = 0.025, but this one has 0.5"):
+        run(tiny(steps=2, muon_lr=0.5), tmp_path, resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    run(tiny(steps=2), tmp_path)
+    path = tmp_path / checkpoint.NAME
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        run(tiny(steps=2), tmp_path, resume=True)
+
+
+# ---- numbers that are none
+
+
+class Poisoned(Stream):
+    """From one step on, the network's weights are poisoned before the batch is read."""
+
+    def __init__(self, settings, step):
+        super().__init__(settings)
+        self.step, self.model = step, None
+
+    def batch(self, step, micro):
+        if step == self.step:
+            with torch.no_grad():
+                self.model.tok_emb.weight[3, 4] = math.nan
+        return super().batch(step, micro)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    def make(settings, step):
+        stream = Poisoned(settings, step)
+
+        def build(*arguments, **options):
+            stream.model = build_model(*arguments, **options)
+            return stream.model
+
+        monkeypatch.setattr(loop, "build_model", build)
+        return stream
+
+    return make
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(tmp_path, poisoned):
+    settings = tiny(steps=10, checkpoint_seconds=0.0)
+    with pytest.raises(TrainingError, match=r"loss of step 6 is nan; the last good checkpoint is .*, of step 5") as error:
+        run(settings, tmp_path, poisoned(settings, 5))
+    path = tmp_path / checkpoint.NAME
+    assert str(path) in str(error.value)
+    tensors, facts = checkpoint.read(path)
+    assert facts["step"] == 5
+    assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
+
+
+def test_without_a_checkpoint_the_error_says_so(tmp_path, poisoned):
+    settings = tiny(steps=10)
+    with pytest.raises(TrainingError, match="step 1 is nan; there is no checkpoint yet"):
+        run(settings, tmp_path, poisoned(settings, 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_a_step_has_spoilt_are_not_kept(tmp_path, monkeypatch):
+    """The loss is of the weights before the step; those after it must be looked at too."""
+    real = Optimisers.step
+
+    def step(self, *arguments):
+        norm = real(self, *arguments)
+        step.count += 1
+        if step.count == 4:
+            self.muon.parameters[0].data[0, 0, 0] = math.inf
+        return norm
+
+    step.count = 0
+    monkeypatch.setattr(Optimisers, "step", step)
+    with pytest.raises(TrainingError, match="not finite after step 4; the last good checkpoint is .*, of step 3"):
+        run(tiny(steps=10, checkpoint_seconds=0.0), tmp_path)
+    assert checkpoint.read(tmp_path / checkpoint.NAME)[1]["step"] == 3
+
+
+def test_news_of_a_step_may_come_late(tmp_path, monkeypatch, poisoned):
+    """As on CUDA, where the host runs ahead: the same numbers, and still no bad checkpoint."""
+    plain, events = run(tiny(), tmp_path / "a")
+    real = loop._Statuses.__init__
+
+    def late(self, world):
+        real(self, world)
+        self.depth = loop.STEPS_IN_FLIGHT
+
+    monkeypatch.setattr(loop._Statuses, "__init__", late)
+    again, same = run(tiny(), tmp_path / "b")
+    assert losses(events) == losses(same)
+    assert_same(plain.exported, again.exported)
+
+    time = FakeTime()
+    settings = tiny(steps=0, seconds=20.0)
+    result, _ = run(settings, tmp_path / "c", SlowStream(settings, time, 0.25), budget=Budget(20.0, now=time))
+    assert result.steps == 20 and result.seconds["total"] == pytest.approx(20)
+
+    settings = tiny(steps=12, checkpoint_seconds=0.0)
+    with pytest.raises(TrainingError, match=r"step 6 is nan; the last good checkpoint is .*, of step [1-5];"):
+        run(settings, tmp_path / "d", poisoned(settings, 5))
+    assert checkpoint.read(tmp_path / "d" / checkpoint.NAME)[1]["step"] <= 5
+
+    settings = tiny(steps=9)
+    stopped, _ = run(settings, tmp_path / "e", stop=lambda: True)
+    assert stopped.interrupted and stopped.steps == 3
+
+
+def test_ranks_must_divide_the_micro_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(World, "current", staticmethod(lambda device: World(0, 3)))
+    with pytest.raises(TrainingError, match="3 ranks do not divide training.micro_batches 4"):
+        run(tiny(), tmp_path)
+
+
+def test_a_dataset_gives_its_own_loader(tmp_path):
+    import dataclasses
+
+    from pgolf.data import Dataset, write_shard
+
+    tokens = torch.arange(5000).mul(17).remainder(60).numpy().astype("uint16")
+    shards = []
+    for number in range(2):
+        shards.append(tmp_path / f"text_train_{number:06d}.bin")
+        write_shard(shards[-1], tokens[number:])
+    dataset = Dataset(tmp_path, "text", tuple(shards), (), tmp_path / "tokenizer.model", 60, "digest")
+    curves = []
+    for kind in ("sequential", "coprime"):
+        settings = tiny(steps=3)
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, loader=kind))
+        result, events = run(settings, tmp_path, dataset)
+        curves.append(losses(events))
+        assert checkpoint.read(tmp_path / checkpoint.NAME)[1]["settings"]["data.digest"] == "digest"
+    assert curves[0] != curves[1]
+
+
