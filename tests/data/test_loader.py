@@ -119,8 +119,9 @@ def windows_of(loader, steps):
     return order
 
 
-def test_coprime_strides_visit_every_block_once_an_epoch(shards):
-    (loader,) = loaders(CoprimeStrideLoader, shards, 1)
+@pytest.mark.parametrize("seed", range(8))
+def test_coprime_strides_visit_every_block_once_an_epoch(shards, seed):
+    (loader,) = loaders(CoprimeStrideLoader, shards, 1, seed=seed)
     blocks, phases = loader._blocks.tolist(), loader._phase.tolist()
     assert blocks[2] == 0, "a shard shorter than a sequence gives none"
     for shard in (0, 1, 3):
@@ -133,6 +134,13 @@ def test_coprime_strides_visit_every_block_once_an_epoch(shards):
     )
     assert Counter(reads) == expected
     assert all(0 <= offset and offset + length <= SIZES[shard] for shard, offset, length in windows_of(loader, 60))
+
+
+def test_a_shard_of_one_window_is_read_whole(tmp_path):
+    write_shard(tmp_path / "x_train_000000.bin", range(LENGTH + 1))
+    for seed in range(8):
+        (loader,) = loaders(CoprimeStrideLoader, [tmp_path / "x_train_000000.bin"], 1, seed=seed)
+        assert set(windows_of(loader, 3)) == {(0, 0, LENGTH + 1)}
 
 
 def test_coprime_windows_are_their_own_text(shards):

@@ -93,14 +93,14 @@ def test_a_normalising_tokenizer_is_left_as_it_is(lossy_path):
 
 
 def test_training_is_deterministic_and_normal(tmp_path, documents):
-    train_tokenizer(documents[:30], 333, tmp_path / "a.model")
-    train_tokenizer(iter(documents[:30]), 333, tmp_path / "b.model")
+    texts = [*documents[:30], "2026 2026 2026 " * 999]
+    train_tokenizer(texts, 333, tmp_path / "a.model")
+    train_tokenizer(iter(texts), 333, tmp_path / "b.model")
     assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
     model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "a.model"))
     assert (model.pad_id(), model.bos_id(), model.eos_id(), model.unk_id()) == (0, 1, 2, 3)
     assert model.vocab_size() == 333
-    pieces = [model.id_to_piece(token) for token in range(260, 333)]
-    assert not any(any(map(str.isdigit, piece)) and len(piece.strip("\u2581")) > 1 for piece in pieces), "digits alone"
+    assert model.encode("2026", out_type=str) == list("2026"), "digits stay single, however frequent the number"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.model", "b.model"]
 
 
