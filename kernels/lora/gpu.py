@@ -110,9 +110,9 @@ def lora_product_kernel(
     for k in range(0, WIDTH, BK):
         o_k = k + tl.arange(0, BK)
         if BACKWARD:
-            p_weights = p_w + o_k.to(tl.int64)[:, None] * OUT + o_n_in[None, :]
+            p_weights = p_w + o_k[:, None] * OUT + o_n_in[None, :]
         else:
-            p_weights = p_w + o_n_in.to(tl.int64)[None, :] * WIDTH + o_k[:, None]
+            p_weights = p_w + o_n_in[None, :] * WIDTH + o_k[:, None]
         if WIDTH % BK == 0:
             b_x = tl.load(p_rows + o_k[None, :])  # [BM, BK]
             b_w = tl.load(p_weights)  # [BK, BN]

@@ -26,10 +26,14 @@ def lora(
     result      (docs, n, out) or (tokens, out), as x
 
     Gradients for x, a, b, and for weight if it asks for one; the adapters' are summed per document in a fixed order.
-    Saved for backward: x and t = s x Aᵀ (rank numbers a row). With T rows in all and every tensor crossing memory once,
-    forward moves T (in + out + rank) e + in·out·e + docs·rank (in + out) e_a bytes (e and e_a the sizes of an element of
-    x and of a) for 2 T (in·out + rank (in + out)) FLOPs; backward moves and computes twice that, or, where x wants no
-    gradient, 4 T rank (in + out) - 2 T rank in FLOPs.
+    Saved for backward: x and t = s x Aᵀ (rank numbers a row). With T rows in all, e and e_a the sizes of an element of x and
+    of a, and every tensor crossing memory once a pass:
+
+        forward     T (in + out + rank) e + in·out·e + docs·rank (in + out) e_a bytes,  2 T (in·out + rank (in + out)) FLOPs
+        backward    T (2 in + 2 out + 3 rank) e + in·out·e + 2 docs·rank (in + out) e_a,  2 T (in·out + 2 rank (in + out))
+        without dx  T (in + 2 out + 3 rank) e + docs·rank (in + 2 out) e_a,  2 T rank (in + 2 out)
+
+    and 2 T in·out more for the weight's gradient. What crosses memory again, and when, is the choice of `choose_route`.
     """
     _check(x, weight, a, b, cu_seqlens)
     return torch.ops.pgolf.lora(x, weight, a, b, scale, cu_seqlens)[0]

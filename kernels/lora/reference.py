@@ -92,6 +92,7 @@ def adam_reference(
     root = (second / _bias_correction(betas[1], step)).sqrt_().add_(eps)
     direction = g
     if betas[0]:
+        assert first is not None, "a first moment is needed unless betas[0] is 0"
         first = betas[0] * first.to(lr.dtype) + (1 - betas[0]) * g
         direction = first / _bias_correction(betas[0], step)
     return parameter.to(lr.dtype) * (1 - lr * weight_decay) - lr * direction / root, first, second

@@ -22,6 +22,7 @@ def lora_initial(
     return (uniform / width**0.5).to(device, dtype)
 
 
+@torch.no_grad()
 def lora_adam(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -78,6 +79,7 @@ def lora_adam(
     )
 
 
+@torch.no_grad()
 def lora_reset(
     a: Sequence[Tensor],
     b: Sequence[Tensor],
@@ -169,7 +171,7 @@ def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
-def _launch_over(entries: list[tuple[int, ...]], lengths: list[int], docs: int, device: torch.device):
+def _launch_over(entries: Sequence[tuple[int, ...]], lengths: list[int], docs: int, device: torch.device):
     """(grid, table, constants) of a kernel over every document of a list of tensors: lengths[i] counts the elements that a
     document has in tensor i, entries[i] are four numbers for the kernel."""
     launch = launch_update()
@@ -208,6 +210,8 @@ def _adam_triton(parameters, gradients, first, second, steps, rates, rate, beta1
         **types, FIRST=beta1 > 0, RATES=rates is not None, ACTIVE=active is not None, ALIGNED=aligned,
         **constants,
     )  # fmt: skip
+    # autograd cannot see a kernel write; this is how it learns that a saved tensor is no longer what it was
+    torch.autograd.graph.increment_version([*parameters, *first, *second])
 
 
 def _reset_triton(a, initial, cleared, documents):
@@ -228,6 +232,7 @@ def _reset_triton(a, initial, cleared, documents):
     grid, table, constants = _launch_over(entries, words, docs, steps.device)
     chosen = None if documents is None else documents.view(torch.uint8)
     lora_reset_kernel[grid](table, chosen, len(sized), CHOSEN=documents is not None, **constants)
+    torch.autograd.graph.increment_version([*a, *cleared])
 
 
 def compile_cases() -> list[Case]:
@@ -251,7 +256,10 @@ def compile_cases() -> list[Case]:
         signature = {**pointers, "tensors": "i32", **numbers}
         constants = {"P": p, "G": g, "S": s, "FIRST": first, "RATES": chosen, "ACTIVE": chosen, "ALIGNED": aligned, "BT": 256}
         optional = {"p_rates": "*fp32:16", "p_active": "*u8:16"}
-        (signature if chosen else constants).update(optional if chosen else dict.fromkeys(optional))
+        if chosen:
+            signature |= optional
+        else:
+            constants |= dict.fromkeys(optional)
         moved, flops = traffic_adam(elements, sizes[p], sizes[g], sizes[s], first)
         name = f"lora_adam_kernel[{p.name} {g.name} {s.name}{' first' if first else ''}{' masked' if chosen else ''}]"
         shape = f"{elements:,} numbers"
