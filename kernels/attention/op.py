@@ -1,54 +1,103 @@
 """Registration, launch choice, the choice of a core, and the public functions of `attention` and `xsa`."""
 
+import functools
+import importlib.util
 import math
 
 import torch
 
 from pgolf.kernels.attention import reference
+from pgolf.kernels.launch import Launch, capability_of, cdiv
 
 LOG2E = math.log2(math.e)
+INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? gate, Tensor? start, Tensor? end"
+OPTIONS = "SymInt window, float scale, bool xsa"
 
-for schema in (
-    "document_bounds(Tensor cu_seqlens, SymInt length) -> (Tensor, Tensor)",
-    "attention(Tensor q, Tensor k, Tensor v, Tensor? gate, Tensor? start, Tensor? end, SymInt window, float scale, bool xsa)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? gate, Tensor? start, Tensor? end, Tensor z,"
-    " Tensor a, Tensor lse, SymInt window, float scale, bool xsa) -> (Tensor, Tensor, Tensor, Tensor)",
-    "xsa(Tensor y, Tensor v, Tensor? gate, float eps) -> Tensor",
-    "xsa_backward(Tensor grad, Tensor y, Tensor v, Tensor? gate, float eps) -> (Tensor, Tensor, Tensor)",
-):
-    torch.library.define("pgolf::" + schema.partition("(")[0], "(" + schema.partition("(")[2])
+torch.library.define("pgolf::document_bounds", "(Tensor cu_seqlens, SymInt length) -> (Tensor, Tensor)")
+torch.library.define("pgolf::attention", f"({INPUTS}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)")
+torch.library.define(
+    "pgolf::attention_backward",
+    f"(Tensor grad, {INPUTS}, Tensor z, Tensor a, Tensor lse, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define("pgolf::xsa", "(Tensor y, Tensor v, Tensor? gate, float eps) -> Tensor")
+torch.library.define(
+    "pgolf::xsa_backward", "(Tensor grad, Tensor y, Tensor v, Tensor? gate, float eps) -> (Tensor, Tensor, Tensor)"
+)
 
 
 def attention(q, k, v, *, xsa=False, gate=None, cu_seqlens=None, window=None, scale=None, core=None):
+    """Causal attention, with exclusive self-attention (XSA) and a per-head gate as options.
+
+        p_ij = softmax over visible j <= i of scale (q_i . k_j),   y_i = sum_j p_ij v_j
+        z = y - a v,  a = (y . v) / max(|v|^2, 1e-24)              with xsa: v of the same token and group
+        out = gate z                                               with gate (B, T, H)
+
+    q (B, T, H, d); k, v (B, T, Hkv, d), H a multiple of Hkv: query head h uses key-value head h // (H // Hkv).
+    Returns (B, T, H, d) in q's dtype; arithmetic beyond the matmuls is in float32 (float64 for float64 inputs).
+    cu_seqlens (n + 1,) int32 with B = 1: document boundaries, starting at 0; a token sees its own document alone.
+    Documents may be empty; tokens beyond the last boundary give zeros and zero gradients.
+    window: a token sees that many tokens at most, itself included. scale defaults to 1 / sqrt(d).
+    Differentiable in q, k, v and gate.
+
+    core: who does the attention itself.
+      "triton"     the operator of this room, everything fused; d a power of two up to 128, float32 and 16-bit floats.
+                   On a CPU the same operator in plain torch.
+      "fa3"        FlashAttention-3 (flash_attn_interface, or through Hugging Face's kernels), then `xsa`
+      "fa2"        FlashAttention-2 (flash_attn), then `xsa`
+      "sdpa"       torch's own, then `xsa`; with documents or a window it builds a T x T mask
+      "reference"  plain torch, T x T matrices
+    None takes the first usable one from `PREFERENCE`. All agree to rounding.
+
+    The Triton core saves q, k, v, the output before the gate, lse (B, H, T) float32 and, with xsa, a (B, H, T) float32;
+    y is recovered as z + a v. With e bytes per element, N = B T and S the number of visible (query, key) pairs, it moves
+    at least (2 H + 2 Hkv) N d e bytes forward (H N d e more with a gate) and, backward, (4 H + 4 Hkv) N d e; with xsa or
+    a gate 4 H N d e more, for dy and its reading back. FLOPs: 4 S H d forward; 14 S H d backward, because the scores and
+    dP are computed twice rather than added up atomically.
+    """
     _check_attention(q, k, v, gate, cu_seqlens, window, scale)
-    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
-    core = core or ("sdpa" if q.device.type == "cpu" else "triton")
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    core = core or _best_core(q)
     if core == "reference":
         return reference.attention(q, k, v, xsa=xsa, gate=gate, cu_seqlens=cu_seqlens, window=window, scale=scale)
     if core == "triton":
+        _check_fused(q)
         start, end = (None, None) if cu_seqlens is None else torch.ops.pgolf.document_bounds(cu_seqlens, q.shape[1])
         return torch.ops.pgolf.attention(q, k, v, gate, start, end, window or 0, scale, xsa)[0]
-    y = _sdpa(q, k, v, cu_seqlens, window, scale)
+    if core == "sdpa":
+        y = _sdpa(q, k, v, cu_seqlens, window, scale)
+    elif core in ("fa3", "fa2"):
+        y = _flash(core, q, k, v, cu_seqlens, window, scale)
+    else:
+        raise ValueError(f"attention: no core {core!r}; there are triton, fa3, fa2, sdpa and reference")
     if cu_seqlens is not None:
         inside = torch.arange(q.shape[1], device=q.device) < cu_seqlens[-1]
         y = torch.where(inside[:, None, None], y, 0)
     if xsa:
-        return _xsa(y, v, gate)
+        return torch.ops.pgolf.xsa(y, v, gate, reference.EPS)
     return y if gate is None else (y * gate[..., None]).to(q.dtype)
 
 
-def xsa(y, v, gate=None, *, eps=1e-12):
+def xsa(y, v, gate=None, *, eps=reference.EPS):
+    """Exclusive self-attention after any attention: remove from each head's output its part along the token's own value.
+
+        z = y - a v,  a = (y . v) / max(|v|^2, eps^2),  times gate if there is one
+
+    y (B, T, H, d); v (B, T, Hkv, d) of y's dtype, H a multiple of Hkv; gate (B, T, H). Returns y's shape and dtype;
+    arithmetic is in float32 (float64 for float64 inputs). Differentiable in y, v and gate.
+
+    Saved for backward: the inputs. With e bytes per element and N = B T: (2 H + Hkv) N d e bytes forward, (3 H + 2 Hkv)
+    N d e backward; about 4 H N d and 10 H N d FLOPs, far below what the memory allows.
+    """
     if y.ndim != 4 or v.ndim != 4 or y.shape[:2] != v.shape[:2] or y.shape[3] != v.shape[3] or y.shape[2] % v.shape[2]:
-        raise ValueError(f"xsa: y (B, T, H, d) and v (B, T, Hkv, d) with H a multiple of Hkv expected, got {tuple(y.shape)} and {tuple(v.shape)}")
-    if y.dtype != v.dtype:
-        raise ValueError(f"xsa: y and v must have one dtype, got {y.dtype} and {v.dtype}")
+        raise ValueError(
+            "xsa: y (B, T, H, d) and v (B, T, Hkv, d) with H a multiple of Hkv expected, "
+            f"got {tuple(y.shape)} and {tuple(v.shape)}"
+        )
+    if y.dtype != v.dtype or not y.dtype.is_floating_point:
+        raise ValueError(f"xsa: y and v must have one floating-point dtype, got {y.dtype} and {v.dtype}")
     if gate is not None and gate.shape != y.shape[:3]:
         raise ValueError(f"xsa: gate must be (B, T, H) = {tuple(y.shape[:3])}, got {tuple(gate.shape)}")
     return torch.ops.pgolf.xsa(y, v, gate, eps)
-
-
-_xsa = xsa
 
 
 def _check_attention(q, k, v, gate, cu_seqlens, window, scale):
@@ -60,7 +109,9 @@ def _check_attention(q, k, v, gate, cu_seqlens, window, scale):
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"attention: {q.shape[2]} query heads cannot share {k.shape[2]} key-value heads evenly")
     if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
-        raise ValueError(f"attention: q, k and v must have one floating-point dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+        raise ValueError(
+            f"attention: q, k and v must have one floating-point dtype, got {q.dtype}, {k.dtype} and {v.dtype}"
+        )
     if gate is not None and gate.shape != q.shape[:3]:
         raise ValueError(f"attention: gate must be (B, T, H) = {tuple(q.shape[:3])}, got {tuple(gate.shape)}")
     if cu_seqlens is not None and (cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32 or q.shape[0] != 1):
@@ -69,26 +120,109 @@ def _check_attention(q, k, v, gate, cu_seqlens, window, scale):
             f"got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)} and a batch of {q.shape[0]}"
         )
     if window is not None and window < 1:
-        raise ValueError(f"attention: a window of {window} tokens sees nothing; it must be at least 1 (the token itself)")
+        raise ValueError(f"attention: a window of {window} tokens sees nothing; it must be 1 (the token itself) or more")
     if scale is not None and not scale > 0:
         raise ValueError(f"attention: scale must be positive, not {scale}")
 
 
+def _check_fused(q):
+    if q.device.type == "cuda" and not _usable("triton", q.dtype, q.shape[3]):
+        raise ValueError(
+            "attention: the triton core takes float32, float16 and bfloat16 and head dims of 16, 32, 64 and 128, "
+            f"not {q.dtype} and {q.shape[3]}; choose core='sdpa'"
+        )
+
+
+# Best first, per capability; chosen by reasoning, unmeasured. On Hopper FlashAttention-3's backward is far enough ahead
+# to pay for the separate pass of XSA; on Ampere and Blackwell FlashAttention-2 is not, once XSA and documents (whose
+# empty tiles it launches, knowing no longer bound than T) are counted. SDPA comes last: it has no document mask of its own.
+PREFERENCE = {80: ("triton", "fa2", "sdpa"), 90: ("fa3", "triton", "fa2", "sdpa"), 100: ("triton", "fa2", "sdpa")}
+
+
+def choose_core(capability, dtype, head_dim, installed) -> str:
+    """First entry of `PREFERENCE` that is installed and takes this dtype and head dim."""
+    known = max(number for number in PREFERENCE if number <= max(capability, 80))
+    return next(core for core in PREFERENCE[known] if core in installed and _usable(core, dtype, head_dim))
+
+
+def _usable(core, dtype, head_dim):
+    if core == "triton":
+        return dtype in (torch.float32, torch.float16, torch.bfloat16) and head_dim in (16, 32, 64, 128)
+    if core in ("fa2", "fa3"):
+        return dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
+    return True
+
+
+def _best_core(q):
+    if q.device.type != "cuda":
+        return "sdpa"
+    return choose_core(capability_of(q.device), q.dtype, q.shape[3], _installed_cores().split())
+
+
+# A compiled graph cannot trace an import. These two run while it is traced, and their answers become constants of it.
+
+
+@torch.compiler.assume_constant_result
+def _installed_cores():
+    return "triton sdpa" + "".join(f" {core}" for core in FLASH if _flash_module(core) is not None)
+
+
+@torch.compiler.assume_constant_result
+def _load_flash(core):
+    if _flash_module(core) is None:
+        raise ImportError(f"attention: core={core!r} needs {FLASH[core]}; core=None takes the best core that is installed")
+    LOADED[core] = _flash_module(core)
+    return True
+
+
+FLASH = {
+    "fa3": "FlashAttention-3: either flash_attn_interface, or Hugging Face's kernels and its kernels-community/flash-attn3",
+    "fa2": "FlashAttention-2: pip install flash-attn",
+}
+LOADED: dict[str, object] = {}
+
+
+@functools.cache
+def _flash_module(core):
+    if core == "fa2":
+        return importlib.import_module("flash_attn") if importlib.util.find_spec("flash_attn") else None
+    if importlib.util.find_spec("flash_attn_interface"):
+        return importlib.import_module("flash_attn_interface")
+    try:
+        from kernels import get_kernel
+
+        return get_kernel("kernels-community/flash-attn3")
+    except Exception:  # not installed, no network, or no build for this machine: whichever it is, there is no such core.
+        return None
+
+
+def _flash(core, q, k, v, cu_seqlens, window, scale):
+    _load_flash(core)
+    options = {"softmax_scale": scale, "causal": True, "window_size": (-1 if window is None else window - 1, 0)}
+    if cu_seqlens is None:
+        out = LOADED[core].flash_attn_func(q, k, v, **options)
+        return out[0] if isinstance(out, tuple) else out
+    # tokens beyond the last document form one more, so that nothing is left unwritten.
+    length = q.shape[1]
+    bounds = torch.cat([cu_seqlens, cu_seqlens.new_full((1,), length)])
+    out = LOADED[core].flash_attn_varlen_func(
+        q[0], k[0], v[0],
+        cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=length, max_seqlen_k=length, **options,
+    )  # fmt: skip
+    return (out[0] if isinstance(out, tuple) else out)[None]
+
+
 def _sdpa(q, k, v, cu_seqlens, window, scale):
-    query, key, value = (x.transpose(1, 2) for x in (q, k, v))
-    grouped = q.shape[2] != k.shape[2]
-    if cu_seqlens is None and window is None:
-        mask = None
-    else:
-        # tokens beyond the last document form one more, so that no row of the mask is empty.
-        mask = _same_document(q.shape[1], cu_seqlens, window, q.device)
+    mask = None if cu_seqlens is None and window is None else _same_document(q.shape[1], cu_seqlens, window, q.device)
     y = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
-    )
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+        attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[2] != k.shape[2],
+    )  # fmt: skip
     return y.transpose(1, 2)
 
 
 def _same_document(length, cu_seqlens, window, device):
+    """As `reference.visible`, but tokens beyond the last document form one more, so that no row is empty."""
     position = torch.arange(length, device=device)
     mask = position[None, :] <= position[:, None]
     if window is not None:
@@ -97,6 +231,282 @@ def _same_document(length, cu_seqlens, window, device):
         document = torch.searchsorted(cu_seqlens, position.int(), right=True)
         mask = mask & (document[:, None] == document[None, :])
     return mask
+
+
+# Tiles by capability, bits per element and head dim, as (BM, BN, warps, stages); chosen by reasoning, unmeasured: the
+# largest tiles that spill nothing with every option on. A block of 128 rows halves what K and V cost in the L2 cache,
+# which at head dim 64 would else be the limit; eight warps are two warpgroups of 64 rows each. float32 multiplies
+# without tensor cores, for comparison rather than speed.
+FORWARD = {
+    80: {16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
+    90: {16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
+    100: {16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
+}
+BACKWARD_KV = {
+    80: {16: {64: (32, 128, 8, 2), 128: (64, 64, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 4, 2)}},
+    90: {16: {64: (64, 128, 8, 2), 128: (32, 128, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 4, 2)}},
+    100: {16: {64: (64, 128, 8, 2), 128: (64, 128, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 4, 2)}},
+}
+BACKWARD_Q = {
+    80: {16: {64: (128, 64, 8, 2), 128: (128, 32, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
+    90: {16: {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
+    100: {16: {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
+}
+# Elements of a tile (tokens x head dim) of the kernels that only stream, on eight warps: 16 per thread and tensor, which
+# keeps several blocks on a multiprocessor and enough loads in flight to cover the latency of memory.
+STREAMED = 4096
+
+
+def _launch_matmul(table, head_dim, element_bits, capability) -> Launch:
+    known = max(number for number in table if number <= max(capability, 80))
+    rows, columns, warps, stages = table[known][element_bits][64 if head_dim <= 64 else 128]
+    return Launch({"BM": rows, "BN": columns}, num_warps=warps, num_stages=stages)
+
+
+def launch_attention_fwd(head_dim, element_bits, capability) -> Launch:
+    """BN divides BM: the diagonal of a query tile is a whole number of key blocks."""
+    return _launch_matmul(FORWARD, head_dim, element_bits, capability)
+
+
+def launch_attention_bwd_kv(head_dim, element_bits, capability) -> Launch:
+    """BM divides BN: the diagonal of a key tile is a whole number of query blocks."""
+    return _launch_matmul(BACKWARD_KV, head_dim, element_bits, capability)
+
+
+def launch_attention_bwd_q(head_dim, element_bits, capability) -> Launch:
+    """BN divides BM, as in the forward kernel."""
+    return _launch_matmul(BACKWARD_Q, head_dim, element_bits, capability)
+
+
+def launch_attention_bwd_prepare(head_dim) -> Launch:
+    return Launch({"BT": STREAMED // max(32, head_dim)}, num_warps=8, num_stages=1)
+
+
+def launch_xsa(head_dim) -> Launch:
+    """64 tokens of one group at head dim 64; odd head dims are padded to a power of two."""
+    width = max(16, 1 << (head_dim - 1).bit_length())
+    return Launch({"BT": max(1, STREAMED // max(32, width)), "BD": width}, num_warps=8, num_stages=1)
+
+
+def launch_document_bounds() -> Launch:
+    return Launch({"BT": 512}, num_warps=4, num_stages=1)
+
+
+# Bytes and FLOPs of one launch. `pairs` is the number of visible (query, key) pairs of one head, summed over the batch.
+
+
+def traffic_attention_fwd(tokens, pairs, heads, kv_heads, head_dim, element_bytes, xsa=False, gate=False):
+    rows = (2 + gate) * heads + 2 * kv_heads
+    per_head = 4 * tokens * heads * (1 + xsa + gate)
+    return tokens * rows * head_dim * element_bytes + per_head, 4 * pairs * heads * head_dim
+
+
+def traffic_attention_bwd_prepare(tokens, heads, kv_heads, head_dim, element_bytes, xsa=False, gate=False):
+    rows = (3 if xsa or gate else 2) * heads + (2 * kv_heads if xsa else 0)
+    per_head = 4 * tokens * heads * (1 + xsa + 2 * gate)
+    return tokens * rows * head_dim * element_bytes + per_head, (10 if xsa else 3) * tokens * heads * head_dim
+
+
+def traffic_attention_bwd_kv(tokens, pairs, heads, kv_heads, head_dim, element_bytes, xsa=False):
+    rows = 2 * heads + (5 if xsa else 4) * kv_heads
+    return tokens * rows * head_dim * element_bytes + 8 * tokens * heads, 8 * pairs * heads * head_dim
+
+
+def traffic_attention_bwd_q(tokens, pairs, heads, kv_heads, head_dim, element_bytes):
+    rows = 3 * heads + 2 * kv_heads
+    return tokens * rows * head_dim * element_bytes + 8 * tokens * heads, 6 * pairs * heads * head_dim
+
+
+def traffic_xsa(tokens, heads, kv_heads, head_dim, element_bytes, direction, gate=False):
+    rows, work = (2 * heads + kv_heads, 4) if direction == "forward" else (3 * heads + 2 * kv_heads, 10)
+    gates = 4 * tokens * heads * gate * (1 if direction == "forward" else 2)
+    return tokens * rows * head_dim * element_bytes + gates, work * tokens * heads * head_dim
+
+
+def compile_cases(capability):
+    from pgolf.kernels.attention import gpu
+    from pgolf.kernels.compile import Case
+
+    batch, length, heads, kv_heads = 48, 2048, 8, 4
+    tokens, pairs = batch * length, batch * length * (length + 1) // 2
+    shape = f"B={batch} T={length} H={heads} Hkv={kv_heads}"
+    cases = []
+
+    def add(kernel, name, launch, traffic, kind, flags, **more):
+        """Types follow from the arguments' names; what an option leaves out is None, as the launchers pass it."""
+        absent = set()
+        if not flags.get("GATE"):
+            absent |= {"p_gate", "p_dgate"}
+        if kernel is gpu.attention_fwd_kernel:
+            absent |= ({"p_z"} if not flags["GATE"] else set()) | ({"p_a"} if not flags["XSA"] else set())
+        elif not flags.get("XSA", True):
+            absent |= {"p_a", "p_dv_own"} | ({"p_v", "p_dv"} if kernel is gpu.attention_bwd_prepare_kernel else set())
+        if kernel is gpu.attention_bwd_prepare_kernel and not (flags["XSA"] or flags["GATE"]):
+            absent |= {"p_dy"}
+        if not flags.get("DOCUMENTS", True):
+            absent |= {"p_start", "p_end"}
+        exact = ("p_a", "p_lse", "p_delta", "p_gate", "p_dgate")
+        integers = ("p_start", "p_end", "p_cu")
+        signature, constants = {}, dict(flags)
+        for argument in kernel.arg_names:
+            if argument in absent:
+                constants[argument] = None
+            elif argument in integers:
+                signature[argument] = "*i32:16"
+            elif argument.startswith("p_"):
+                signature[argument] = "*fp32:16" if argument in exact else f"*{kind}:16"
+            elif argument in ("scale", "scale2", "floor"):
+                signature[argument] = "fp32"
+            elif argument not in flags and argument not in launch.tiles:
+                signature[argument] = "i32"
+        cases.append(Case(kernel, f"{name} {kind}", signature, constants, launch, shape, *traffic, **more))
+
+    def add_attention(kind, dim, xsa, gate, ragged, directions="forward prepare kv q"):
+        bits = 32 if kind == "fp32" else 16
+        common = (heads, kv_heads, dim, bits // 8)
+        flags = {"H": heads, "HKV": kv_heads, "D": dim}
+        edges = {"DOCUMENTS": ragged, "WINDOW": ragged}
+        name = f"d={dim}" + " xsa" * xsa + " gate" * gate + " documents window" * ragged
+        more = {"matmul": bits == 16}
+        if "forward" in directions:
+            launch = launch_attention_fwd(dim, bits, capability)
+            traffic = traffic_attention_fwd(tokens, pairs, *common, xsa, gate)
+            every = {**flags, **edges, "XSA": xsa, "GATE": gate}
+            add(gpu.attention_fwd_kernel, f"forward {name}", launch, traffic, kind, every, **more)
+        if "prepare" in directions:
+            launch = launch_attention_bwd_prepare(dim)
+            traffic = traffic_attention_bwd_prepare(tokens, *common, xsa, gate)
+            every = {**flags, "XSA": xsa, "GATE": gate}
+            add(gpu.attention_bwd_prepare_kernel, f"backward prepare {name}", launch, traffic, kind, every, max_registers=128)
+        if "kv" in directions:
+            launch = launch_attention_bwd_kv(dim, bits, capability)
+            traffic = traffic_attention_bwd_kv(tokens, pairs, *common, xsa)
+            every = {**flags, **edges, "XSA": xsa}
+            add(gpu.attention_bwd_kv_kernel, f"backward kv {name}", launch, traffic, kind, every, **more)
+        if "q" in directions.split():
+            launch = launch_attention_bwd_q(dim, bits, capability)
+            traffic = traffic_attention_bwd_q(tokens, pairs, *common)
+            add(gpu.attention_bwd_q_kernel, f"backward q {name}", launch, traffic, kind, {**flags, **edges}, **more)
+
+    # the challenge's shape plain, with XSA, and with everything; the other head dim; the other dtypes.
+    add_attention("bf16", 64, False, False, False)
+    add_attention("bf16", 64, True, False, False, "forward prepare kv")
+    add_attention("bf16", 64, True, True, True)
+    add_attention("bf16", 128, True, True, False, "forward")
+    add_attention("bf16", 128, True, True, True)
+    add_attention("fp16", 64, True, False, True, "forward kv q")
+    add_attention("fp32", 64, True, True, True, "forward kv q")
+    add_attention("fp32", 128, True, True, True, "forward kv q")
+    for dim, kind, gate in ((64, "bf16", False), (64, "bf16", True), (96, "bf16", True)):
+        launch = launch_xsa(dim)
+        flags = {"H": heads, "HKV": kv_heads, "D": dim, "GATE": gate}
+        for direction, kernel in (("forward", gpu.xsa_fwd_kernel), ("backward", gpu.xsa_bwd_kernel)):
+            traffic = traffic_xsa(tokens, heads, kv_heads, dim, 2, direction, gate)
+            add(kernel, f"xsa {direction} d={dim}" + " gate" * gate, launch, traffic, kind, flags, max_registers=128)
+    add(gpu.document_bounds_kernel, "document bounds", launch_document_bounds(), (8 * tokens, 0), "i32", {}, max_registers=64)
+    return cases
+
+
+def _bounds_triton(cu_seqlens, length):
+    from pgolf.kernels.attention import gpu
+
+    launch = launch_document_bounds()
+    cu_seqlens = cu_seqlens.contiguous()
+    start, end = (torch.empty(length, dtype=torch.int32, device=cu_seqlens.device) for _ in range(2))
+    if length:
+        grid = (cdiv(length, launch.tiles["BT"]),)
+        gpu.document_bounds_kernel[grid](cu_seqlens, start, end, cu_seqlens.numel() - 1, length, **launch.options)
+    return start, end
+
+
+def _forward_triton(q, k, v, gate, start, end, window, scale, xsa):
+    from pgolf.kernels.attention import gpu
+
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    gate = None if gate is None else gate.contiguous()
+    (batch, length, heads, dim), kv_heads = q.shape, k.shape[2]
+    out = torch.empty_like(q)
+    z = torch.empty_like(q) if gate is not None else None
+    a = torch.empty(batch, heads, length, dtype=torch.float32, device=q.device) if xsa else None
+    lse = torch.empty(batch, heads, length, dtype=torch.float32, device=q.device)
+    launch = launch_attention_fwd(dim, 8 * q.element_size(), capability_of(q.device))
+    tiles = cdiv(length, launch.tiles["BM"])
+    if batch * tiles:
+        gpu.attention_fwd_kernel[(tiles * batch * heads,)](
+            q, k, v, gate, start, out, z, a, lse, scale * LOG2E, reference.EPS**2, length, window, tiles,
+            H=heads, HKV=kv_heads, D=dim, XSA=xsa, GATE=gate is not None,
+            DOCUMENTS=start is not None, WINDOW=window > 0, **launch.options,
+        )  # fmt: skip
+    return out, q.new_empty(0) if z is None else z, lse.new_empty(0) if a is None else a, lse
+
+
+def _backward_triton(grad, q, k, v, gate, start, end, z, a, lse, window, scale, xsa):
+    from pgolf.kernels.attention import gpu
+
+    grad, q, k, v = grad.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
+    gated = gate is not None
+    gate = gate.contiguous() if gated else None
+    (batch, length, heads, dim), kv_heads = q.shape, k.shape[2]
+    bits, capability = 8 * q.element_size(), capability_of(q.device)
+    d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    d_gate = torch.empty_like(gate) if gated else None
+    dy = torch.empty_like(q) if xsa or gated else grad
+    dv_own = torch.empty_like(v) if xsa else None
+    delta = torch.empty_like(lse)
+    heads_and_dim = {"H": heads, "HKV": kv_heads, "D": dim}
+    edges = {"DOCUMENTS": start is not None, "WINDOW": window > 0}
+    if batch * length:
+        launch = launch_attention_bwd_prepare(dim)
+        gpu.attention_bwd_prepare_kernel[(cdiv(batch * length, launch.tiles["BT"]) * kv_heads,)](
+            grad, z, v if xsa else None, gate, a if xsa else None, dy if xsa or gated else None, dv_own, d_gate, delta,
+            reference.EPS**2, batch * length, length, XSA=xsa, GATE=gated, **heads_and_dim, **launch.options,
+        )  # fmt: skip
+        launch = launch_attention_bwd_kv(dim, bits, capability)
+        tiles = cdiv(length, launch.tiles["BN"])
+        gpu.attention_bwd_kv_kernel[(tiles * batch * kv_heads,)](
+            q, k, v, end, dy, lse, delta, dv_own, d_k, d_v, scale * LOG2E, scale, length, window, tiles,
+            XSA=xsa, **heads_and_dim, **edges, **launch.options,
+        )  # fmt: skip
+        launch = launch_attention_bwd_q(dim, bits, capability)
+        tiles = cdiv(length, launch.tiles["BM"])
+        gpu.attention_bwd_q_kernel[(tiles * batch * heads,)](
+            q, k, v, start, dy, lse, delta, d_q, scale * LOG2E, scale, length, window, tiles,
+            **heads_and_dim, **edges, **launch.options,
+        )  # fmt: skip
+    return d_q, d_k, d_v, d_gate if gated else lse.new_empty(0)
+
+
+def _xsa_triton(y, v, gate, eps):
+    from pgolf.kernels.attention import gpu
+
+    y, v = y.contiguous(), v.contiguous()
+    gate = None if gate is None else gate.contiguous()
+    (batch, length, heads, dim), kv_heads = y.shape, v.shape[2]
+    z, launch = torch.empty_like(y), launch_xsa(dim)
+    programs = cdiv(batch * length, launch.tiles["BT"]) * kv_heads
+    if programs:
+        gpu.xsa_fwd_kernel[(programs,)](
+            y, v, gate, z, eps * eps, batch * length, H=heads, HKV=kv_heads, D=dim, GATE=gate is not None, **launch.options
+        )
+    return z
+
+
+def _xsa_backward_triton(grad, y, v, gate, eps):
+    from pgolf.kernels.attention import gpu
+
+    grad, y, v = grad.contiguous(), y.contiguous(), v.contiguous()
+    gated = gate is not None
+    gate = gate.contiguous() if gated else None
+    (batch, length, heads, dim), kv_heads = y.shape, v.shape[2]
+    d_y, d_v, d_gate = torch.empty_like(y), torch.empty_like(v), torch.empty_like(gate) if gated else None
+    launch = launch_xsa(dim)
+    programs = cdiv(batch * length, launch.tiles["BT"]) * kv_heads
+    if programs:
+        gpu.xsa_bwd_kernel[(programs,)](
+            grad, y, v, gate, d_y, d_v, d_gate, eps * eps, batch * length,
+            H=heads, HKV=kv_heads, D=dim, GATE=gated, **launch.options,
+        )  # fmt: skip
+    return d_y, d_v, d_gate if gated else torch.empty(0, dtype=torch.float32, device=y.device)
 
 
 def _bounds_cpu(cu_seqlens, length):
@@ -140,7 +550,8 @@ def _forward_cpu(q, k, v, gate, start, end, window, scale, xsa):
 def _backward_cpu(grad, q, k, v, gate, start, end, z, a, lse, window, scale, xsa):
     kind = torch.promote_types(q.dtype, torch.float32)
     group = q.shape[2] // k.shape[2]
-    own, keys, z, dz = v.to(kind).repeat_interleave(group, 2), k.to(kind).repeat_interleave(group, 2), z.to(kind), grad.to(kind)
+    own, keys = (x.to(kind).repeat_interleave(group, 2) for x in (v, k))
+    z, dz = z.to(kind), grad.to(kind)
     d_gate, d_own, y = z.new_empty(0), torch.zeros_like(own), z
     if gate is not None:
         d_gate = (dz * z).sum(-1).to(gate.dtype)
@@ -186,11 +597,15 @@ def _xsa_backward_cpu(grad, y, v, gate, eps):
     return d_y.to(y.dtype).contiguous(), d_own.unflatten(2, (-1, group)).sum(3).to(v.dtype).contiguous(), d_gate
 
 
-torch.library.impl("pgolf::document_bounds", "CPU", _bounds_cpu)
-torch.library.impl("pgolf::attention", "CPU", _forward_cpu)
-torch.library.impl("pgolf::attention_backward", "CPU", _backward_cpu)
-torch.library.impl("pgolf::xsa", "CPU", _xsa_cpu)
-torch.library.impl("pgolf::xsa_backward", "CPU", _xsa_backward_cpu)
+for name, on_cpu, on_gpu in (
+    ("document_bounds", _bounds_cpu, _bounds_triton),
+    ("attention", _forward_cpu, _forward_triton),
+    ("attention_backward", _backward_cpu, _backward_triton),
+    ("xsa", _xsa_cpu, _xsa_triton),
+    ("xsa_backward", _xsa_backward_cpu, _xsa_backward_triton),
+):
+    torch.library.impl(f"pgolf::{name}", "CPU", on_cpu)
+    torch.library.impl(f"pgolf::{name}", "CUDA", on_gpu)
 
 
 @torch.library.register_fake("pgolf::document_bounds")
@@ -224,8 +639,8 @@ def _xsa_fake(y, v, gate, eps):
 
 @torch.library.register_fake("pgolf::xsa_backward")
 def _xsa_backward_fake(grad, y, v, gate, eps):
-    kind = torch.promote_types(y.dtype, torch.float32)
-    return y.new_empty(y.shape), v.new_empty(v.shape), y.new_empty(0, dtype=kind) if gate is None else gate.new_empty(gate.shape)
+    d_gate = y.new_empty(0, dtype=torch.promote_types(y.dtype, torch.float32)) if gate is None else gate.new_empty(gate.shape)
+    return y.new_empty(y.shape), v.new_empty(v.shape), d_gate
 
 
 def _save(ctx, inputs, output):

@@ -8,7 +8,7 @@ EPS = 1e-12  # the least |v| that XSA divides by
 
 
 def visible(length, cu_seqlens=None, window=None, device=None) -> torch.Tensor:
-    """Boolean (T, T): may the row's token see the column's token? Not the future, not another document, not beyond the window."""
+    """Boolean (T, T): may the row's token see the column's? Not the future, not another document, not past the window."""
     position = torch.arange(length, device=device)
     row, column = position[:, None], position[None, :]
     mask = column <= row

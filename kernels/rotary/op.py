@@ -2,13 +2,20 @@
 
 import torch
 
+from pgolf.kernels.launch import Launch, capability_of, cdiv
 from pgolf.kernels.rotary import reference
 
-torch.library.define("pgolf::rotary", "(Tensor q, Tensor k, Tensor gain, Tensor cos, Tensor sin, float eps) -> (Tensor, Tensor)")
-torch.library.define(
-    "pgolf::rotary_backward",
-    "(Tensor grad_q, Tensor grad_k, Tensor q, Tensor k, Tensor gain, Tensor cos, Tensor sin, float eps) -> (Tensor, Tensor, Tensor)",
-)
+INPUTS = "Tensor q, Tensor k, Tensor gain, Tensor cos, Tensor sin, float eps"
+torch.library.define("pgolf::rotary", f"({INPUTS}) -> (Tensor, Tensor)")
+torch.library.define("pgolf::rotary_backward", f"(Tensor grad_q, Tensor grad_k, {INPUTS}) -> (Tensor, Tensor, Tensor)")
+
+# Elements of one tile (tokens x head dim) and warps, per capability; chosen by reasoning, unmeasured: enough bytes in
+# flight per thread to cover the latency of memory, few enough registers for eight blocks on a multiprocessor.
+TILES = {
+    80: {"forward": (2048, 4), "backward": (2048, 4)},
+    90: {"forward": (4096, 4), "backward": (2048, 4)},
+    100: {"forward": (4096, 4), "backward": (2048, 4)},
+}
 
 
 def rotary(q, k, gain, cos, sin, *, eps=None):
@@ -57,6 +64,85 @@ def _check(q, k, gain, cos, sin):
         raise ValueError(f"rotary: cos and sin must both be float32 or float64, got {cos.dtype} and {sin.dtype}")
 
 
+def launch_rotary(head_dim, dims, capability, direction) -> Launch:
+    """The tile of one program: BT tokens of one head, rows padded to powers of two."""
+    elements, warps = TILES[max(known for known in TILES if known <= max(capability, 80))][direction]
+    width = max(16, _power_of_two(head_dim))
+    tiles = {"BT": max(16, elements // width), "BD": width, "BH": _power_of_two(max(1, dims // 2))}
+    return Launch(tiles, num_warps=warps, num_stages=1)
+
+
+def traffic_rotary(tokens, heads, kv_heads, head_dim, element_bytes, direction) -> tuple[int, int]:
+    """(bytes, flops) of one call. The tables and the partial sums of the gain are small beside the rows."""
+    elements = tokens * (heads + kv_heads) * head_dim
+    return (2 * elements * element_bytes, 4 * elements) if direction == "forward" else (3 * elements * element_bytes, 8 * elements)
+
+
+def _power_of_two(number):
+    return 1 << (number - 1).bit_length()
+
+
+def _shape_of(q, k, cos):
+    (batch, length, heads, dim), half = q.shape, cos.shape[1]
+    return batch * length, length, {"H": heads, "HKV": k.shape[2], "D": dim, "HALF": half}
+
+
+def _forward_triton(q, k, gain, cos, sin, eps):
+    from pgolf.kernels.rotary import gpu
+
+    q, k, gain, cos, sin = q.contiguous(), k.contiguous(), gain.contiguous(), cos.float().contiguous(), sin.float().contiguous()
+    query, key = torch.empty_like(q), torch.empty_like(k)
+    total, length, constants = _shape_of(q, k, cos)
+    launch = launch_rotary(q.shape[3], 2 * cos.shape[1], capability_of(q.device), "forward")
+    programs = cdiv(total, launch.tiles["BT"]) * (q.shape[2] + k.shape[2])
+    if programs:
+        gpu.rotary_fwd_kernel[(programs,)](q, k, gain, cos, sin, query, key, eps, total, length, **constants, **launch.options)
+    return query, key
+
+
+def _backward_triton(grad_q, grad_k, q, k, gain, cos, sin, eps):
+    from pgolf.kernels.rotary import gpu
+
+    grad_q, grad_k, q, k, gain = (x.contiguous() for x in (grad_q, grad_k, q, k, gain))
+    cos, sin = cos.float().contiguous(), sin.float().contiguous()
+    d_q, d_k = torch.empty_like(q), torch.empty_like(k)
+    total, length, constants = _shape_of(q, k, cos)
+    launch = launch_rotary(q.shape[3], 2 * cos.shape[1], capability_of(q.device), "backward")
+    tiles = cdiv(total, launch.tiles["BT"])
+    partial = torch.empty(q.shape[2], tiles, dtype=torch.float32, device=q.device)
+    if tiles:
+        gpu.rotary_bwd_kernel[(tiles * (q.shape[2] + k.shape[2]),)](
+            grad_q, grad_k, q, k, gain, cos, sin, d_q, d_k, partial, eps, total, length, tiles, **constants, **launch.options
+        )
+    return d_q, d_k, partial.sum(1).to(gain.dtype)
+
+
+def compile_cases(capability):
+    from pgolf.kernels.compile import Case
+    from pgolf.kernels.rotary import gpu
+
+    cases = []
+    # (dtype, head dim, rotary dims): the challenge's shape first; all, none, and an awkward number of dims rotated.
+    for kind, dim, dims in (
+        ("bf16", 64, 16), ("bf16", 64, 64), ("bf16", 64, 0), ("bf16", 128, 32), ("bf16", 96, 20), ("fp16", 64, 16), ("fp32", 64, 16)
+    ):  # fmt: skip
+        constants = {"H": 8, "HKV": 4, "D": dim, "HALF": dims // 2}
+        element_bytes = 4 if kind == "fp32" else 2
+        for direction, kernel in (("forward", gpu.rotary_fwd_kernel), ("backward", gpu.rotary_bwd_kernel)):
+            launch = launch_rotary(dim, dims, capability, direction)
+            sizes = {"eps": "fp32", "total": "i32", "length": "i32", "tiles": "i32"}
+            of_floats = ("p_gain", "p_cos", "p_sin", "p_partial")
+            signature = {
+                name: sizes.get(name) or ("*fp32:16" if name in of_floats else f"*{kind}:16")
+                for name in kernel.arg_names
+                if name not in constants and name not in launch.tiles
+            }
+            amount = traffic_rotary(98_304, 8, 4, dim, element_bytes, direction)
+            name = f"{direction} {kind} d={dim} rotary={dims}"
+            cases.append(Case(kernel, name, signature, constants, launch, "N=98304 H=8 Hkv=4", *amount, max_registers=96))
+    return cases
+
+
 def _forward_cpu(q, k, gain, cos, sin, eps):
     return reference.rotary(q, k, gain, cos, sin, eps=eps)
 
@@ -79,6 +165,8 @@ def _backward_cpu(grad_q, grad_k, q, k, gain, cos, sin, eps):
 
 torch.library.impl("pgolf::rotary", "CPU", _forward_cpu)
 torch.library.impl("pgolf::rotary_backward", "CPU", _backward_cpu)
+torch.library.impl("pgolf::rotary", "CUDA", _forward_triton)
+torch.library.impl("pgolf::rotary_backward", "CUDA", _backward_triton)
 
 
 @torch.library.register_fake("pgolf::rotary")
