@@ -435,7 +435,7 @@ def compile_cases(capability: int) -> list:
         constants = {"BITS": bits, "REST": rest, "PARTIAL": splits > 1}
         traffic = traffic_matmul(tokens, rows, cols, bits, splits=splits)
         add(gpu.packed_matmul_kernel, f"matmul {kind}", types, constants, launch, f"{tokens}x{rows}x{cols}", traffic,
-            matmul=True, max_registers=200 if rest else 128)  # fmt: skip
+            matmul=True, max_registers=208 if rest else 144)  # fmt: skip
 
     for bits, tokens in ((5, 16), (6, 32), (7, 64), (8, 64)):
         launch, splits = launch_backward(tokens, capability), backward_splits(tokens, 2048, 512, capability)
