@@ -148,8 +148,10 @@ def launch_forward(vocabulary: int) -> Launch:
 
 
 def launch_rescale(vocabulary: int) -> Launch:
-    width = min(4096, max(128, 1 << (vocabulary - 1).bit_length()))
-    return Launch({"BR": max(1, 16_384 // width), "BV": min(width, 512)}, num_warps=8, num_stages=1)
+    """So many rows that asking whether their upstream is 1 is cheap, in tiles of at most 32 elements a thread."""
+    width = max(128, 1 << (vocabulary - 1).bit_length())
+    tile = min(width, 512)
+    return Launch({"BR": max(1, min(8192 // tile, 16_384 // width)), "BV": tile}, num_warps=8, num_stages=1)
 
 
 def traffic_forward(count: int, vocabulary: int, element_size: int, want_gradient: bool = True) -> tuple[int, int]:

@@ -21,8 +21,8 @@ def mlp(x: torch.Tensor, w_up: torch.Tensor, w_down: torch.Tensor, slope: float 
     d h^2 / d pre is 2 sqrt(s) for s > 0 and -2 slope sqrt(|s|) below. The square root halves the relative error that
     rounding s left. Plain torch, which serves CPUs, float32, float64 and sizes that are no multiple of 8, keeps h.
 
-    T = rows, e = bytes per element. Forward moves e (T D + 2 T H + T D_out + H D + H D_out) bytes for 2 T H (D + D_out)
-    FLOPs; backward e (3 T D + 4 T H + 3 T D_out + ...) bytes for twice those FLOPs. `traffic_...` count each kernel.
+    T = rows, e = bytes per element. Forward moves e (T (D + 2 H + D_out) + H (D + D_out)) bytes for 2 T H (D + D_out)
+    FLOPs; backward e (T (2 D + 5 H + 2 D_out) + 2 H (D + D_out)) bytes for twice those FLOPs.
     """
     _check(x, w_up, w_down, slope)
     y, _ = torch.ops.pgolf.mlp(x.reshape(-1, x.shape[-1]), w_up, w_down, float(slope))
@@ -34,7 +34,8 @@ def _check(x, w_up, w_down, slope):
         raise ValueError(
             f"mlp: x is {x.dtype}, w_up {w_up.dtype}, w_down {w_down.dtype}; cast them to one floating-point dtype"
         )
-    if x.dim() < 1 or w_up.dim() != 2 or w_down.dim() != 2 or x.shape[-1] != w_up.shape[1] or w_up.shape[0] != w_down.shape[1]:
+    matrices = x.dim() >= 1 and w_up.dim() == w_down.dim() == 2
+    if not matrices or x.shape[-1] != w_up.shape[1] or w_up.shape[0] != w_down.shape[1]:
         raise ValueError(
             f"mlp: x {tuple(x.shape)}, w_up {tuple(w_up.shape)} and w_down {tuple(w_down.shape)} do not fit together; "
             "they must be (..., D), (hidden, D) and (D_out, hidden)"

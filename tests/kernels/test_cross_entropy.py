@@ -242,7 +242,9 @@ def test_launch(vocabulary):
         assert width // 2 < max(vocabulary, 128) <= width and launch.tiles["BR"] >= 1
     else:
         assert "BR" not in launch.tiles
-    assert op.launch_rescale(vocabulary).tiles["BR"] * min(vocabulary, 4096) <= 16_384
+    rescale = op.launch_rescale(vocabulary)
+    assert rescale.tiles["BR"] * rescale.tiles["BV"] <= 32 * 32 * rescale.num_warps
+    assert rescale.tiles["BR"] == 1 or rescale.tiles["BR"] * vocabulary <= 16_384
 
 
 def test_traffic():
