@@ -173,7 +173,8 @@ def forward_cuda(x, w_up, w_down, slope):
 
 def backward_cuda(dy, x, w_up, w_down, saved, slope, wants_x, wants_up, wants_down):
     by_kernels = uses_kernels(x.shape[1], *w_down.T.shape, x.dtype, capability_of(x.device))
-    return (backward_triton if by_kernels else backward_torch)(dy, x, w_up, w_down, saved, slope, wants_x, wants_up, wants_down)
+    backward = backward_triton if by_kernels else backward_torch
+    return backward(dy, x, w_up, w_down, saved, slope, wants_x, wants_up, wants_down)
 
 
 @cache
