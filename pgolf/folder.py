@@ -1,13 +1,12 @@
 """A run is a folder. This file knows its names, writes them whole or not at all, and knows nothing of what is in them."""
 
-import errno
 import json
 import os
-import tempfile
 from datetime import datetime
 from pathlib import Path
 
 from pgolf.errors import PgolfError
+from pgolf.files import atomic_file
 
 
 class FolderError(PgolfError):
@@ -68,17 +67,5 @@ def new_run_path(preset: str) -> Path:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """The file appears complete under its name, or not at all."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = -1, ""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        raise FolderError(f"{path} cannot be written: {reason}") from None
+    with atomic_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)

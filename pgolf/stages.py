@@ -270,7 +270,8 @@ def make_data(options: DataOptions) -> int:
                 documents, options.out, vocab_size=vocab, name=options.name, tokenizer=tokenizer, progress=progress
             )
         display.settle()
-        display.say(f"dataset {options.out}: {len(dataset.train_shards)} training and {len(dataset.val_shards)} validation shards")
+        counts = f"{len(dataset.train_shards)} training and {len(dataset.val_shards)} validation shards"
+        display.say(f"dataset {options.out}: {counts}")
         display.say(f"use it with: python -m pgolf.run --data.path {options.out} --model.vocab-size {dataset.vocab_size}")
     return 0
 

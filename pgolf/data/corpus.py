@@ -18,7 +18,7 @@ from typing import BinaryIO
 import zstandard
 
 from pgolf.data.errors import DataError
-from pgolf.data.files import system_error
+from pgolf.files import system_error
 
 # Tests are not documentation, site-packages are not the interpreter's own, and topics are read on their own.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}

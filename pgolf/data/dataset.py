@@ -25,9 +25,9 @@ from pgolf.data.corpus import (
     is_validation,
 )
 from pgolf.data.errors import DataError
-from pgolf.data.files import atomic_file, atomic_folder, sha256_of, system_error
 from pgolf.data.shards import LARGEST_VOCAB, check_shard, open_shard, shard_writer, token_count
 from pgolf.data.tokenizer import Tokenizer, train_tokenizer
+from pgolf.files import atomic_file, atomic_folder, sha256_of, system_error
 
 # Called as progress(what, done, total): bytes of text while reading and tokenizing; total is None while unknown.
 Progress = Callable[[str, int, int | None], None]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pgolf.data.dataset import TABLE, TOKENIZER, Dataset, Progress, open_dataset, shard_entry, shards_digest, write_table
 from pgolf.data.errors import DataError
-from pgolf.data.files import sha256_of, system_error
 from pgolf.data.shards import check_shard, token_count
 from pgolf.data.tokenizer import Tokenizer
+from pgolf.files import sha256_of, system_error
 
 REPOSITORY = "willdepueoai/parameter-golf"
 ROOT = "datasets"

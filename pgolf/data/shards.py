@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pgolf.data.errors import DataError
-from pgolf.data.files import CHUNK_BYTES, atomic_file, system_error
+from pgolf.files import CHUNK_BYTES, atomic_file, system_error
 
 MAGIC = 20240520
 VERSION = 1

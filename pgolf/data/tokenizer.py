@@ -23,7 +23,7 @@ import numpy as np
 import sentencepiece
 
 from pgolf.data.errors import DataError
-from pgolf.data.files import atomic_file, system_error
+from pgolf.files import atomic_file, system_error
 
 PAD, BOS, EOS, UNKNOWN = range(4)
 SPACE_MARK = "\u2581"

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from pgolf.config import Settings, to_table
-from pgolf.data.files import atomic_file
+from pgolf.files import atomic_file
 from pgolf.training.errors import CheckpointError
 
 NAME = "checkpoint.safetensors"
@@ -58,7 +58,7 @@ def _digest(tensors: dict[str, torch.Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

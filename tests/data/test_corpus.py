@@ -6,8 +6,9 @@ import os
 import pytest
 import zstandard
 
-from pgolf.data import DataError, builtin_documents, corpus_digest, is_validation, read_documents
+from pgolf.data import builtin_documents, corpus_digest, is_validation, read_documents
 from pgolf.data.corpus import _docstrings, builtin_fingerprint
+from pgolf.errors import PgolfError
 
 
 def test_the_builtin_corpus_is_documentation(documents):
@@ -22,7 +23,7 @@ def test_the_builtin_corpus_is_documentation(documents):
 
 def test_the_fingerprint_follows_the_sources(tmp_path, monkeypatch):
     monkeypatch.setattr("pgolf.data.corpus.standard_library", lambda: tmp_path)
-    with pytest.raises(DataError, match="no library sources in"):
+    with pytest.raises(PgolfError, match="no library sources in"):
         builtin_documents()
     source = tmp_path / "module.py"
     (tmp_path / "dangling.py").symlink_to(tmp_path / "nowhere")
@@ -99,14 +100,14 @@ BAD = {
 def test_bad_files_are_one_clear_line(tmp_path, name):
     content, complaint = BAD[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(PgolfError) as error:
         list(read_documents([tmp_path / name]))
     assert complaint in str(error.value) and str(tmp_path / name) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_missing_paths_and_empty_folders(tmp_path):
-    with pytest.raises(DataError, match="no file or folder at .*nowhere"):
+    with pytest.raises(PgolfError, match="no file or folder at .*nowhere"):
         list(read_documents([tmp_path / "nowhere"]))
-    with pytest.raises(DataError, match="no text found in"):
+    with pytest.raises(PgolfError, match="no text found in"):
         list(read_documents([tmp_path]))

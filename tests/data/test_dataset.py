@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pgolf.data import (
-    DataError,
     Tokenizer,
     build_dataset,
     corpus_digest,
@@ -21,6 +20,7 @@ from pgolf.data import (
 )
 from pgolf.data import dataset as dataset_module
 from pgolf.data.dataset import _Survey
+from pgolf.errors import PgolfError
 
 
 def texts_of(dataset, shards):
@@ -71,9 +71,9 @@ def test_a_given_tokenizer_is_used(tmp_path, some, tiny_tokenizer):
     built = build_dataset(some, tmp_path / "d", vocab_size=None, tokenizer=tiny_tokenizer, name="mine")
     assert (tmp_path / "d" / "tokenizer.model").read_bytes() == tiny_tokenizer.read_bytes()
     assert built.vocab_size == 300 and built.train_shards[0].name == "mine_train_000000.bin"
-    with pytest.raises(DataError, match="has 300 entries, but a vocabulary of 400"):
+    with pytest.raises(PgolfError, match="has 300 entries, but a vocabulary of 400"):
         build_dataset(some, tmp_path / "e", vocab_size=400, tokenizer=tiny_tokenizer)
-    with pytest.raises(DataError, match="cannot copy the tokenizer .*nothing: No such file"):
+    with pytest.raises(PgolfError, match="cannot copy the tokenizer .*nothing: No such file"):
         build_dataset(some, tmp_path / "e", vocab_size=None, tokenizer=tmp_path / "nothing")
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
@@ -85,7 +85,7 @@ def test_a_single_book_is_cut_into_sections(tmp_path, documents, tiny_tokenizer)
     assert sorted(sections) == sorted(dataset_module._Sections([book]))
     assert "".join(dataset_module._Sections([book])) == book
     assert 20 < len(sections) and max(map(len, sections)) < 2 * dataset_module.LONGEST_SECTION
-    with pytest.raises(DataError, match="1 documents of 5 bytes are too little text"):
+    with pytest.raises(PgolfError, match="1 documents of 5 bytes are too little text"):
         build_dataset(["hello"], tmp_path / "e", vocab_size=None, tokenizer=tiny_tokenizer)
 
 
@@ -102,7 +102,7 @@ def test_the_tokenizers_sample_is_bounded_and_knows_no_order(monkeypatch, docume
 def test_a_folder_in_use_is_left_alone(tmp_path, some, tiny_tokenizer):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "precious").write_text("x")
-    with pytest.raises(DataError, match="d already holds files; give a new folder"):
+    with pytest.raises(PgolfError, match="d already holds files; give a new folder"):
         build_dataset(some, tmp_path / "d", vocab_size=None, tokenizer=tiny_tokenizer)
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["precious"]
     (tmp_path / "d" / "precious").unlink()
@@ -119,8 +119,8 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, some, failin
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
-    monkeypatch.setattr("pgolf.data.files.os.fsync", full)
-    with pytest.raises(DataError, match="No space left on device"):
+    monkeypatch.setattr("pgolf.files.os.fsync", full)
+    with pytest.raises(PgolfError, match="No space left on device"):
         build_dataset(iter(some), tmp_path / "d", vocab_size=300)
     assert list(tmp_path.iterdir()) == []
 
@@ -131,12 +131,12 @@ def test_arguments_of_build(tmp_path, some):
         ({"vocab_size": 300, "name": "a/b"}, "not 'a/b'"),
         ({"vocab_size": 300, "shard_tokens": 0}, "at least one token"),
     ]:
-        with pytest.raises(DataError, match=complaint):
+        with pytest.raises(PgolfError, match=complaint):
             build_dataset(some, tmp_path / "d", **settings)
-    with pytest.raises(DataError, match="too little text"):
+    with pytest.raises(PgolfError, match="too little text"):
         build_dataset([], tmp_path / "d", vocab_size=300)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match="cannot write .*file/d"):
+    with pytest.raises(PgolfError, match="cannot write .*file/d"):
         build_dataset(some, tmp_path / "file" / "d", vocab_size=300)
 
 
@@ -159,13 +159,13 @@ def test_a_challenge_folder_opens(challenge, tiny_tokenizer):
     assert len(opened.val_tokens()) == 120
     assert opened.val_tokens(7).tolist() == [*range(60), *range(60)][:120]
     assert len(opened.val_tokens(50)) == 101
-    with pytest.raises(DataError, match="120 tokens, fewer than one sequence of 120"):
+    with pytest.raises(PgolfError, match="120 tokens, fewer than one sequence of 120"):
         opened.val_tokens(120)
 
     some = open_dataset(f"{challenge}/fineweb_*_000000.bin", tiny_tokenizer)
     assert (len(some.train_shards), len(some.val_shards)) == (1, 1)
     only = open_dataset(f"{challenge}/fineweb_train_*.bin", tiny_tokenizer)
-    with pytest.raises(DataError, match="has no validation shards"):
+    with pytest.raises(PgolfError, match="has no validation shards"):
         only.val_tokens()
 
     digests = {opened.digest, some.digest, only.digest}
@@ -176,7 +176,7 @@ def test_a_challenge_folder_opens(challenge, tiny_tokenizer):
 
 def test_what_cannot_be_opened(challenge, tmp_path, tiny_tokenizer, monkeypatch):
     def complains(pattern, *arguments):
-        with pytest.raises(DataError, match=pattern) as error:
+        with pytest.raises(PgolfError, match=pattern) as error:
             open_dataset(*arguments)
         assert "\n" not in str(error.value)
 
@@ -208,10 +208,10 @@ def test_a_changed_dataset_is_noticed(tmp_path, some, tiny_tokenizer, documents)
     tokens = open_shard(built.train_shards[0]).copy()
 
     write_shard(built.train_shards[0], tokens[:-1])
-    with pytest.raises(DataError, match="dataset.json says"):
+    with pytest.raises(PgolfError, match="dataset.json says"):
         open_dataset(folder)
     built.train_shards[0].unlink()
-    with pytest.raises(DataError, match="cannot read shard"):
+    with pytest.raises(PgolfError, match="cannot read shard"):
         open_dataset(folder)
     write_shard(built.train_shards[0], tokens)
     open_dataset(folder)
@@ -219,11 +219,11 @@ def test_a_changed_dataset_is_noticed(tmp_path, some, tiny_tokenizer, documents)
     no_digest = table.replace(b'"digest": "', b'"digest": 3, "x": "')
     for damage in (table[:-20], b"[]", b"{}", b'{"shards": [{"file": 3}]}', no_digest):
         (folder / "dataset.json").write_bytes(damage)
-        with pytest.raises(DataError, match="dataset.json is damaged"):
+        with pytest.raises(PgolfError, match="dataset.json is damaged"):
             open_dataset(folder)
     (folder / "dataset.json").write_bytes(table)
     train_tokenizer(documents[:20], 300, folder / "tokenizer.model")
-    with pytest.raises(DataError, match="not the one that made the shards"):
+    with pytest.raises(PgolfError, match="not the one that made the shards"):
         open_dataset(folder)
 
 
@@ -267,7 +267,7 @@ def test_the_default_dataset_is_built_once(tmp_path, monkeypatch, documents):
     assert default_dataset(tmp_path, vocab_size=300) == first and built == [1]
     assert default_dataset(tmp_path, vocab_size=301).folder != first.folder
     first.val_shards[0].write_bytes(b"")
-    with pytest.raises(DataError, match=f"cut off.*; delete {first.folder} and it is built again"):
+    with pytest.raises(PgolfError, match=f"cut off.*; delete {first.folder} and it is built again"):
         default_dataset(tmp_path, vocab_size=300)
 
 

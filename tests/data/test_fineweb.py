@@ -7,8 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from pgolf.data import DataError, open_shard, write_shard
+from pgolf.data import open_shard, write_shard
 from pgolf.data.fineweb import fetch_fineweb
+from pgolf.errors import PgolfError
 
 
 class Hub:
@@ -83,7 +84,7 @@ def test_a_changed_file_is_fetched_again(hub, tmp_path):
 
 def test_a_dead_line_is_one_line_and_the_next_run_continues(hub, tmp_path):
     hub.fails_at = "fineweb_train_000001.bin"
-    with pytest.raises(DataError, match="cannot fetch .*train_000001.bin from .*: the line is dead; run again") as error:
+    with pytest.raises(PgolfError, match="cannot fetch .*train_000001.bin from .*: the line is dead; run again") as error:
         fetch_fineweb("sp300", 3, tmp_path / "data", download=hub)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "data" / "fineweb_train_000001.bin").exists()
@@ -95,46 +96,46 @@ def test_a_dead_line_is_one_line_and_the_next_run_continues(hub, tmp_path):
 
 def test_a_damaged_arrival_gets_no_name(hub, tmp_path):
     hub.damages = "fineweb_train_000000.bin"
-    with pytest.raises(DataError, match="train_000000.bin arrived damaged: its sha256"):
+    with pytest.raises(PgolfError, match="train_000000.bin arrived damaged: its sha256"):
         fetch_fineweb("sp300", 1, tmp_path / "data", download=hub)
     assert not list(tmp_path.glob("data/**/fineweb_train_000000.bin"))
     unsigned = lambda remote, folder: (hub(remote, folder)[0], None)
-    with pytest.raises(DataError, match="promises 50 tokens"):
+    with pytest.raises(PgolfError, match="promises 50 tokens"):
         fetch_fineweb("sp300", 1, tmp_path / "data", download=unsigned)
     hub.damages = None
     write_shard(hub.root / "datasets/datasets/fineweb10B_sp300/fineweb_train_000000.bin", [300])
-    with pytest.raises(DataError, match="holds token 300"):
+    with pytest.raises(PgolfError, match="holds token 300"):
         fetch_fineweb("sp300", 1, tmp_path / "data", download=hub)
     assert not list(tmp_path.glob("data/**/fineweb_train_000000.bin"))
 
 
 def test_what_cannot_be_fetched(hub, tmp_path, monkeypatch):
     folder = tmp_path / "data"
-    with pytest.raises(DataError, match="has no variant sp9; it has sp300"):
+    with pytest.raises(PgolfError, match="has no variant sp9; it has sp300"):
         fetch_fineweb("sp9", 1, folder, download=hub)
-    with pytest.raises(DataError, match="has 3 training shards; 4 is not possible"):
+    with pytest.raises(PgolfError, match="has 3 training shards; 4 is not possible"):
         fetch_fineweb("sp300", 4, folder, download=hub)
     fetch_fineweb("sp300", 0, folder, download=hub)
-    with pytest.raises(DataError, match="holds other data .*fetch into a new folder"):
+    with pytest.raises(PgolfError, match="holds other data .*fetch into a new folder"):
         fetch_fineweb("sp300", 0, folder, repository="someone/else", download=hub)
     monkeypatch.setenv("MATCHED_FINEWEB_REPO_ID", "a/mirror")
-    with pytest.raises(DataError, match="holds other data"):
+    with pytest.raises(PgolfError, match="holds other data"):
         fetch_fineweb("sp300", 0, folder, download=hub)
     monkeypatch.delenv("MATCHED_FINEWEB_REPO_ID")
     (folder / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match="dataset.json is damaged"):
+    with pytest.raises(PgolfError, match="dataset.json is damaged"):
         fetch_fineweb("sp300", 0, folder, download=hub)
     (folder / "dataset.json").unlink()
-    with pytest.raises(DataError, match="holds shards but no dataset.json"):
+    with pytest.raises(PgolfError, match="holds shards but no dataset.json"):
         fetch_fineweb("sp300", 0, folder, download=hub)
     (hub.root / "datasets" / "manifest.json").write_text("{}")
-    with pytest.raises(DataError, match="manifest of .* does not list sp300"):
+    with pytest.raises(PgolfError, match="manifest of .* does not list sp300"):
         fetch_fineweb("sp300", 0, tmp_path / "other", download=hub)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write .*file"):
+    with pytest.raises(PgolfError, match="cannot write .*file"):
         fetch_fineweb("sp300", 0, tmp_path / "file" / "x", download=hub)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(DataError, match=r"install it with: pip install 'pgolf\[data\]'"):
+    with pytest.raises(PgolfError, match=r"install it with: pip install 'pgolf\[data\]'"):
         fetch_fineweb("sp300", 0, folder)
 
 
@@ -147,5 +148,5 @@ def test_the_hubs_client_is_asked_rightly(hub, tmp_path, monkeypatch):
     client.get_hf_file_metadata = lambda url: types.SimpleNamespace(etag=tags.get(url.rsplit("/", 1)[-1], "a" * 40))
     monkeypatch.setitem(sys.modules, "huggingface_hub", client)
     assert len(fetch_fineweb("sp300", 0, tmp_path / "data").val_shards) == 1
-    with pytest.raises(DataError, match=f"train_000000.bin arrived damaged: .* not {'0' * 64}"):
+    with pytest.raises(PgolfError, match=f"train_000000.bin arrived damaged: .* not {'0' * 64}"):
         fetch_fineweb("sp300", 1, tmp_path / "data")

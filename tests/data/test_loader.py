@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pgolf.data import CoprimeStrideLoader, DataError, Prefetch, SequentialLoader, open_shard, write_shard
+from pgolf.data import CoprimeStrideLoader, Prefetch, SequentialLoader, open_shard, write_shard
 from pgolf.data.loader import _fnv1a
+from pgolf.errors import PgolfError
 
 LENGTH = 5
 SIZES = (233, 180, 3, 301)
@@ -180,20 +181,20 @@ def test_the_mix_of_shards_widens(tmp_path, monkeypatch):
 
 
 def test_what_a_loader_refuses(shards, tmp_path):
-    with pytest.raises(DataError, match="80 tokens cannot be shared out: .* multiple of 3"):
+    with pytest.raises(PgolfError, match="80 tokens cannot be shared out: .* multiple of 3"):
         loaders(SequentialLoader, shards, 1, parts=3)
-    with pytest.raises(DataError, match="20 tokens cannot be shared out"):
+    with pytest.raises(PgolfError, match="20 tokens cannot be shared out"):
         loaders(SequentialLoader, shards, 8, sequences=4)
-    with pytest.raises(DataError, match="no micro-step 4"):
+    with pytest.raises(PgolfError, match="no micro-step 4"):
         loaders(SequentialLoader, shards, 2)[0].batch(0, 4)
-    with pytest.raises(DataError, match="rank 1 is not one of 1"):
+    with pytest.raises(PgolfError, match="rank 1 is not one of 1"):
         SequentialLoader(shards, batch_tokens=8, sequence_length=1, accumulation=1, world_size=1, rank=1, seed=0)
     for nothing in ([], [shards[2]]):
-        with pytest.raises(DataError, match="no training shard holds one sequence of 5"):
+        with pytest.raises(PgolfError, match="no training shard holds one sequence of 5"):
             loaders(CoprimeStrideLoader, nothing, 1)
-    with pytest.raises(DataError, match="no training tokens to read"):
+    with pytest.raises(PgolfError, match="no training tokens to read"):
         loaders(SequentialLoader, [], 1)
-    with pytest.raises(DataError, match="cannot read shard .*gone"):
+    with pytest.raises(PgolfError, match="cannot read shard .*gone"):
         loaders(SequentialLoader, [tmp_path / "gone"], 1)
 
 
@@ -201,7 +202,7 @@ def test_what_a_loader_refuses(shards, tmp_path):
 def test_tokens_outside_the_vocabulary_are_caught_when_read(shards, kind):
     write_shard(shards[1], np.full(SIZES[1], 60_000))
     (loader,) = loaders(kind, shards, 1, parts=1, vocab_size=2000)
-    with pytest.raises(DataError, match=r"x_train_000001.bin holds token 60000 at position \d+, .* has 2000"):
+    with pytest.raises(PgolfError, match=r"x_train_000001.bin holds token 60000 at position \d+, .* has 2000"):
         for step in range(9):
             loader.batch(step, 0)
 
@@ -224,7 +225,7 @@ def test_prefetch_reads_ahead_and_passes_errors_on(shards):
     def recorded(step, micro):
         read.append((step, micro))
         if step == 1:
-            raise DataError("a bad shard")
+            raise PgolfError("a bad shard")
         return batch(step, micro)
 
     loader.batch = recorded
@@ -233,7 +234,7 @@ def test_prefetch_reads_ahead_and_passes_errors_on(shards):
         ahead._ahead[1].result()
         assert read == [(0, 6), (0, 7)]
         ahead.batch(0, 7)
-        with pytest.raises(DataError, match="a bad shard"):
+        with pytest.raises(PgolfError, match="a bad shard"):
             ahead.batch(1, 0)
 
 

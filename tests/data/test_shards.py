@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.data import DataError, open_shard, write_shard
-from pgolf.data import files as files_module
+from pgolf import files as files_module
+from pgolf.data import open_shard, write_shard
 from pgolf.data.shards import token_count
+from pgolf.errors import PgolfError
 
 
 @settings(max_examples=50, deadline=None)
@@ -44,7 +45,7 @@ def test_a_damaged_shard_is_refused(tmp_path_factory, data):
         damaged = bytearray(whole)
         struct.pack_into("<H", damaged, 1024 + 2 * at, data.draw(st.integers(50, 65535)))
         path.write_bytes(damaged)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(PgolfError) as error:
         open_shard(path, vocab_size=50)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     if kind == "token":
@@ -53,7 +54,7 @@ def test_a_damaged_shard_is_refused(tmp_path_factory, data):
 
 def test_messages_name_the_fault(tmp_path):
     path = tmp_path / "x_val_000000.bin"
-    with pytest.raises(DataError, match="cannot read shard .*x_val_000000.bin: No such file"):
+    with pytest.raises(PgolfError, match="cannot read shard .*x_val_000000.bin: No such file"):
         token_count(path)
     for words, complaint in [
         ((7, 1, 0), "not a token shard: it begins with 7"),
@@ -62,10 +63,10 @@ def test_messages_name_the_fault(tmp_path):
         ((20240520, 1, -1), "promises -1 tokens"),
     ]:
         path.write_bytes(struct.pack("<256i", *words, *[0] * 253))
-        with pytest.raises(DataError, match=complaint):
+        with pytest.raises(PgolfError, match=complaint):
             open_shard(path)
     path.write_bytes(b"\0" * 100)
-    with pytest.raises(DataError, match="cut off: 100 bytes"):
+    with pytest.raises(PgolfError, match="cut off: 100 bytes"):
         open_shard(path)
 
 
@@ -75,13 +76,13 @@ def test_a_token_far_into_a_shard_is_found(tmp_path, monkeypatch):
     tokens[777] = 9
     write_shard(tmp_path / "x", tokens)
     assert len(open_shard(tmp_path / "x", vocab_size=10)) == 1000
-    with pytest.raises(DataError, match="token 9 at position 777, but the vocabulary has 9"):
+    with pytest.raises(PgolfError, match="token 9 at position 777, but the vocabulary has 9"):
         open_shard(tmp_path / "x", vocab_size=9)
 
 
 def test_tokens_that_do_not_fit_are_refused(tmp_path):
     for tokens in ([65536], [-1]):
-        with pytest.raises(DataError, match="from 0 to 65535"):
+        with pytest.raises(PgolfError, match="from 0 to 65535"):
             write_shard(tmp_path / "x", tokens)
     assert list(tmp_path.iterdir()) == []
 
@@ -93,7 +94,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, call):
 
     path = tmp_path / "x_train_000000.bin"
     monkeypatch.setattr(files_module.os, call, full)
-    with pytest.raises(DataError, match="cannot write .*x_train_000000.bin: No space left on device; check free space"):
+    with pytest.raises(PgolfError, match="cannot write .*x_train_000000.bin: No space left on device; make room"):
         write_shard(path, [1, 2, 3])
     assert list(tmp_path.iterdir()) == []
 
@@ -101,7 +102,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, call):
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "x"
     write_shard(path, [1, 2, 3])
-    with pytest.raises(DataError):
+    with pytest.raises(PgolfError):
         write_shard(path, [1 << 20])
     assert open_shard(path).tolist() == [1, 2, 3]
     write_shard(path, [4])
@@ -110,5 +111,5 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 
 def test_an_unwritable_place_is_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match="cannot write .*file/x: "):
+    with pytest.raises(PgolfError, match="cannot write .*file/x: "):
         write_shard(tmp_path / "file" / "x", [1])

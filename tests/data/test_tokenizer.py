@@ -4,7 +4,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.data import ByteTable, DataError, Tokenizer, train_tokenizer
+from pgolf.data import ByteTable, Tokenizer, train_tokenizer
+from pgolf.errors import PgolfError
 
 HARD = [
     "",
@@ -113,20 +114,20 @@ def test_text_with_more_characters_than_the_vocabulary_trains(tmp_path):
 
 
 def test_errors_of_tokenizers(tmp_path, lossless, tiny_tokenizer):
-    with pytest.raises(DataError, match=r"allows at most 2\d\d; give more text or a smaller"):
+    with pytest.raises(PgolfError, match=r"allows at most 2\d\d; give more text or a smaller"):
         train_tokenizer(["abc abd"], 5000, tmp_path / "t.model")
-    with pytest.raises(DataError, match="no text to train"):
+    with pytest.raises(PgolfError, match="no text to train"):
         train_tokenizer(["\u2581"], 500, tmp_path / "t.model")
-    with pytest.raises(DataError, match="has 276 to 65536 entries, not 100"):
+    with pytest.raises(PgolfError, match="has 276 to 65536 entries, not 100"):
         train_tokenizer(["abc"], 100, tmp_path / "t.model")
-    with pytest.raises(DataError, match="cannot read tokenizer .*t.model: No such file"):
+    with pytest.raises(PgolfError, match="cannot read tokenizer .*t.model: No such file"):
         Tokenizer(tmp_path / "t.model")
     for content in (b"", b"not a model", tiny_tokenizer.read_bytes()[:1000]):
         (tmp_path / "bad.model").write_bytes(content)
-        with pytest.raises(DataError, match="bad.model is not a SentencePiece model"):
+        with pytest.raises(PgolfError, match="bad.model is not a SentencePiece model"):
             Tokenizer(tmp_path / "bad.model")
-    with pytest.raises(DataError, match="surrogate"):
+    with pytest.raises(PgolfError, match="surrogate"):
         lossless.encode("a\ud800")
-    with pytest.raises(DataError, match="outside the vocabulary"):
+    with pytest.raises(PgolfError, match="outside the vocabulary"):
         lossless.decode([5, lossless.vocab_size])
     assert list(tmp_path.iterdir()) == [tmp_path / "bad.model"]

@@ -1,7 +1,5 @@
 """Files that appear whole under their final name or not at all."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os
@@ -12,15 +10,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pgolf.data.errors import DataError
+from pgolf.errors import PgolfError
 
 CHUNK_BYTES = 1 << 24
 
 
-def system_error(doing: str, path: str | Path, error: OSError) -> DataError:
-    """An operating system's refusal, with the advice that fits the two common ones."""
+class FileError(PgolfError):
+    """The operating system's refusal, in one line."""
+
+
+ADVICE = {
+    errno.ENOSPC: "make room, or choose another place",
+    errno.ENOENT: "check the name",
+    errno.EACCES: "check permissions, or choose another place",
+    errno.EROFS: "choose another place",
+}
+
+
+def system_error(doing: str, path: str | Path, error: OSError) -> FileError:
+    """What could not be done, why, and what to try."""
     reason = error.strerror or str(error)
-    return DataError(f"cannot {doing} {path}: {reason}; check free space and permissions")
+    return FileError(f"cannot {doing} {path}: {reason}; {ADVICE.get(error.errno, 'try again, or choose another place')}")
 
 
 @contextmanager
