@@ -1,6 +1,6 @@
 """Low-rank adapters, one set for each document of a batch, and the one place where a matrix meets its adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,15 +74,28 @@ class Adapters:
 
 
 class Projector:
-    """x W^T for one executed layer, with that layer's adapter added where there is one."""
+    """x W^T for one executed layer, with that layer's adapter added where there is one.
 
-    def __init__(self, operators: Operators, adapters: Adapters | None, layer: int):
-        self.operators, self.adapters, self.layer = operators, adapters, layer
+    watch  sees (site, layer, x) of every product before it is made
+    """
 
-    def adapted(self, site: str) -> bool:
-        return self.adapters is not None and (site, self.layer) in self.adapters.factors
+    def __init__(
+        self,
+        operators: Operators,
+        adapters: Adapters | None,
+        layer: int,
+        watch: Callable[[str, int, Tensor], None] | None = None,
+    ):
+        self.operators, self.adapters, self.layer, self.watch = operators, adapters, layer, watch
+
+    def plain(self, *sites: str) -> bool:
+        """Whether these sites are nothing but their matrices, so that a fused operator may take them."""
+        adapted = self.adapters is not None and any((site, self.layer) in self.adapters.factors for site in sites)
+        return not adapted and self.watch is None
 
     def __call__(self, site: str, x: Tensor, weight: Tensor) -> Tensor:
+        if self.watch is not None:
+            self.watch(site, self.layer, x)
         if self.adapters is None or (site, self.layer) not in self.adapters.factors:
             return F.linear(x, weight)
         return self.operators.lora(x, weight, *self.adapters.factors[site, self.layer], self.adapters.scale)

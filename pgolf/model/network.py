@@ -28,6 +28,8 @@ class Network(nn.Module):
     operators   "kernels", or "reference" for the operators' plain-torch forms: the same function, slower
     rounding    in training mode, (weight, role) -> the weight to use instead; role "bank" for the slices of the banks,
                 "projection" for those of the bigram and value embeddings. May be set at any time.
+    watch       sees (site, executed layer, input) of every product with a matrix: sites q, k, v, o, up, down; and with
+                layer 0 head, bigram and values
     """
 
     def __init__(self, settings: ModelSettings):
@@ -36,6 +38,7 @@ class Network(nn.Module):
         self.activation = torch.float32
         self.operators = "kernels"
         self.rounding: Callable[[Tensor, str], Tensor] | None = None
+        self.watch: Callable[[str, int, Tensor], None] | None = None
         self.virtual_layers = settings.virtual_layers
         layers, dim, values = settings.layers, settings.dim, settings.kv_heads * settings.head_dim
         executed = len(self.virtual_layers)
@@ -72,7 +75,7 @@ class Network(nn.Module):
             if layer >= self.encoders and skips:
                 x = x + self.skip_weights[layer - self.encoders].to(x.dtype) * skips.pop()
             entered = x
-            project = Projector(operators, adapters, layer)
+            project = Projector(operators, adapters, layer, self.watch)
             x, values = block(x, x0, before, matrices[layer], extra_values.get(layer), first_values, table, project)
             before = entered
             first_values = values if layer == 0 else first_values
@@ -129,7 +132,7 @@ class Network(nn.Module):
         x = self.tok_emb(tokens).to(self.activation)
         if self.bigram is not None:
             pairs = self.bigram.embed(self.bigram.buckets(tokens)).to(x.dtype)
-            x = x + self.bigram.scale.to(x.dtype) * F.linear(pairs, self._projection(self.bigram))
+            x = x + self.bigram.scale.to(x.dtype) * self._projected("bigram", pairs, self.bigram)
         x = rms_norm(x)
         return x if self.smear is None else self.smear(x, previous(x))
 
@@ -138,14 +141,15 @@ class Network(nn.Module):
         if not self.value_layers:
             return {}
         rows = self.ve_shared.embed(tokens).to(self.activation)
-        shared = self.ve_shared.scale.to(rows.dtype) * F.linear(rows, self._projection(self.ve_shared))
+        shared = self.ve_shared.scale.to(rows.dtype) * self._projected("values", rows, self.ve_shared)
         return {layer: self.ve_layer_scales[i].to(rows.dtype) * shared for layer, i in self.value_layers.items()}
 
     def output_matrix(self) -> Tensor:
         return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
 
     def _raw_logits(self, hidden: Tensor, adapters: Adapters | None = None) -> Tensor:
-        return Projector(self._operators(), adapters, 0)("head", hidden, self.output_matrix().to(hidden.dtype))
+        project = Projector(self._operators(), adapters, 0, self.watch)
+        return project("head", hidden, self.output_matrix().to(hidden.dtype))
 
     def _operators(self) -> Operators:
         if self.operators not in OPERATORS:
@@ -164,8 +168,8 @@ class Network(nn.Module):
             return tuple(self.rounding(matrix, "bank").to(self.activation) for matrix in bank.unbind())
         return bank.to(self.activation).unbind()
 
-    def _projection(self, owner: HashedPairs | SharedValues) -> Tensor:
+    def _projected(self, site: str, rows: Tensor, owner: HashedPairs | SharedValues) -> Tensor:
         weight = owner.proj.weight
         if self.training and self.rounding is not None:
             weight = self.rounding(weight, "projection")
-        return weight.to(self.activation)
+        return Projector(self._operators(), None, 0, self.watch)(site, rows, weight.to(self.activation))

@@ -14,8 +14,14 @@ from pgolf.kernels.rotary import rotary_table
 from pgolf.model.adapters import Projector
 
 
+def epsilon(dtype: torch.dtype) -> float:
+    """What keeps norms finite: the precision they are computed in, which for bfloat16 is float32. bfloat16's own would be
+    larger than the mean square of a fresh embedding."""
+    return torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+
+
 def rms_norm(x: Tensor) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], eps=torch.finfo(x.dtype).eps)
+    return F.rms_norm(x, x.shape[-1:], eps=epsilon(x.dtype))
 
 
 def previous(x: Tensor) -> Tensor:
@@ -127,7 +133,7 @@ class Attention(nn.Module):
         if self.vr_lambda is not None and first_values is not None:
             share = self.vr_lambda.to(v.dtype)
             v = share[0] * first_values + share[1] * v
-        q, k = project.operators.rotary(q, k, self.q_gain.to(q.dtype), *table)
+        q, k = project.operators.rotary(q, k, self.q_gain.to(q.dtype), *table, eps=epsilon(q.dtype))
         y = project.operators.attention(q, k, v, xsa=self.exclusive, gate=self.gate(u))
         return project("o", y.flatten(2), matrices.o), v
 
@@ -165,7 +171,7 @@ class Block(nn.Module):
         return x_in + torch.sigmoid(F.linear(x_in.detach(), weight, bias)) * (x - x_in)
 
     def mlp(self, u: Tensor, matrices: Matrices, project: Projector) -> Tensor:
-        if not (project.adapted("up") or project.adapted("down")):
+        if project.plain("up", "down"):
             return project.operators.mlp(u, matrices.up, matrices.down, self.slope)
         h = F.leaky_relu(project("up", u, matrices.up), self.slope)
         return project("down", h.square(), matrices.down)
