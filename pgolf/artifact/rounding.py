@@ -1,51 +1,156 @@
-"""Matrices to small integers and a scale for each row."""
+"""Matrices to small integers and a scale for each row: percentile search, k-sigma clipping, pruning, low-rank correction.
+
+Every function takes matrices (..., rows, columns): one, or a stack whose members are treated each by itself.
+"""
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
 EMBEDDING_QUANTILE = 0.9999984
+# the least step that float16 can hold
+LEAST_SCALE = 2.0**-24
+FACTOR_BITS = 8
+
+
+class Rounded(NamedTuple):
+    codes: Tensor
+    """(..., rows, columns), int8"""
+    scales: Tensor
+    """(..., rows), float16"""
+
+    def values(self) -> Tensor:
+        return self.codes.float() * self.scales.float()[..., None]
 
 
 def largest_code(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def row_scale(clip: Tensor, codes: int, floor: bool) -> Tensor:
+def row_scale(clip: Tensor, largest: int, *, floor: bool, stretch: float = 1.0) -> Tensor:
     """Step of each row. The submissions never let a row's clip fall below 1.0, which bounds the levels of quiet rows."""
-    return (clip / codes).clamp_min(1.0 / codes if floor else 1e-7)
-
-
-def by_percentile(weight: Tensor, bits: int, *, floor: bool) -> tuple[Tensor, Tensor]:
-    """Codes (int8) and row scales (float16): of five row percentiles, the one with the least squared error over the matrix."""
-    codes = largest_code(bits)
-    weight = weight.float()
-    best, least = None, float("inf")
-    for percentile in PERCENTILES:
-        clip = row_clip(weight, percentile)
-        scale = row_scale(clip, codes, floor).half()
-        rounded = round_to(weight, scale.float(), codes)
-        error = (weight - rounded * scale.float()[:, None]).square().mean().item()
-        if error < least:
-            best, least = (rounded.to(torch.int8), scale), error
-    assert best is not None
-    return best
-
-
-def by_quantile(weight: Tensor, bits: int, *, floor: bool) -> tuple[Tensor, Tensor]:
-    """Codes and row scales of an embedding table: rows clipped at one high quantile."""
-    codes = largest_code(bits)
-    weight = weight.float()
-    clip = row_clip(weight, EMBEDDING_QUANTILE)
-    scale = row_scale(clip, codes, floor)
-    clipped = weight.clamp(-clip[:, None], clip[:, None])
-    return round_to(clipped, scale, codes).to(torch.int8), scale.half()
+    least = 1.0 / largest if floor else 1e-7
+    return (stretch * (clip / largest).clamp_min(least)).clamp_min(LEAST_SCALE)
 
 
 def row_clip(weight: Tensor, quantile: float) -> Tensor:
     magnitude = weight.abs()
-    return magnitude.amax(1) if quantile >= 1.0 else torch.quantile(magnitude, quantile, dim=1)
+    return magnitude.amax(-1) if quantile >= 1.0 else torch.quantile(magnitude, quantile, dim=-1)
 
 
-def round_to(weight: Tensor, scale: Tensor, codes: int) -> Tensor:
-    return (weight / scale[:, None]).round().clamp(-codes, codes)
+def row_sigma(weight: Tensor) -> Tensor:
+    return weight.std(-1) if weight.shape[-1] > 1 else weight.abs()[..., 0]
+
+
+def round_to(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
+    return (weight / scale[..., None]).round().clamp(-largest, largest)
+
+
+def by_percentile(weight: Tensor, bits: int, *, floor: bool, stretch: float = 1.0) -> Rounded:
+    """Of five row percentiles, the one with the least squared error over the matrix."""
+    largest, weight = largest_code(bits), weight.float()
+    best: Rounded | None = None
+    least = torch.full(weight.shape[:-2], math.inf, device=weight.device)
+    for percentile in PERCENTILES:
+        scale = row_scale(row_clip(weight, percentile), largest, floor=floor, stretch=stretch).half()
+        found = Rounded(round_to(weight, scale.float(), largest).to(torch.int8), scale)
+        error = (weight - found.values()).square().mean((-2, -1))
+        best = found if best is None else chosen(error < least, found, best)
+        least = torch.minimum(least, error)
+    assert best is not None
+    return best
+
+
+def chosen(better: Tensor, found: Rounded, best: Rounded) -> Rounded:
+    """`found` for the matrices of a stack where it is better."""
+    codes = torch.where(better[..., None, None], found.codes, best.codes)
+    return Rounded(codes, torch.where(better[..., None], found.scales, best.scales))
+
+
+def best_row_scale(weight: Tensor, largest: int, *, floor: bool, stretch: float = 1.0) -> Tensor:
+    """Of five percentiles, each row's best by its own squared error; float32."""
+    least = torch.full(weight.shape[:-1], math.inf, device=weight.device)
+    best = torch.ones_like(least)
+    for percentile in PERCENTILES:
+        scale = row_scale(row_clip(weight, percentile), largest, floor=floor, stretch=stretch)
+        error = (weight - round_to(weight, scale, largest) * scale[..., None]).square().mean(-1)
+        better = error < least
+        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    return best
+
+
+def by_sigma(weight: Tensor, bits: int, sigmas: float, *, stretch: float = 1.0) -> Rounded:
+    """SDClip: rows are clipped at so many of their standard deviations, without a search."""
+    largest, weight = largest_code(bits), weight.float()
+    scale = row_scale(sigmas * row_sigma(weight), largest, floor=False, stretch=stretch).half()
+    return Rounded(round_to(weight, scale.float(), largest).to(torch.int8), scale)
+
+
+def by_quantile(weight: Tensor, bits: int, *, floor: bool, stretch: float = 1.0) -> Rounded:
+    """An embedding table: rows clipped at one high quantile."""
+    largest, weight = largest_code(bits), weight.float()
+    clip = row_clip(weight, EMBEDDING_QUANTILE)
+    scale = row_scale(clip, largest, floor=floor, stretch=stretch)
+    clipped = weight.clamp(-clip[..., None], clip[..., None])
+    return Rounded(round_to(clipped, scale, largest).to(torch.int8), scale.half())
+
+
+# ---- pruning
+
+def without_smallest(weight: Tensor, share: float) -> Tensor:
+    """A matrix, or each of a stack, with the weights below its `share` quantile of magnitude set to zero."""
+    if not share:
+        return weight
+    magnitude = weight.abs().flatten(-2)
+    place = share * (magnitude.shape[-1] - 1)
+    below = math.floor(place)
+    lower = magnitude.kthvalue(below + 1).values
+    upper = magnitude.kthvalue(min(below + 2, magnitude.shape[-1])).values
+    threshold = torch.lerp(lower, upper, place - below)
+    return torch.where(weight.abs() < threshold[..., None, None], 0.0, weight)
+
+
+def without_ones(matrices: list[Rounded], share: float) -> list[Rounded]:
+    """The cheapest `share` of all codes that are +1 or -1 set to zero; a code costs its row's squared scale.
+
+    Where several cost the same, those of earlier matrices, rows and columns go first.
+    """
+    ones = [matrix.codes.abs() == 1 for matrix in matrices]
+    costs = [matrix.scales.float().square()[..., None].expand(one.shape)[one] for matrix, one in zip(matrices, ones, strict=True)]
+    order = torch.cat([cost.flatten() for cost in costs]).argsort(stable=True)
+    doomed = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+    doomed[order[: round(share * len(order))]] = True
+    pruned = []
+    for matrix, one, mine in zip(matrices, ones, doomed.split([len(cost) for cost in costs]), strict=True):
+        codes = matrix.codes.clone()
+        codes[one] = torch.where(mine, 0, codes[one])
+        pruned.append(Rounded(codes, matrix.scales))
+    return pruned
+
+
+# ---- low-rank correction
+
+class Correction(NamedTuple):
+    """left^T right, (rank, rows) and (rank, columns), is added to a matrix's rounded values."""
+
+    left: Rounded
+    right: Rounded
+
+    def values(self) -> Tensor:
+        return self.left.values().mT @ self.right.values()
+
+
+def low_rank(error: Tensor, rank: int) -> Correction:
+    """The nearest matrix of a rank to the rounding error, as two factors of eight-bit codes."""
+    u, s, v = torch.linalg.svd(error.float(), full_matrices=False)
+    root = s[:rank].sqrt()[:, None]
+    return Correction(_factor(root * u[:, :rank].mT), _factor(root * v[:rank]))
+
+
+def _factor(rows: Tensor) -> Rounded:
+    largest = largest_code(FACTOR_BITS)
+    scale = row_scale(rows.abs().amax(-1), largest, floor=False).half()
+    return Rounded(round_to(rows, scale.float(), largest).to(torch.int8), scale)
