@@ -23,7 +23,7 @@ def unbank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same weights with every slice of a bank under its layer's name; the slices share the banks' memory."""
     layered = {}
     for name, tensor in state.items():
-        if name not in BANKS:
+        if name not in BANKS or tensor.dim() == 0:
             layered[name] = tensor
             continue
         layers = len(tensor) // len(BANKS[name])

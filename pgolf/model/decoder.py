@@ -120,7 +120,8 @@ def _plan(model: "Network", length: int) -> Plan:
     executed, dim, values = len(blocks), settings.dim, settings.kv_heads * settings.head_dim
 
     def array(tensor: Tensor) -> np.ndarray:
-        return np.ascontiguousarray(tensor.detach().to("cpu", torch.float32).numpy())
+        """A copy: what trains the network further does not reach it."""
+        return np.array(tensor.detach().to("cpu", torch.float32).numpy(), order="C")
 
     def each(part: Callable[[Block], Tensor | None], shape: tuple[int, ...], absent: float | None = None) -> np.ndarray:
         """One row a block; a block without the part gets `absent`, and where that is None there are no rows at all."""

@@ -25,6 +25,7 @@ SMALL = ModelSettings(
 EVERYTHING = dataclasses.replace(
     SMALL, value_residual=True, gated_attention=True, recurrence=(2, 3), hyper_layers=2, dtg=True, tied=False, xsa_last=4
 )
+SHALLOW = dataclasses.replace(EVERYTHING, layers=2, recurrence=(0,), value_embedding_layers=(1, 2), xsa_last=2, hyper_layers=1)
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def logits(
     layer_scale=True,
     unet=True,
     hyper_last=0,
-    eps=torch.finfo(torch.float32).eps,
+    eps=2**-23,
 ):
     """Softcapped logits (T, V), float64, of one sequence: a list of token numbers.
 
