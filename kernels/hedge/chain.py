@@ -78,6 +78,9 @@ class Chain:
             raise ValueError(
                 f"Chain: levels {self.local} and {self.shared}; 1 to 16 levels of order 0 to {MOST_ORDER} are possible"
             )
+        for orders in (self.local, self.shared):
+            if list(orders) != sorted(set(orders)):
+                raise ValueError(f"Chain: orders {orders} must rise; each mixes what the ones below it left")
         if not 1 <= granularity <= MOST_GRANULARITY:
             raise ValueError(f"Chain: granularity is {granularity}; it must lie in 1..{MOST_GRANULARITY}")
         shape = (levels, reference.Q_CELLS, reference.N_CELLS)

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 
 from pgolf.kernels.hedge import reference
+from pgolf.kernels.launch import Launch, capability_of, cdiv
 
 MOST_CANDIDATES = 16
 
 
 class NeuralStatistics(NamedTuple):
-    """What a mixer needs of softmax(logits / temperature), per token; float64 on a CPU, float32 on a GPU."""
+    """What a mixer needs of softmax(logits / temperature), per token."""
 
     lse: torch.Tensor
     entropy: torch.Tensor
@@ -274,6 +275,336 @@ def mix_online_cpu(target, candidates, cell, count, total, fresh, table, visits,
     return nll, share
 
 
+# ---- on a GPU. The tables were chosen by reasoning, unmeasured
+
+# Logits in flight per program of the sweep, by compute capability: 32 a thread.
+SWEEP_ELEMENTS = {80: 4096, 90: 4096, 100: 4096}
+TOKENS_PER_PROGRAM = 256
+MULTIPLIER = 0x2C1B3C6D
+
+
+def launch_statistics(vocabulary: int, capability: int) -> Launch:
+    """Several short rows a program, or one long one in steps."""
+    tile = SWEEP_ELEMENTS[capability]
+    width = min(tile, max(128, next_power(vocabulary)))
+    return Launch({"BR": tile // width, "BV": width}, num_warps=tile // 1024, num_stages=2)
+
+
+def launch_statistics_backward(vocabulary: int, capability: int) -> Launch:
+    """Half the forward's tile: rows, their gradients and the candidates' comparisons are alive at once."""
+    tile = SWEEP_ELEMENTS[capability] // 2
+    width = min(tile, max(128, next_power(vocabulary)))
+    return Launch({"BR": tile // width, "BV": width}, num_warps=tile // 512, num_stages=2)
+
+
+def launch_tokens(capability: int) -> Launch:
+    """One token a thread: what a token costs is the latency of its gathers."""
+    return Launch({"BN": TOKENS_PER_PROGRAM}, num_warps=TOKENS_PER_PROGRAM // 64, num_stages=1)
+
+
+def launch_evidence(last: int) -> Launch:
+    """One warp, one lane a thread, so that a lane reads what it wrote: the orders of as many documents as fit."""
+    orders = next_power(last + 1)
+    return Launch({"BD": 32 // orders, "BO": orders}, num_warps=1, num_stages=1)
+
+
+def launch_online() -> Launch:
+    return Launch({}, num_warps=1, num_stages=1)
+
+
+def next_power(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()
+
+
+def traffic_statistics(count: int, vocabulary: int, candidates: int, element_size: int) -> tuple[int, int]:
+    """Bytes and FLOPs: the logits once; ids, temperature and results besides."""
+    return count * (vocabulary * element_size + 8 * candidates + 20), 6 * count * vocabulary
+
+
+def traffic_statistics_backward(count: int, vocabulary: int, candidates: int, element_size: int) -> tuple[int, int]:
+    return count * (2 * vocabulary * element_size + 8 * candidates + 28), (12 + 2 * candidates) * count * vocabulary
+
+
+def traffic_five(count: int) -> tuple[int, int]:
+    """Five gathers in sectors of 32 bytes (three of them random), 17 bytes read and 24 written a token."""
+    return count * (5 * 32 + 17 + 24), 60 * count
+
+
+def traffic_five_count(count: int) -> tuple[int, int]:
+    return count * (4 + 5 * 64), 5 * count
+
+
+def traffic_evidence(count: int, last: int, levels: int) -> tuple[int, int]:
+    """A record of 32 bytes read and written twice, and a slot, for each order; 13 bytes written a level."""
+    return count * ((last + 1) * 160 + 13 * levels + 4), 0
+
+
+def traffic_mix(count: int, levels: int) -> tuple[int, int]:
+    return count * (13 * levels + 12), count * (14 * levels + 8)
+
+
+def traffic_online(count: int, levels: int) -> tuple[int, int]:
+    return count * (45 * levels + 13), count * (22 * levels + 8)
+
+
+def compile_cases(capability):
+    from pgolf.kernels.compile import Case
+    from pgolf.kernels.hedge import gpu
+
+    count = 65_536
+
+    def pointers(kind, *names):
+        return {f"p_{name}": f"*{kind}:16" for name in names}
+
+    def sweep(vocabulary, candidates, kind="bf16", backward=False):
+        launch = (launch_statistics_backward if backward else launch_statistics)(vocabulary, capability)
+        signature = pointers(kind, "logits") | pointers("i32", "targets", "candidates")
+        signature |= pointers("fp32", "temperature", "lse", "entropy")
+        constants = {"V": vocabulary, "K": candidates}
+        if backward:
+            signature |= pointers("fp32", "d_lse", "d_entropy", "d_target", "d_picked", "d_rows") | pointers(kind, "d_logits")
+        else:
+            signature |= pointers("fp32", "target", "picked")
+            constants["BK"] = next_power(candidates)
+        traffic = (traffic_statistics_backward if backward else traffic_statistics)(
+            count, vocabulary, candidates, 4 if kind == "fp32" else 2
+        )
+        return Case(
+            kernel=gpu.hedge_statistics_bwd_kernel if backward else gpu.hedge_statistics_fwd_kernel,
+            name=f"statistics_{'bwd' if backward else 'fwd'} {kind}",
+            signature=signature | {"count": "i32", "temperature_stride": "i32"},
+            constants=constants,
+            launch=launch,
+            shape=f"N={count} V={vocabulary} K={candidates}",
+            bytes=traffic[0],
+            flops=traffic[1],
+            max_registers=128,
+        )
+
+    def five(vocabulary, counting=False):
+        tables = pointers("i32", "unigram", "bigram", "bigram_total", "trigram", "trigram_total")
+        if counting:
+            signature = pointers("i32", "tokens") | tables | {"count": "i32"}
+        else:
+            signature = pointers("fp32", "neural", "entropy", "log_weights", "nll", "experts", "sums") | tables
+            signature |= pointers("i32", "inputs", "targets") | pointers("i1", "valid")
+            signature |= {"count": "i32", "length": "i32", "tokens": "i32", "smoothing": "fp32", "trigram_smoothing": "fp32"}
+        traffic = traffic_five_count(32_769) if counting else traffic_five(count)
+        return Case(
+            kernel=gpu.hedge_five_count_kernel if counting else gpu.hedge_five_fwd_kernel,
+            name="five_count" if counting else "five_fwd",
+            signature=signature,
+            constants={"V": vocabulary, "BUCKETS": 65_536},
+            launch=launch_tokens(capability),
+            shape=f"N={32_769 if counting else count} V={vocabulary}",
+            bytes=traffic[0],
+            flops=traffic[1],
+            max_registers=64,
+        )
+
+    def evidence(orders, shared=False, grouped=False):
+        last = max(orders)
+        traffic = traffic_evidence(count, last, len(orders))
+        signature = pointers("i32", "tokens", "documents", "top", "count", "total", "records", "table") | pointers(
+            "u8", "cell"
+        )
+        return Case(
+            kernel=gpu.hedge_evidence_kernel,
+            name=f"evidence{' shared' * shared}{' grouped' * grouped}",
+            signature=signature | dict.fromkeys(("count", "documents", "granularity", "multiplier"), "i32"),
+            constants=evidence_constants(orders) | {"SHARED": shared, "GROUPED": grouped},
+            launch=launch_evidence(last),
+            shape=f"N={count} orders={min(orders)}-{last}",
+            bytes=traffic[0],
+            flops=traffic[1],
+            max_registers=128,
+        )
+
+    def mix(levels, online=False):
+        signature = pointers("fp32", "target", "candidates", "table", "nll", "share")
+        signature |= pointers("u8", "cell") | pointers("i32", "count", "total") | {"count": "i32"}
+        if online:
+            signature |= (
+                pointers("i1", "fresh") | pointers("i32", "visits", "places", "waiting") | pointers("fp32", "posteriors")
+            )
+            signature |= dict.fromkeys(("floor", "least", "most"), "fp32")
+        traffic = (traffic_online if online else traffic_mix)(count, levels)
+        return Case(
+            kernel=gpu.hedge_mix_online_kernel if online else gpu.hedge_mix_fwd_kernel,
+            name="mix_online" if online else "mix_fwd",
+            signature=signature,
+            constants=mix_constants(levels),
+            launch=launch_online() if online else launch_tokens(capability),
+            shape=f"N={count} L={levels}",
+            bytes=traffic[0],
+            flops=traffic[1],
+            max_registers=128,
+        )
+
+    four, six = (1, 2, 3, 4), (1, 2, 3, 4, 5, 6)
+    return [
+        *(sweep(vocabulary, 4) for vocabulary in (256, 1000, 1024, 8192, 65_536)),
+        sweep(1024, 0),
+        sweep(1024, 16, "fp32"),
+        sweep(1024, 10, "fp16"),
+        *(sweep(vocabulary, 4, backward=True) for vocabulary in (256, 1000, 1024, 65_536)),
+        sweep(1024, 0, backward=True),
+        sweep(1024, 16, "fp32", backward=True),
+        five(1024),
+        five(8192),
+        five(1024, counting=True),
+        evidence(four),
+        evidence(six),
+        evidence(six, grouped=True),
+        evidence((3, 4, 5, 6), shared=True),
+        evidence((0, 16), shared=True, grouped=True),
+        mix(4),
+        mix(16),
+        mix(4, online=True),
+    ]
+
+
+def statistics_triton(logits, targets, candidates, temperature):
+    from pgolf.kernels.hedge import gpu
+
+    logits = logits.float() if logits.dtype == torch.float64 else logits
+    logits, targets, candidates = logits.contiguous(), targets.int().contiguous(), candidates.int().contiguous()
+    temperature = temperature.float().contiguous()
+    count, vocabulary = logits.shape
+    lse, entropy, target = (logits.new_empty(count, dtype=torch.float32) for _ in range(3))
+    picked = logits.new_empty(candidates.shape, dtype=torch.float32)
+    if count:
+        launch = launch_statistics(vocabulary, capability_of(logits.device))
+        gpu.hedge_statistics_fwd_kernel[(cdiv(count, launch.tiles["BR"]),)](
+            logits, targets, candidates, temperature, lse, entropy, target, picked, count, int(len(temperature) > 1),
+            V=vocabulary, K=candidates.shape[1], BK=next_power(candidates.shape[1]), **launch.options,
+        )  # fmt: skip
+    return lse, entropy, target, picked
+
+
+def statistics_backward_triton(logits, targets, candidates, temperature, lse, entropy, *upstream):
+    from pgolf.kernels.hedge import gpu
+
+    kind = logits.dtype
+    logits = logits.float() if kind == torch.float64 else logits
+    logits, targets, candidates = logits.contiguous(), targets.int().contiguous(), candidates.int().contiguous()
+    temperature = temperature.float().contiguous()
+    count, vocabulary = logits.shape
+    d_logits, d_rows = torch.empty_like(logits), torch.empty_like(lse)
+    if count:
+        launch = launch_statistics_backward(vocabulary, capability_of(logits.device))
+        gpu.hedge_statistics_bwd_kernel[(cdiv(count, launch.tiles["BR"]),)](
+            logits, targets, candidates, temperature, lse, entropy, *(x.float().contiguous() for x in upstream),
+            d_logits, d_rows, count, int(len(temperature) > 1), V=vocabulary, K=candidates.shape[1], **launch.options,
+        )  # fmt: skip
+    return d_logits.to(kind), d_rows
+
+
+def five_triton(neural, entropy, inputs, targets, valid, *tables_and_rest):
+    from pgolf.kernels.hedge import gpu
+
+    *tables, log_weights, tokens = tables_and_rest
+    buckets, vocabulary = tables[3].shape
+    scored = [x.contiguous() for x in (neural, entropy, inputs.int(), targets.int(), valid)]
+    nll, experts = neural.new_empty(neural.shape), neural.new_empty((5, *neural.shape))
+    launch = launch_tokens(capability_of(neural.device))
+    blocks = cdiv(neural.numel(), launch.tiles["BN"])
+    sums = neural.new_empty((blocks, 5))
+    if blocks:
+        gpu.hedge_five_fwd_kernel[(blocks,)](
+            *scored, *tables, log_weights.log_softmax(0).float(), nll, experts, sums, neural.numel(), neural.shape[1], tokens,
+            reference.SMOOTHING, reference.TRIGRAM_SMOOTHING, V=vocabulary, BUCKETS=buckets, **launch.options,
+        )  # fmt: skip
+    return nll, experts, sums.to(log_weights.dtype).sum(0)
+
+
+def five_ngrams_triton(tokens, *rest):
+    """Nothing: a GPU gathers again for each window, at the speed of the logits' sweep, and needs no running sums."""
+    return tokens.new_empty((3, 0), dtype=torch.float32), tokens.new_empty((3, 0), dtype=torch.float32)
+
+
+def five_windows_triton(neural, entropy, tokens, begins, lengths, scored, probabilities, cumulative, *tables_and_rest):
+    width = neural.shape[1]
+    tokens = torch.nn.functional.pad(tokens, (0, width))
+    inputs = torch.stack([tokens[begin : begin + width] for begin in begins])
+    targets = torch.stack([tokens[begin + 1 : begin + 1 + width] for begin in begins])
+    places = torch.arange(width, device=tokens.device)
+    masks = {length: places < length for length in set(lengths)}
+    valid = torch.stack([masks[length] for length in lengths])
+    nll, experts, sums = five_triton(neural, entropy, inputs, targets, valid, *tables_and_rest)
+    spans = [(row, slice(length - kept, length)) for row, (length, kept) in enumerate(zip(lengths, scored, strict=True))]
+    kept_nll, kept_experts = ([x[..., row, span] for row, span in spans] for x in (nll, experts))
+    return torch.cat(kept_nll), torch.cat(kept_experts, 1), sums
+
+
+def five_count_triton(tokens, *tables):
+    from pgolf.kernels.hedge import gpu
+
+    tokens = tokens.int().contiguous()
+    buckets, vocabulary = tables[3].shape
+    launch = launch_tokens(capability_of(tokens.device))
+    if len(tokens):
+        grid = (cdiv(len(tokens), launch.tiles["BN"]),)
+        gpu.hedge_five_count_kernel[grid](tokens, *tables, len(tokens), V=vocabulary, BUCKETS=buckets, **launch.options)
+
+
+def evidence_constants(orders):
+    return {"ORDERS": sum(1 << order for order in orders), "LAST": max(orders), "LEVELS": len(orders)}
+
+
+def evidence_triton(tokens, documents, orders, granularity, shared, multiplier=MULTIPLIER):
+    from pgolf.kernels.hedge import gpu
+
+    tokens, documents = tokens.int().contiguous(), documents.int().contiguous()
+    count, last = len(tokens), max(orders)
+    found = new_evidence(tokens, len(orders))
+    if count == 0:
+        return tuple(found)
+    edges = count * (last + 1) + len(documents)
+    if edges >= 1 << 31:
+        raise ValueError(f"Chain.evidence: {count} tokens with orders up to {last} are too many at once; give fewer documents")
+    # the first token of all has nothing before it
+    for x, nothing in zip(found, (-1, 0, 0, 0), strict=True):
+        x[0] = nothing
+    records = tokens.new_empty(edges * 8)
+    table = tokens.new_full((count * (last + 1) * 2,), -1)
+    launch = launch_evidence(last)
+    programs = 1 if shared else cdiv(len(documents) - 1, launch.tiles["BD"])
+    gpu.hedge_evidence_kernel[(programs,)](
+        tokens, documents, *found, records, table, count, len(documents) - 1, granularity, multiplier,
+        **evidence_constants(orders), SHARED=shared, GROUPED=granularity > 1, **launch.options,
+    )  # fmt: skip
+    return tuple(found)
+
+
+def mix_constants(levels):
+    return {"CUTS": reference.Q_CUTS, "N_CELLS": reference.N_CELLS, "LEVELS": levels}
+
+
+def mix_triton(target, candidates, cell, count, total, table):
+    from pgolf.kernels.hedge import gpu
+
+    rows = [x.contiguous() for x in (target.float(), candidates.float(), cell, count, total, table.float())]
+    nll, share = torch.empty_like(rows[0]), torch.empty_like(rows[0])
+    launch = launch_tokens(capability_of(target.device))
+    if len(target):
+        grid = (cdiv(len(target), launch.tiles["BN"]),)
+        gpu.hedge_mix_fwd_kernel[grid](*rows, nll, share, len(target), **mix_constants(cell.shape[1]), **launch.options)
+    return nll, share
+
+
+def mix_online_triton(target, candidates, cell, count, total, fresh, table, visits, places, posteriors, waiting, floor):
+    from pgolf.kernels.hedge import gpu
+
+    rows = [x.contiguous() for x in (target.float(), candidates.float(), cell, count, total, fresh)]
+    nll, share = torch.empty_like(rows[0]), torch.empty_like(rows[0])
+    gpu.hedge_mix_online_kernel[(1,)](
+        *rows, table, visits, places, posteriors, waiting, nll, share, len(target), floor,
+        reference.LEAST_WEIGHT, reference.MOST_WEIGHT, **mix_constants(cell.shape[1]), **launch_online().options,
+    )  # fmt: skip
+    return nll, share
+
+
 # ---- shapes, autograd, registration
 
 
@@ -290,8 +621,9 @@ def _fake_five(
 
 
 def _fake_ngrams(tokens, *rest):
-    known = exact_dtype(tokens.device)
-    return tokens.new_empty((3, len(tokens)), dtype=known), tokens.new_empty((3, len(tokens) + 1), dtype=known)
+    if tokens.device.type != "cpu":
+        return five_ngrams_triton(tokens)
+    return tokens.new_empty((3, len(tokens)), dtype=torch.float64), tokens.new_empty((3, len(tokens) + 1), dtype=torch.float64)
 
 
 def _fake_windows(neural, entropy, tokens, begins, lengths, scored, *rest):
@@ -361,18 +693,19 @@ torch.library.define(
     f"({ROWS}, Tensor fresh, Tensor(a!) table, Tensor(b!) visits, Tensor(c!) places, Tensor(d!) posteriors,"
     " Tensor(e!) waiting, float floor) -> (Tensor nll, Tensor share)",
 )
-for name, on_cpu in {
-    "statistics": statistics_cpu,
-    "statistics_backward": statistics_backward_cpu,
-    "five": five_cpu,
-    "five_ngrams": five_ngrams_cpu,
-    "five_windows": five_windows_cpu,
-    "five_count": five_count_cpu,
-    "evidence": evidence_cpu,
-    "mix": mix_cpu,
-    "mix_online": mix_online_cpu,
-}.items():
+for name, on_cpu, on_gpu in (
+    ("statistics", statistics_cpu, statistics_triton),
+    ("statistics_backward", statistics_backward_cpu, statistics_backward_triton),
+    ("five", five_cpu, five_triton),
+    ("five_ngrams", five_ngrams_cpu, five_ngrams_triton),
+    ("five_windows", five_windows_cpu, five_windows_triton),
+    ("five_count", five_count_cpu, five_count_triton),
+    ("evidence", evidence_cpu, evidence_triton),
+    ("mix", mix_cpu, mix_triton),
+    ("mix_online", mix_online_cpu, mix_online_triton),
+):
     torch.library.impl(f"pgolf::hedge_{name}", "CPU", on_cpu)
+    torch.library.impl(f"pgolf::hedge_{name}", "CUDA", on_gpu)
 torch.library.register_fake("pgolf::hedge_statistics", _fake_statistics)
 torch.library.register_fake(
     "pgolf::hedge_statistics_backward",
