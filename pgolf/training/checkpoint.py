@@ -110,15 +110,15 @@ class Checkpointer:
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         self._pending = step, self._writer.submit(write, self.path, copies, {"step": step, **facts})
 
-    def arrived(self, wait: bool = False) -> bool:
-        """Whether a file has come to disk since the last question; `wait` until the one on its way has."""
+    def arrived(self, wait: bool = False) -> tuple[int, Path] | None:
+        """The file that has come to disk since the last question, if any; `wait` until the one on its way has."""
         if not self._pending or not (wait or self._pending[1].done()):
-            return False
+            return None
         step, future = self._pending
         self._pending = None
         future.result()
         self.last = step, self.path
-        return True
+        return self.last
 
     def close(self) -> None:
         self._writer.shutdown(wait=True)

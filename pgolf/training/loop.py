@@ -345,9 +345,9 @@ class _Run:
             self.checkpointer.save(self.step, tensors, facts)
 
     def _note_checkpoint(self, wait: bool = False) -> None:
-        if self.checkpointer.arrived(wait):
-            step, path = self.checkpointer.last
-            self.log({"kind": "checkpoint", "step": step, "path": str(path)})
+        arrived = self.checkpointer.arrived(wait)
+        if arrived:
+            self.log({"kind": "checkpoint", "step": arrived[0], "path": str(arrived[1])})
 
     def _restore(self, tensors: dict[str, torch.Tensor], facts: dict) -> None:
         def under(prefix: str) -> dict[str, torch.Tensor]:

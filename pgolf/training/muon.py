@@ -30,7 +30,7 @@ class Muon:
 
     def __init__(
         self,
-        parameters: Sequence[torch.Tensor],
+        parameters: Sequence[torch.nn.Parameter],
         *,
         weight_decay: float,
         iterations: int,
@@ -121,17 +121,19 @@ class ParallelMuon(Muon):
         self._gradients = list(self.parameters)
         for index in self.order:
             parameter = self.parameters[index]
-            gradient = _bank(parameter.grad).to(_wire(parameter))
+            gradient = _bank(_gradient(parameter)).to(_wire(parameter))
             if self.world.size > 1:
                 padding = self.share[index] * self.world.size - gradient.shape[0]
-                gradient = torch.nn.functional.pad(gradient, (0, 0, 0, 0, 0, padding)).contiguous()
-                gradient = ReduceScatterAverage(gradient, self.world)
-            self._gradients[index] = gradient
+                padded = torch.nn.functional.pad(gradient, (0, 0, 0, 0, 0, padding)).contiguous()
+                self._gradients[index] = ReduceScatterAverage(padded, self.world)
+            else:
+                self._gradients[index] = gradient
 
     def _wait(self, index) -> torch.Tensor:
-        if isinstance(self._gradients[index], Pending):
-            self._gradients[index] = self._gradients[index].wait()
-        return self._gradients[index]
+        gradient = self._gradients[index]
+        if isinstance(gradient, ReduceScatterAverage):
+            gradient = self._gradients[index] = gradient.wait()
+        return gradient
 
     def reduced(self):
         return [self._wait(index) for index in range(len(self.parameters))]
@@ -184,7 +186,7 @@ class RoundRobinMuon(Muon):
 
     def start(self):
         for parameter in self.parameters:
-            self._averaging += self.world.start_average([parameter.grad])
+            self._averaging += self.world.start_average([_gradient(parameter)])
         self._gradients = None
 
     def reduced(self):
@@ -192,7 +194,7 @@ class RoundRobinMuon(Muon):
             for pending in self._averaging:
                 pending.wait()
             self._averaging = []
-            banks = [_bank(p.grad) for p in self.parameters]
+            banks = [_bank(_gradient(p)) for p in self.parameters]
             self._gradients = (
                 banks if self.world.size == 1 else [b[own] for b, own in zip(banks, self._owned, strict=True)]
             )
@@ -219,6 +221,11 @@ class RoundRobinMuon(Muon):
             part.view(_bank(parameter).shape)[own] = update.to(flat.dtype)
         self.world.sum(flat)
         return list(parts)
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    assert parameter.grad is not None, "every matrix takes part in every step"
+    return parameter.grad
 
 
 def _bank(matrix: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """The optimisers of one network: Muon for matrices, AdamW for the rest, and the clip that both share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -25,7 +25,7 @@ class Optimisers:
 
     def __init__(
         self,
-        groups: dict[str, Sequence[torch.nn.Parameter]],
+        groups: Mapping[str, Sequence[torch.nn.Parameter]],
         names: dict[torch.nn.Parameter, str],
         settings: TrainingSettings,
         world: World,
@@ -63,7 +63,8 @@ class Optimisers:
         small = [parameter.grad for parameter in self.small if parameter.grad is not None]
         local = self.settings.clip_scope == "local"
         if local:
-            norm = self._clip([*(parameter.grad for parameter in self.muon.parameters), *small], [])
+            matrices = [parameter.grad for parameter in self.muon.parameters if parameter.grad is not None]
+            norm = self._clip(matrices + small, [])
         self.muon.start()
         averaging = self.world.start_average(small)
         for pending in averaging:
@@ -100,8 +101,9 @@ class Optimisers:
             f"muon.{self.names[parameter]}": momentum
             for parameter, momentum in zip(self.muon.parameters, self.muon.gather_momentum(), strict=True)
         }
-        for parameter, state in self.adam.state.items():
-            for key, value in state.items():
+        for parameter in self.small:
+            # asking for the state of one that never had a gradient must not make one
+            for key, value in self.adam.state.get(parameter, {}).items():
                 tensors[f"adam.{self.names[parameter]}.{key}"] = value
         return tensors
 
@@ -117,5 +119,5 @@ class Optimisers:
                 self.adam.state[parameter] = {key: value.clone().to(parameter.device) for key, value in found.items()}
 
 
-def _square_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def _square_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32)).square().sum()

@@ -11,7 +11,7 @@ def multiplier(settings: TrainingSettings, *, step: int, elapsed: float, limit: 
     of them, or the last warmdown_steps.
     """
     if settings.steps:
-        left = settings.steps - step
+        left = float(settings.steps - step)
         length = settings.warmdown_share * settings.steps or min(settings.warmdown_steps, settings.steps)
     else:
         left = limit - elapsed

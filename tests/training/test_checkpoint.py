@@ -1,9 +1,10 @@
 import os
+import threading
 
 import pytest
 import torch
 
-from pgolf.data.errors import DataError
+from pgolf.files import FileError
 from pgolf.training import checkpoint
 from pgolf.training.errors import CheckpointError
 from tests.training.tiny import tiny
@@ -88,9 +89,13 @@ def test_other_data_is_named_and_harmless_settings_are_free(tmp_path):
 def test_a_save_does_not_see_later_changes(tmp_path):
     keeper = checkpoint.Checkpointer(tmp_path)
     assert not keeper.arrived(wait=True)
+    busy = threading.Event()
+    keeper._writer.submit(busy.wait)
     a = torch.ones(1000)
     keeper.save(5, {"a": a}, {})
+    assert not keeper.arrived()
     a.zero_()
+    busy.set()
     assert keeper.arrived(wait=True) and keeper.last == (5, tmp_path / checkpoint.NAME)
     assert not keeper.arrived(wait=True)
     keeper.close()
@@ -112,7 +117,7 @@ def test_a_failed_write_keeps_the_old_file_and_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fdopen", full)
     keeper.save(2, {"a": torch.ones(1 << 20)}, {})
-    with pytest.raises(DataError, match="No space left"):
+    with pytest.raises(FileError, match="No space left"):
         keeper.arrived(wait=True)
     monkeypatch.undo()
     keeper.close()

@@ -310,6 +310,8 @@ def test_a_terminated_run_continues_bit_for_bit(tmp_path, options):
     assert losses(before) + losses(after) == losses(events)
     assert_same(plain.exported, rest.exported)
     assert_same(*(checkpoint.read(tmp_path / name / checkpoint.NAME)[0] for name in "ab"))
+    begun = [event for event in before + after if event.get("name") == "quantisation-aware"]
+    assert len(begun) == ("qat_threshold" in options)
     assert after[-1]["seconds"]["total"] > spent
     assert next(event for event in after if event["kind"] == "step")["elapsed"] > spent
 

@@ -157,8 +157,8 @@ def test_sharpness_changes_without_a_new_compilation():
     values = []
     for multiplier in (0.49, 0.4, 0.2, 0.01):
         terms.reached(multiplier)
-        values.append(float(compiled(x, y)))
-        assert values[-1] == pytest.approx(float(model.loss(x, y)), rel=1e-6)
+        values.append(compiled(x, y).item())
+        assert values[-1] == pytest.approx(model.loss(x, y).item(), rel=1e-6)
     assert len(set(values)) == 4
     assert len(compilations) == 1
 
@@ -168,7 +168,7 @@ def test_terms_act_from_the_threshold_on_and_stay():
     assert [terms.reached(s) for s in (1.0, 0.5, 0.49, 0.4)] == [False, False, True, False]
     assert model.rounding is terms.rounding
     assert not terms.reached(0.9) and terms.active
-    never, _ = build_model(MODEL, seed=1), None
+    never = build_model(MODEL, seed=1)
     off = QuantisationTerms(never, parameter_groups(never), TrainingSettings(qat_threshold=0.0), CPU)
     assert not off.reached(0.0) and never.rounding is None
 
@@ -202,12 +202,12 @@ def test_which_matrices_are_penalised_and_when():
     assert small.penalty() is None
     small.switch(True)
     groups = parameter_groups(small.model)
-    assert float(small.penalty()) == pytest.approx(0.01 * float(crown_q(groups["projection"], "sum")))
+    assert small.penalty().item() == pytest.approx(0.01 * crown_q(groups["projection"], "sum").item())
     _, large = network_terms(crown_q=0.01, crown_q_form="mean", crown_q_banks=True)
     large.switch(True)
     groups = parameter_groups(large.model)
     everything = [*groups["projection"], *groups["matrix"]]
-    assert float(large.penalty()) == pytest.approx(0.01 * float(crown_q(everything, "mean")))
+    assert large.penalty().item() == pytest.approx(0.01 * crown_q(everything, "mean").item())
     _, off = network_terms()
     off.switch(True)
     assert off.penalty() is None
