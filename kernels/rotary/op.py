@@ -75,7 +75,8 @@ def launch_rotary(head_dim, dims, capability, direction) -> Launch:
 def traffic_rotary(tokens, heads, kv_heads, head_dim, element_bytes, direction) -> tuple[int, int]:
     """(bytes, flops) of one call. The tables and the partial sums of the gain are small beside the rows."""
     elements = tokens * (heads + kv_heads) * head_dim
-    return (2 * elements * element_bytes, 4 * elements) if direction == "forward" else (3 * elements * element_bytes, 8 * elements)
+    passes, work = (2, 4) if direction == "forward" else (3, 8)
+    return passes * elements * element_bytes, work * elements
 
 
 def _power_of_two(number):
@@ -90,7 +91,7 @@ def _shape_of(q, k, cos):
 def _forward_triton(q, k, gain, cos, sin, eps):
     from pgolf.kernels.rotary import gpu
 
-    q, k, gain, cos, sin = q.contiguous(), k.contiguous(), gain.contiguous(), cos.float().contiguous(), sin.float().contiguous()
+    q, k, gain, cos, sin = (x.contiguous() for x in (q, k, gain, cos.float(), sin.float()))
     query, key = torch.empty_like(q), torch.empty_like(k)
     total, length, constants = _shape_of(q, k, cos)
     launch = launch_rotary(q.shape[3], 2 * cos.shape[1], capability_of(q.device), "forward")
@@ -104,7 +105,7 @@ def _backward_triton(grad_q, grad_k, q, k, gain, cos, sin, eps):
     from pgolf.kernels.rotary import gpu
 
     grad_q, grad_k, q, k, gain = (x.contiguous() for x in (grad_q, grad_k, q, k, gain))
-    cos, sin = cos.float().contiguous(), sin.float().contiguous()
+    cos, sin = (x.float().contiguous() for x in (cos, sin))
     d_q, d_k = torch.empty_like(q), torch.empty_like(k)
     total, length, constants = _shape_of(q, k, cos)
     launch = launch_rotary(q.shape[3], 2 * cos.shape[1], capability_of(q.device), "backward")
@@ -123,9 +124,8 @@ def compile_cases(capability):
 
     cases = []
     # (dtype, head dim, rotary dims): the challenge's shape first; all, none, and an awkward number of dims rotated.
-    for kind, dim, dims in (
-        ("bf16", 64, 16), ("bf16", 64, 64), ("bf16", 64, 0), ("bf16", 128, 32), ("bf16", 96, 20), ("fp16", 64, 16), ("fp32", 64, 16)
-    ):  # fmt: skip
+    shapes = [("bf16", 64, 16), ("bf16", 64, 64), ("bf16", 64, 0), ("bf16", 128, 32), ("bf16", 96, 20)]
+    for kind, dim, dims in [*shapes, ("fp16", 64, 16), ("fp32", 64, 16)]:
         constants = {"H": 8, "HKV": 4, "D": dim, "HALF": dims // 2}
         element_bytes = 4 if kind == "fp32" else 2
         for direction, kernel in (("forward", gpu.rotary_fwd_kernel), ("backward", gpu.rotary_bwd_kernel)):
