@@ -85,7 +85,7 @@ class Chain:
             raise ValueError(f"Chain: granularity is {granularity}; it must lie in 1..{MOST_GRANULARITY}")
         shape = (levels, reference.Q_CELLS, reference.N_CELLS)
         if table is None:
-            table = torch.full(shape, reference.FIRST_WEIGHT)
+            table = torch.full(shape, reference.FIRST_WEIGHT, dtype=torch.float64)
         elif table.shape != shape:
             raise ValueError(f"Chain: the table is {tuple(table.shape)}, but {levels} levels need {shape}")
         self.table = table.detach().to(device, exact_dtype(device), copy=True).contiguous()
@@ -116,10 +116,6 @@ class Chain:
             raise ValueError(
                 f"Chain.evidence: documents are {documents.dtype} {tuple(documents.shape)}; they must be integers (D + 1,)"
             )
-        if documents.device.type == "cpu" and len(tokens):
-            bounds_hold = documents[0] == 0 and documents[-1] == len(tokens) and bool((documents.diff() > 0).all())
-            if not bounds_hold:
-                raise ValueError(f"Chain.evidence: documents must rise from 0 to {len(tokens)}, the number of tokens")
         found = [
             torch.ops.pgolf.hedge_evidence(tokens, documents, list(orders), self.granularity, shared)
             for orders, shared in ((self.local, False), (self.shared, True))

@@ -208,10 +208,12 @@ def evidence_cpu(tokens, documents, orders, granularity, shared):
     from pgolf.kernels.hedge.trie import Trie
 
     tokens = tokens.int().contiguous()
-    within(tokens, 0, torch.iinfo(torch.int32).max, "Chain: tokens")
+    within(tokens, 0, torch.iinfo(torch.int32).max, "Chain.evidence: tokens")
+    if len(tokens) and not (documents[0] == 0 and documents[-1] == len(tokens) and bool((documents.diff() > 0).all())):
+        raise ValueError(f"Chain.evidence: documents must rise from 0 to {len(tokens)}, the number of tokens")
     found = new_evidence(tokens, len(orders))
     starts = torch.zeros(len(tokens), dtype=torch.bool)
-    starts[documents[:-1][documents[:-1] < len(tokens)].long()] = True
+    starts[documents[:-1].long()] = True
 
     def count(span):
         # one token more than the documents hold: the token after them is read in the last one's context

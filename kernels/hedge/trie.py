@@ -14,7 +14,7 @@ class Trie:
     def __init__(self, orders, granularity, shared, multiplier=MULTIPLIER):
         self.orders = np.array(orders, dtype=np.int64)
         self.granularity, self.shared, self.multiplier = granularity, shared, multiplier
-        self.records = np.empty(8, dtype=np.int32)
+        self.records = np.empty((1, 8), dtype=np.int32)
         self.table = np.empty(cpu.SMALLEST_TABLE, dtype=np.int64)
         self.scalars = np.zeros(5, dtype=np.int64)
         self.waiting = np.empty(granularity, dtype=np.int32)
