@@ -16,10 +16,10 @@ import pgolf
 from pgolf.budget import Budget
 from pgolf.config import Settings
 from pgolf.data import CoprimeStrideLoader, Dataset, Prefetch, SequentialLoader
+from pgolf.distributed import World
 from pgolf.model import build_model, parameter_groups
 from pgolf.training import checkpoint, schedule
 from pgolf.training.averaging import averaging
-from pgolf.training.distributed import World
 from pgolf.training.errors import TrainingError
 from pgolf.training.optimisers import Optimisers
 from pgolf.training.quantisation import QuantisationTerms

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 
 import torch
 
+from pgolf.distributed import AllGather, Pending, ReduceScatterAverage, World
 from pgolf.kernels.newton_schulz import newton_schulz
-from pgolf.training.distributed import AllGather, Pending, ReduceScatterAverage, World
 
 
 class Muon:

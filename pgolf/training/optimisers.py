@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pgolf.config import TrainingSettings
-from pgolf.training.distributed import World
+from pgolf.distributed import World
 from pgolf.training.muon import Muon, ParallelMuon, RoundRobinMuon
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pgolf.budget import Budget
+from pgolf.distributed import World
 from pgolf.model import build_model, parameter_groups
 from pgolf.training import checkpoint, loop
-from pgolf.training.distributed import World
 from pgolf.training.errors import CheckpointError, TrainingError
 from pgolf.training.optimisers import Optimisers
 from tests.training.tiny import Stream, assert_same, losses, run, tiny

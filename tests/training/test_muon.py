@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pgolf.training.distributed import World
+from pgolf.distributed import World
 from pgolf.training.muon import ParallelMuon, RoundRobinMuon
 
 SHAPES = [(5, 8, 20), (3, 24, 7), (4, 6, 6), (10, 4)]

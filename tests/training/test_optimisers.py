@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pgolf.config import TrainingSettings
-from pgolf.training.distributed import World
+from pgolf.distributed import World
 from pgolf.training.optimisers import Optimisers
 from tests.training.test_muon import transcription
 

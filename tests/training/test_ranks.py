@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pgolf.distributed import launch
 from pgolf.training import checkpoint
-from pgolf.training.distributed import launch
 from tests.training.tiny import Stream, losses, run, tiny
 
 STEPS = 20
