@@ -552,33 +552,35 @@ def _backward_cpu(grad, q, k, v, gate, start, end, z, a, lse, window, scale, xsa
     kind = torch.promote_types(q.dtype, torch.float32)
     group = q.shape[2] // k.shape[2]
     own, keys = (x.to(kind).repeat_interleave(group, 2) for x in (v, k))
-    z, dz = z.to(kind), grad.to(kind)
-    d_gate, d_own, y = z.new_empty(0), torch.zeros_like(own), z
+    y, dy = z.to(kind), grad.to(kind)
+    d_gate, d_v = y.new_empty(0), 0
     if gate is not None:
-        d_gate = (dz * z).sum(-1).to(gate.dtype)
-        dz = dz * gate[..., None].to(kind)
+        d_gate = (dy * y).sum(-1).to(gate.dtype).contiguous()
+        dy = dy * gate[..., None].to(kind)
     if xsa:
-        dz, d_own, y = _project_back(dz, z, own, a.transpose(1, 2)[..., None], reference.EPS)
+        y = y + a.transpose(1, 2)[..., None] * own
+        dy, d_v = _project_back(dy, y, v.to(kind), reference.EPS)
     scores, _ = _weights_cpu(q, k, start, window, scale, kind)
     p = torch.exp2(scores - lse[..., None])
-    delta = (y * dz).sum(-1).transpose(1, 2)
-    d_own = d_own + torch.einsum("bhij,bihd->bjhd", p, dz)
-    ds = p * (torch.einsum("bihd,bjhd->bhij", dz, own) - delta[..., None]) * scale
-    d_q = torch.einsum("bhij,bjhd->bihd", ds, keys).to(q.dtype).contiguous()
-    d_keys = torch.einsum("bhij,bihd->bjhd", ds, q.to(kind))
-    d_k, d_v = (x.unflatten(2, (-1, group)).sum(3).to(k.dtype).contiguous() for x in (d_keys, d_own))
-    return d_q, d_k, d_v, d_gate
+    delta = (y * dy).sum(-1).transpose(1, 2)
+    ds = p * (torch.einsum("bihd,bjhd->bhij", dy, own) - delta[..., None]) * scale
+    d_q = torch.einsum("bhij,bjhd->bihd", ds, keys)
+    d_k = torch.einsum("bhij,bihd->bjhd", ds, q.to(kind)).unflatten(2, (-1, group)).sum(3)
+    d_v = d_v + torch.einsum("bhij,bihd->bjhd", p, dy).unflatten(2, (-1, group)).sum(3)
+    return *(x.to(q.dtype).contiguous() for x in (d_q, d_k, d_v)), d_gate
 
 
-def _project_back(dz, z, own, a, eps):
-    """Through z = y - a v: (dy, the part of dv that does not pass through y, y)."""
+def _project_back(dz, y, v, eps):
+    """Through z = y - a v, heads taken by group: (dy, the part of dv that does not pass through y)."""
+    groups = (v.shape[2], y.shape[2] // v.shape[2])
+    dz, y, own = dz.unflatten(2, groups), y.unflatten(2, groups), v[:, :, :, None]
     square = own.square().sum(-1, keepdim=True)
     norm = square.clamp_min(eps * eps)
-    b = (dz * own).sum(-1, keepdim=True) / norm
-    y = z + a * own
+    a, b = (y @ own.mT) / norm, (dz @ own.mT) / norm
     # where |v|^2 is clamped, the quotient's denominator has no slope.
     slope = torch.where(square >= eps * eps, 2 * a, 0)
-    return dz - b * own, -a * dz - b * (y - slope * own), y
+    d_v = (slope.mT @ b) * own - a.mT @ dz - b.mT @ y
+    return (dz - b * own).flatten(2, 3), d_v.squeeze(3)
 
 
 def _xsa_cpu(y, v, gate, eps):
@@ -587,15 +589,13 @@ def _xsa_cpu(y, v, gate, eps):
 
 def _xsa_backward_cpu(grad, y, v, gate, eps):
     kind = torch.promote_types(y.dtype, torch.float32)
-    group = y.shape[2] // v.shape[2]
-    own, dz, full = v.to(kind).repeat_interleave(group, 2), grad.to(kind), y.to(kind)
-    a = (full * own).sum(-1, keepdim=True) / own.square().sum(-1, keepdim=True).clamp_min(eps * eps)
-    z, d_gate = full - a * own, full.new_empty(0)
+    dz, full, own = grad.to(kind), y.to(kind), v.to(kind)
+    d_gate = dz.new_empty(0)
     if gate is not None:
-        d_gate = (dz * z).sum(-1).to(gate.dtype).contiguous()
+        d_gate = (dz * reference.exclude(full, own, eps=eps)).sum(-1).to(gate.dtype).contiguous()
         dz = dz * gate[..., None].to(kind)
-    d_y, d_own, _ = _project_back(dz, z, own, a, eps)
-    return d_y.to(y.dtype).contiguous(), d_own.unflatten(2, (-1, group)).sum(3).to(v.dtype).contiguous(), d_gate
+    d_y, d_v = _project_back(dz, full, own, eps)
+    return d_y.to(y.dtype).contiguous(), d_v.to(v.dtype).contiguous(), d_gate
 
 
 for name, on_cpu, on_gpu in (
