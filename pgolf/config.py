@@ -633,9 +633,31 @@ def at_scale(settings: Settings, scale: str) -> Settings:
 
 # ---- checks that need several settings at once
 
+def _check_ranges(model: ModelSettings) -> None:
+    """Every number of the network within what it can mean."""
+    least = dict.fromkeys(("layers", "dim", "heads", "kv_heads", "mlp_hidden", "rope_reference_length"), 1)
+    least |= dict.fromkeys(("rotary_dims", "xsa_last", "hyper_layers", "mtp_heads", "bigram_buckets"), 0)
+    least |= {"bigram_dim": 1} if model.bigram_buckets else {}
+    least |= {"value_embedding_dim": 1} if model.value_embedding_layers else {}
+    for name, bound in least.items():
+        if getattr(model, name) < bound:
+            raise SettingsError(f"model.{name} is {getattr(model, name)}; it must be at least {bound}")
+    if model.bigram_buckets == 1:
+        raise SettingsError("model.bigram_buckets is 1; it must be 0 (none) or at least 2")
+    for name in ("softcap", "rope_base"):
+        if not getattr(model, name) > 0:
+            raise SettingsError(f"model.{name} is {getattr(model, name)}; it must be above 0")
+    if not 0 <= model.mlp_slope <= 1:
+        raise SettingsError(f"model.mlp_slope is {model.mlp_slope}; it must be from 0 to 1")
+    for name in ("recurrence", "value_embedding_layers"):
+        if min(getattr(model, name), default=0) < 0:
+            raise SettingsError(f"model.{name} names layer {min(getattr(model, name))}; the first one is 0")
+
+
 def check(settings: Settings) -> None:
     """Raise one line for the first combination that cannot work."""
     model, training, evaluation = settings.model, settings.training, settings.evaluation
+    _check_ranges(model)
     if model.dim % model.heads:
         raise SettingsError(f"model.dim {model.dim} is no multiple of model.heads {model.heads}")
     if model.heads % model.kv_heads:
@@ -647,6 +669,8 @@ def check(settings: Settings) -> None:
     if not 1 <= model.vocab_size <= 65_536:
         raise SettingsError(f"model.vocab_size {model.vocab_size} does not fit the shards' 16-bit tokens")
     executed = len(model.virtual_layers)
+    if len(set(model.value_embedding_layers)) < len(model.value_embedding_layers):
+        raise SettingsError("model.value_embedding_layers names a layer twice")
     for layer in model.value_embedding_layers:
         if layer >= executed:
             raise SettingsError(f"model.value_embedding_layers names layer {layer}, but {executed} are executed")

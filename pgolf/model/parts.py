@@ -64,8 +64,6 @@ class HashedPairs(nn.Module):
 
     def __init__(self, buckets: int, width: int, dim: int):
         super().__init__()
-        if buckets < 2:
-            raise ValueError(f"bigram_buckets is {buckets}; it must be 0 (none) or at least 2")
         self.embed = nn.Embedding(buckets, width)
         self.proj = nn.Linear(width, dim, bias=False)
         self.scale = nn.Parameter(torch.empty(()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pgolf.config import load_preset
+from pgolf.config import Settings, SettingsError, check, load_preset
 from pgolf.model import build_model, count_parameters, parameter_groups, untie
 from tests.model.common import EVERYTHING, SHALLOW, SMALL, error, random_model, tokens
 
@@ -74,9 +74,26 @@ def test_initial_weights(poisoned_memory):
     assert state["ve_shared.embed.weight"].std().item() == pytest.approx(0.01, rel=0.1)
 
 
-def test_one_bucket_is_refused():
-    with pytest.raises(ValueError, match="bigram_buckets is 1; it must be 0"):
-        build_model(dataclasses.replace(SMALL, bigram_buckets=1))
+IMPOSSIBLE = {
+    "no heads": (dict(heads=0), "model.heads is 0; it must be at least 1"),
+    "no layers": (dict(layers=0), "model.layers is 0"),
+    "negative xsa": (dict(xsa_last=-1), "model.xsa_last is -1; it must be at least 0"),
+    "one bucket": (dict(bigram_buckets=1), r"model.bigram_buckets is 1; it must be 0 \(none\) or at least 2"),
+    "bigram without width": (dict(bigram_dim=0), "model.bigram_dim is 0"),
+    "value embedding without width": (dict(value_embedding_dim=0), "model.value_embedding_dim is 0"),
+    "no softcap": (dict(softcap=0.0), "model.softcap is 0.0; it must be above 0"),
+    "steep slope": (dict(mlp_slope=1.5), "model.mlp_slope is 1.5; it must be from 0 to 1"),
+    "negative layer": (dict(recurrence=(-1,)), "model.recurrence names layer -1"),
+    "layer twice": (dict(value_embedding_layers=(3, 3)), "model.value_embedding_layers names a layer twice"),
+}
+
+
+@pytest.mark.parametrize("flaw", IMPOSSIBLE)
+def test_impossible_networks_are_refused(flaw):
+    change, line = IMPOSSIBLE[flaw]
+    check(Settings(model=SMALL))
+    with pytest.raises(SettingsError, match=line):
+        check(Settings(model=dataclasses.replace(SMALL, **change)))
 
 
 def test_precisions():

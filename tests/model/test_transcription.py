@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pgolf.config import load_preset
 from pgolf.model import build_model, import_checkpoint, unbank
@@ -68,6 +69,7 @@ def test_953_is_the_network_of_688():
     assert load_preset("pr953").model == load_preset("pr688").model
 
 
+@torch.no_grad()
 def check(settings, length=19, batch=2):
     """Both precisions of the network against the transcription; returns the float64 logits of the first row."""
     given = tokens(batch, length)
@@ -80,7 +82,7 @@ def check(settings, length=19, batch=2):
         for row in range(batch):
             wanted = transcription.logits(state, given[row].tolist(), **facts(settings), eps=torch.finfo(dtype).eps)
             assert error(found[row], wanted) < limit
-    return found[0].detach()
+    return found[0]
 
 
 SWITCHES = {
@@ -140,6 +142,22 @@ def test_everything_at_once():
     check(EVERYTHING, length=50)
 
 
+def test_gradients():
+    """What flows back to each parameter is what flows through the formulas, the token gate's stop included."""
+    model = random_model(EVERYTHING, dtype=torch.float64)
+    state = {name: tensor.clone().requires_grad_() for name, tensor in model.state_dict().items()}
+    given = tokens(1, 24)
+    model.loss(given[:, :-1], given[:, 1:]).backward()
+    what = facts(EVERYTHING) | {"eps": torch.finfo(torch.float64).eps}
+    F.cross_entropy(transcription.logits(state, given[0, :-1].tolist(), **what), given[0, 1:]).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            assert state[name].grad is None, name
+        else:
+            assert error(parameter.grad, state[name].grad) < 1e-9, name
+
+
+@torch.no_grad()
 def test_long_sequence_raises_the_base():
     settings = dataclasses.replace(SMALL, layers=2, value_embedding_layers=(1,), rope_reference_length=1024)
     given = tokens(1, 1100)

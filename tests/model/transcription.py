@@ -64,7 +64,7 @@ def logits(
 
     order: the physical layer behind each executed one. eps: that of the precision of the network compared with.
     """
-    state = {name: tensor.detach().double() for name, tensor in state.items()}
+    state = {name: tensor.double() for name, tensor in state.items()}
     length = len(tokens)
     layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     order = list(range(layers)) if order is None else order
@@ -142,7 +142,7 @@ def logits(
         h = torch.where(z > 0, z, slope * z)
         x = x + state[own + "mlp_scale"] * ((h * h) @ down_w.T)
         if own + "dtg_gate.weight" in state:
-            g = 1 / (1 + torch.exp(-(x_in @ state[own + "dtg_gate.weight"].T + state[own + "dtg_gate.bias"])))
+            g = 1 / (1 + torch.exp(-(x_in.detach() @ state[own + "dtg_gate.weight"].T + state[own + "dtg_gate.bias"])))
             x = x_in + g * (x - x_in)
         if i < encoders:
             stack.append(x)
