@@ -1,4 +1,4 @@
-"""Rule set `published_boost`: #1014's n-gram logit boost, two-expert Hedge and online bias. Its scores are not code lengths."""
+"""Rule set `published_boost`: #1014's n-gram logit boost, two experts and online bias. Its scores are not code lengths."""
 
 import numpy as np
 import torch

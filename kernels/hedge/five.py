@@ -121,7 +121,7 @@ class FiveExperts:
         for begin, length, kept in zip(begins, lengths, scored, strict=True):
             if not (0 <= begin and 1 <= length <= batch[1] and begin + length < len(ngrams.tokens) and 0 <= kept <= length):
                 raise ValueError(
-                    f"FiveExperts.score_windows: a window of {length} inputs from {begin}, {kept} of them scored, does not fit "
+                    f"FiveExperts.score_windows: a window of {length} inputs from {begin}, {kept} scored, does not fit "
                     f"{len(ngrams.tokens)} tokens and {batch[1]} positions"
                 )
         if ngrams.counted != self.tokens:

@@ -1,4 +1,4 @@
-"""Triton kernels of the mixer: the sweep over the logits and its backward, the five experts, the chain's counts and mixture."""
+"""Triton kernels of the mixer: the sweep over the logits and its backward, the five experts, the chain."""
 
 import triton
 import triton.language as tl
@@ -589,7 +589,7 @@ def hedge_mix_online_kernel(
         kept = mixed
         left = mixed * 0 + 1.0
         for level in tl.static_range(LEVELS):
-            o_level = t.to(tl.int64) * LEVELS + level
+            o_level = t * LEVELS + level
             cell = tl.load(p_cell + o_level).to(tl.int32)
             if cell > 0:
                 log_prob = tl.load(p_candidates + o_level)

@@ -67,7 +67,7 @@ def neural_statistics(
         temperature = torch.full((1,), float(temperature), dtype=exact, device=logits.device)
     elif temperature.numel() != 1 and temperature.shape != batch:
         raise ValueError(
-            f"neural_statistics: temperature {tuple(temperature.shape)} must hold one number, or one for each of {tuple(batch)}"
+            f"neural_statistics: temperature {tuple(temperature.shape)} must hold one number, or one for each {tuple(batch)}"
         )
     count = targets.numel()
     found = torch.ops.pgolf.hedge_statistics(
@@ -663,7 +663,8 @@ ROWS = "Tensor target, Tensor candidates, Tensor cell, Tensor count, Tensor tota
 
 torch.library.define(
     "pgolf::hedge_statistics",
-    "(Tensor logits, Tensor targets, Tensor candidates, Tensor temperature) -> (Tensor lse, Tensor entropy, Tensor target, Tensor picked)",
+    "(Tensor logits, Tensor targets, Tensor candidates, Tensor temperature)"
+    " -> (Tensor lse, Tensor entropy, Tensor target, Tensor picked)",
 )
 torch.library.define(
     "pgolf::hedge_statistics_backward",

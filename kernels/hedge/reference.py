@@ -8,7 +8,10 @@ import torch
 
 
 def statistics_reference(logits, targets, candidates, temperature):
-    """Log-sum-exp, entropy, target and candidate log-probabilities of softmax(logits / temperature); -inf where a candidate is absent (-1)."""
+    """Log-sum-exp, entropy, target and candidate log-probabilities of softmax(logits / temperature).
+
+    A candidate of -1 is absent: its log-probability is -inf.
+    """
     z = logits / temperature.reshape(-1, 1)
     lse = z.logsumexp(1)
     log_probs = z - lse[:, None]
@@ -200,10 +203,13 @@ def evidence_reference(tokens, starts, orders, granularity, shared):
 
 def chain_weights(candidates, cell, table):
     """The weight of each level at each token, 0 where its context is new: (N, L)."""
-    cuts = torch.tensor(Q_CUTS, dtype=candidates.dtype, device=candidates.device)
-    q = torch.searchsorted(cuts, candidates.contiguous(), right=True)
     levels = torch.arange(cell.shape[1], device=cell.device)
-    return torch.where(cell > 0, table[levels, q, cell.long()].to(candidates.dtype), 0)
+    return torch.where(cell > 0, table[levels, q_cells(candidates), cell.long()].to(candidates.dtype), 0)
+
+
+def q_cells(candidates):
+    cuts = torch.tensor(Q_CUTS, dtype=candidates.dtype, device=candidates.device)
+    return torch.searchsorted(cuts, candidates.contiguous(), right=True)
 
 
 def mix_reference(target, candidates, cell, count, total, table):
@@ -255,8 +261,7 @@ def mix_online_reference(target, candidates, cell, count, total, fresh, table, v
         mixed = float(target[t].exp())
         for level in range(cell.shape[1]):
             if cell[t, level]:
-                q_cell = sum(float(candidates[t, level]) >= cut for cut in Q_CUTS)
-                place = (level, q_cell, int(cell[t, level]))
+                place = (level, int(q_cells(candidates[t, level])), int(cell[t, level]))
                 w, q = float(table[place]), int(count[t, level]) / int(total[t, level])
                 after = (1 - w) * mixed + w * q
                 waiting.append((place, w * q / after if after > 0 else w))
