@@ -1,5 +1,6 @@
 """Initial weights, what the network promises its callers, and compilation."""
 
+import copy
 import dataclasses
 import math
 import shutil
@@ -235,6 +236,39 @@ def test_rounding_reaches_its_matrices_in_training_only():
             for parameter in parameter_groups(model)[group]:
                 parameter.mul_(factor)
     torch.testing.assert_close(model.eval().logits(given), rounded)
+
+
+def test_watching_changes_nothing_and_sees_every_product():
+    model = random_model(EVERYTHING, dtype=torch.float64).eval()
+    given = tokens(2, 13)
+    plain = model.logits(given)
+    seen = {}
+
+    def watch(site, layer, x):
+        assert (site, layer) not in seen
+        seen[site, layer] = x
+
+    model.watch = watch
+    torch.testing.assert_close(model.logits(given), plain)
+    each = {(site, layer) for site in ("q", "k", "v", "o", "up", "down") for layer in range(7)}
+    assert seen.keys() == each | {("head", 0), ("bigram", 0), ("values", 0)}
+    hidden = F.leaky_relu(seen["up", 5] @ model.mlp_up_bank[model.virtual_layers[5]].T, EVERYTHING.mlp_slope).square()
+    torch.testing.assert_close(seen["down", 5], hidden)
+    model.watch = None
+    torch.testing.assert_close(seen["head", 0], model.hidden(given))
+
+
+def test_copies_are_whole():
+    model = random_model(EVERYTHING)
+    given = tokens(2, 13)
+    with torch.inference_mode():
+        wanted = model.logits(given).clone()
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        model.qo_bank.zero_()
+    assert torch.equal(twin.logits(given), wanted)
+    twin.loss(given[:, :-1], given[:, 1:]).backward()
+    assert model.qo_bank.grad is None and (twin.qo_bank.grad != 0).any()
 
 
 def test_full_graph_with_rounding_switched_on_later():
