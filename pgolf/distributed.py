@@ -111,10 +111,11 @@ def rank_from_environment() -> int:
 
 
 @contextmanager
-def launch(device: str | torch.device = "cpu") -> Iterator[World]:
+def launch(device: str | torch.device = "cpu", stage: str = "train") -> Iterator[World]:
     """Join the ranks that torchrun started (or stay alone where it did not) and leave them cleanly at the end.
 
-    On CUDA a rank's device is the one of its LOCAL_RANK.
+    On CUDA a rank's device is the one of its LOCAL_RANK. Each stage of a run meets under a name of its own: torchrun's
+    store outlives the processes of a stage, and would hand the next one the addresses of the last.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -123,10 +124,10 @@ def launch(device: str | torch.device = "cpu") -> Iterator[World]:
     if "RANK" not in os.environ or dist.is_initialized():
         yield World.current(device)
         return
-    if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    place = {"device_id": device} if device.type == "cuda" else {}
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore(stage, store), rank=rank, world_size=size, **place)
     try:
         yield World.current(device)
     finally:

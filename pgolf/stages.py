@@ -179,7 +179,7 @@ def score(folder: RunFolder, device: str = "") -> int:
 
     settings = read_toml(folder.config)
     options = settings.evaluation
-    with launch(chosen_device(device)) as world, Display(folder.log, active=world.is_first) as display:
+    with launch(chosen_device(device), "score") as world, Display(folder.log, active=world.is_first) as display:
         with budget.part("loading"):
             artifact = read_artifact(folder.artifact)
             model = artifact.build_model(world.device)

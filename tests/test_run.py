@@ -1,0 +1,167 @@
+"""The whole way as a user walks it: commands in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pgolf.config import preset_names
+
+SMALL = ["--scale", "tiny", "--steps", "3", "--evaluation.max-tokens", "1024", "--device", "cpu"]
+
+
+def pgolf(*words, environment=None, **options):
+    command = [sys.executable, "-m", "pgolf.run", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})}, **options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    done = pgolf("--out", folder, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_the_documented_keys(run):
+    folder, _ = run
+    summary = summary_of(folder)
+    parts = {"preset", "seed", "corpus", "parameters", "train", "artifact", "score", "scoring", "device", "versions"}
+    assert parts <= summary.keys()
+    assert {"seconds", "limit", "parts", "steps", "tokens"} <= summary["train"].keys()
+    assert {"model_bytes", "code_bytes", "total_bytes", "limit", "margin"} <= summary["artifact"].keys()
+    for reading in summary["score"].values():
+        assert {"bpb", "loss", "nats", "tokens", "bytes", "seconds", "legal", "partial"} <= reading.keys()
+    assert summary["train"]["steps"] == 3 and len(summary["corpus"]["digest"]) == 64
+    sizes = summary["artifact"]
+    assert sizes["model_bytes"] + sizes["tokenizer_bytes"] == (folder / "model.pgolf").stat().st_size
+    assert sizes["total_bytes"] == sizes["model_bytes"] + sizes["code_bytes"] <= sizes["limit"]
+
+
+def test_the_files_of_a_run(run):
+    folder, said = run
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.toml", "train.jsonl", "checkpoint.safetensors", "model.pgolf"} <= names
+    assert {"score.jsonl", "summary.json", "log.txt"} <= names
+    assert not [name for name in names if name.startswith(".")]
+    assert {path.name for path in (folder / "pictures").iterdir()} >= {"loss.png", "learning_rate.png", "budget.png"}
+    assert "bits per byte" in said and "xz -9e" in said
+
+
+def test_scores_add_up_to_the_summary(run):
+    folder, _ = run
+    head, *lines = [json.loads(line) for line in (folder / "score.jsonl").read_text().splitlines()]
+    for name in head["readings"]:
+        nats = sum(sum(line[name]) for line in lines)
+        reading = summary_of(folder)["score"][name]
+        assert nats == pytest.approx(reading["nats"], rel=1e-5)
+        assert sum(sum(line["bytes"]) for line in lines) == reading["bytes"]
+        assert sum(len(line["tokens"]) for line in lines) == reading["tokens"] == head["targets"]
+
+
+def test_the_same_seed_repeats_and_another_does_not(run, tmp_path):
+    folder, _ = run
+    for name, seed in (("same", 1337), ("other", 1)):
+        done = pgolf("--out", tmp_path / name, *SMALL, "--seed", seed)
+        assert done.returncode == 0, done.stderr
+    first, same, other = (summary_of(path) for path in (folder, tmp_path / "same", tmp_path / "other"))
+    assert first["train"]["loss"] == same["train"]["loss"] != other["train"]["loss"]
+    for reading in first["score"]:
+        assert first["score"][reading]["nats"] == same["score"][reading]["nats"] != other["score"][reading]["nats"]
+
+
+def test_two_ranks_give_the_same_score(run, tmp_path):
+    folder, _ = run
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pgolf.run"]
+    done = subprocess.run([*ranks, "--out", tmp_path / "two", *SMALL], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = summary_of(folder), summary_of(tmp_path / "two")
+    assert two["train"]["loss"] == pytest.approx(one["train"]["loss"], abs=1e-5)
+    for name, reading in one["score"].items():
+        assert two["score"][name]["bpb"] == pytest.approx(reading["bpb"], abs=1e-6)
+    assert done.stdout.count("code length") == len(one["score"])
+
+
+def test_stages_can_be_run_alone(run):
+    folder, _ = run
+    before = summary_of(folder)
+    artifact = (folder / "model.pgolf").read_bytes()
+    for stage in ("pack", "score", "report", "show"):
+        done = pgolf(stage, folder)
+        assert done.returncode == 0, done.stderr
+    assert (folder / "model.pgolf").read_bytes() == artifact
+    after = summary_of(folder)
+    assert {name: s["nats"] for name, s in after["score"].items()} == {name: s["nats"] for name, s in before["score"].items()}
+
+
+def test_scoring_imports_nothing_of_training(run):
+    folder, _ = run
+    program = (
+        "import sys; from pgolf.run import main; code = main(['score', sys.argv[1], '--device', 'cpu']); "
+        "bad = [name for name in sys.modules if name.startswith('pgolf.training')]; print(bad); sys.exit(code or len(bad))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, code, complaint",
+    [
+        (["--preset", "pr54"], 2, "did you mean 'pr549'"),
+        (["--model.layrs", "3"], 2, "did you mean '--model.layers'"),
+        (["scroe", "x"], 2, "did you mean 'score'"),
+        (["score"], 2, "score needs the folder of a run"),
+        (["score", "nowhere"], 1, "nowhere is no run folder"),
+        (["--resume"], 2, "--resume needs --out"),
+        (["--device", "abacus", "--steps", "1"], 2, "no device 'abacus'"),
+        (["data", "--out", "x"], 2, "either --text"),
+        (["--data.path", "nowhere", "--steps", "1"], 1, "nowhere"),
+    ],
+)
+def test_mistakes_get_one_line(words, code, complaint, tmp_path):
+    done = pgolf(*words, cwd=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert complaint in done.stderr and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_a_run_in_an_unwritable_place(tmp_path):
+    (tmp_path / "file").write_text("x")
+    done = pgolf("--out", tmp_path / "file" / "run", *SMALL)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+
+
+def test_a_damaged_artifact_is_refused(run, tmp_path):
+    folder, _ = run
+    (tmp_path / "config.toml").write_bytes((folder / "config.toml").read_bytes())
+    content = bytearray((folder / "model.pgolf").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "model.pgolf").write_bytes(content)
+    done = pgolf("score", tmp_path)
+    assert done.returncode == 1 and "checksum" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_text_becomes_a_dataset_becomes_a_score(tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(60):
+        lines = [f"The {word} of {i} and its {word * 2}s, said once more {i * 7}." for word in "abcdefgh"]
+        (text / f"{i}.txt").write_text("\n\n".join(lines))
+    done = pgolf("data", "--text", text, "--out", tmp_path / "data", "--vocab", "300")
+    assert done.returncode == 0, done.stderr
+    words = ["--data.path", tmp_path / "data", "--model.vocab-size", "300", "--evaluation.max-tokens", "0"]
+    done = pgolf("--out", tmp_path / "run", *SMALL, *words)
+    assert done.returncode == 0, done.stderr
+    assert not summary_of(tmp_path / "run")["score"]["sliding"]["partial"]
+
+
+def test_the_presets_are_listed():
+    done = pgolf("--list")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == preset_names()
