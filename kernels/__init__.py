@@ -1,1 +1,48 @@
-"""Eight hand-written operators, each with a plain-torch reference; PyTorch's dispatcher picks the backend by device."""
+"""Eight hand-written operators and their companions, each with a plain-torch reference.
+
+PyTorch's dispatcher picks the backend by device: Triton on CUDA, numba or plain torch on a CPU. Each operator is a room
+of its own (`pgolf.kernels.<operator>`); `python -m pgolf.kernels` prints what every kernel compiles to.
+"""
+
+from pgolf.kernels.attention import attention, xsa
+from pgolf.kernels.cross_entropy import cross_entropy, linear_cross_entropy
+from pgolf.kernels.hedge import (
+    BoostedCache,
+    Chain,
+    ChainStream,
+    FiveExperts,
+    OnlineBias,
+    learn_table,
+    neural_statistics,
+)
+from pgolf.kernels.lora import lora, lora_adam, lora_initial, lora_reset
+from pgolf.kernels.mlp import mlp
+from pgolf.kernels.newton_schulz import newton_schulz
+from pgolf.kernels.packed import PackedMatrix, expand, pack, packed_matmul
+from pgolf.kernels.rotary import rotary, rotary_table
+
+__all__ = [
+    "BoostedCache",
+    "Chain",
+    "ChainStream",
+    "FiveExperts",
+    "OnlineBias",
+    "PackedMatrix",
+    "attention",
+    "cross_entropy",
+    "expand",
+    "learn_table",
+    "linear_cross_entropy",
+    "lora",
+    "lora_adam",
+    "lora_initial",
+    "lora_reset",
+    "mlp",
+    "neural_statistics",
+    "newton_schulz",
+    "pack",
+    "packed_matmul",
+    "rotary",
+    "rotary_table",
+    "xsa",
+]
