@@ -295,6 +295,8 @@ class LoraSettings:
     """Rank of every adapter."""
     targets: tuple[str, ...] = ("q", "v", "head")
     """Which of q, k, v, o, mlp, head get adapters."""
+    layers: int = 0
+    """Only the last n executed layers, and the head, get adapters; 0: all layers."""
     alpha: float = 0.0
     """Adapter output is scaled by alpha / rank; 0: not scaled."""
     lr: float = 0.01
@@ -309,6 +311,9 @@ class LoraSettings:
     """Tokens scored before each update."""
     context_tokens: int = 1024
     """Longest window a chunk is scored in."""
+    refresh_tokens: int = -1
+    """Tokens before a chunk that are computed anew with it; what attention sees of those before them is kept as it was when
+    they were last computed, with the adapters of that time. -1: the whole window anew, as the submissions do."""
     passes: int = 1
     """Updates on each chunk after it was scored."""
     batch_documents: int = 64
