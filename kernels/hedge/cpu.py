@@ -328,9 +328,8 @@ def boost_mix(losses, weights, eta):
 TOTAL, DISTINCT, TOP, TOP_EDGE, TOP_COUNT, COUNT, PARENT, SYMBOL = range(8)
 ROOT, ABSENT = 0, -1
 
-# the scalars of a trie: records in use, table size less one, entries in the table, tokens of the document so far,
-# tokens that wait to be counted
-USED, MASK, ENTERED, POSITION, WAITING = range(5)
+# the scalars of a trie: records in use, table size less one, entries in the table, tokens that wait to be counted
+USED, MASK, ENTERED, WAITING = range(4)
 SMALLEST_TABLE = 256
 
 
@@ -345,7 +344,7 @@ def tag_of(h):
     return (h >> 32) & 0x7FFFFFFF
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, inline="always")
 def find(records, table, scalars, multiplier, node, symbol):
     """The edge from a context by a symbol, or ABSENT. A hit in the table counts only if its record says the same."""
     if node < 0:
@@ -397,7 +396,7 @@ def clear(records, table, scalars):
     table[:SMALLEST_TABLE] = 0
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, inline="always")
 def add(records, table, scalars, multiplier, node, symbol, edge):
     """Count one more `symbol` after a context; `edge` leads there, or is ABSENT. Returns the edge."""
     if edge == ABSENT:
@@ -444,29 +443,16 @@ def count_waiting(records, table, scalars, multiplier, waiting, edges, reading, 
 
 @njit(nogil=True, cache=True)
 def cell_of(total, distinct):
-    if total == 0:
-        return 0
-    size = 0
-    if total > 16:
-        size = 5 + (total > 64) + (total > 256)
-    elif total > 4:
-        size = 3 + (total > 8)
-    else:
-        size = (total > 1) + (total > 2)
-    spread = 3
-    if distinct == 1:
-        spread = 0
-    elif 4 * distinct <= total:
-        spread = 1
-    elif 2 * distinct <= total:
-        spread = 2
-    return 1 + 4 * size + spread
+    """Where a context stands in a level's table, 0 if it is new; without branches, which would be guessed wrongly."""
+    size = (total > 1) + (total > 2) + (total > 4) + (total > 8) + (total > 16) + (total > 64) + (total > 256)
+    spread = (distinct > 1) * (1 + (4 * distinct > total) + (2 * distinct > total))
+    return (total > 0) * (1 + 4 * size + spread)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, inline="always")
 def peek(records, table, scalars, multiplier, granularity, waiting, edges, reading, writing, orders, t, top, cell, total):
     """What the levels know before the next token, into row t."""
-    if scalars[WAITING] > 0 and scalars[POSITION] % granularity == 0:
+    if scalars[WAITING] == granularity:
         count_waiting(records, table, scalars, multiplier, waiting, edges, reading, writing)
     for level in range(orders.shape[0]):
         node = reading[orders[level]]
@@ -488,7 +474,7 @@ def open_document(records, table, scalars, multiplier, shared, waiting, edges, r
     reading[:] = ABSENT
     reading[0] = ROOT
     writing[:] = reading
-    scalars[POSITION] = scalars[WAITING] = 0
+    scalars[WAITING] = 0
 
 
 @njit(nogil=True, cache=True)
@@ -535,7 +521,6 @@ def follow(
             reading[order + 1] = edges[at, order]
         waiting[at] = y
         scalars[WAITING] = at + 1
-        scalars[POSITION] += 1
 
 
 # ---- `normalised`: the mixture

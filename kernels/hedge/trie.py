@@ -16,7 +16,7 @@ class Trie:
         self.granularity, self.shared, self.multiplier = granularity, shared, multiplier
         self.records = np.empty((1, 8), dtype=np.int32)
         self.table = np.empty(cpu.SMALLEST_TABLE, dtype=np.int64)
-        self.scalars = np.zeros(5, dtype=np.int64)
+        self.scalars = np.zeros(4, dtype=np.int64)
         self.waiting = np.empty(granularity, dtype=np.int32)
         self.edges = np.empty((granularity, max(orders) + 1), dtype=np.int32)
         self.reading = np.full(max(orders) + 1, cpu.ABSENT, dtype=np.int64)

@@ -17,6 +17,7 @@ from pgolf.kernels.hedge import (
     reference,
 )
 from tests.kernels.compare import assert_close
+from tests.kernels.hedge_rates import EagerFive
 
 EXACT = 1e-11
 
@@ -225,6 +226,21 @@ def test_published_reference_agrees_and_its_mass_is_the_entropy_experts():
     mass = mixer.score(swept, rows, each).nll.neg().exp().sum(0)
     assert mass[place].item() == pytest.approx(mixer.mass(statistics.entropy)[0, place].item(), rel=1e-10)
     assert mass[place] > 1.02
+
+
+def test_the_rates_are_those_of_the_same_arithmetic():
+    vocabulary = 23
+    tokens = repeating_tokens(400, vocabulary)
+    mixer = FiveExperts(vocabulary, warmup=0)
+    mixer.count(tokens)
+    eager = EagerFive(mixer)
+    inputs, targets = tokens[:240].reshape(3, 80), tokens[1:241].reshape(3, 80)
+    logits, valid = torch.randn(3, 80, vocabulary), torch.rand(3, 80) > 0.1
+    for _ in range(2):
+        scores = mixer.score(neural_statistics(logits, targets), inputs, targets, valid)
+        mixer.learn(scores)
+        assert torch.allclose(eager.step_from_logits(logits, inputs, targets, valid).double(), scores.nll, atol=1e-5)
+        assert torch.allclose(eager.log_weights.double(), mixer.log_weights, atol=1e-5)
 
 
 def test_published_counts_equal_the_reference():
