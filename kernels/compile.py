@@ -4,9 +4,13 @@
 """
 
 import importlib
+import multiprocessing
+import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +110,7 @@ def compile_case(case: Case, capability: int) -> Compiled:
         "num_warps": case.launch.num_warps,
         "num_stages": case.launch.num_stages,
         "enable_fp_fusion": True,
+        "maxnreg": case.launch.max_registers,
     }
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _resources(binary.asm["cubin"])
@@ -117,6 +122,46 @@ def compile_case(case: Case, capability: int) -> Compiled:
         tensor_core=_tensor_core(binary.asm["ptx"]),
         occupancy=_occupancy(TARGETS[capability], registers, shared, case.launch.num_warps),
     )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    operator: str
+    capability: int
+    case: Case
+    compiled: Compiled
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it, or nothing."""
+        made, case = self.compiled, self.case
+        if made.spilled:
+            return f"spills {made.spilled} bytes"
+        if made.shared > TARGETS[self.capability].shared_per_block:
+            return f"wants {made.shared} bytes of shared memory"
+        if made.registers > case.max_registers:
+            return f"uses {made.registers} registers, its table expects at most {case.max_registers}"
+        if case.matmul and not made.tensor_core:
+            return "has no tensor-core instruction"
+        if case.matmul and self.capability == 90 and made.tensor_core != "wgmma":
+            return f"uses {made.tensor_core}, not wgmma"
+        return ""
+
+
+def compile_all(operators: Sequence[str], capabilities: Sequence[int]) -> Iterator[Row]:
+    """Every case, in order, compiled by as many processes as there are cores."""
+    work = [(name, capability, i) for name in operators for capability in capabilities for i in range(len(cases(name, capability)))]
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for (name, capability, i), made in zip(work, pool.map(_compile_numbered, work, chunksize=4), strict=True):
+            yield Row(name, capability, cases(name, capability)[i], made)
+
+
+def _compile_numbered(place: tuple[str, int, int]) -> Compiled:
+    """A case by its place: kernels cannot be sent to another process, but looked up there."""
+    operator, capability, i = place
+    return compile_case(cases(operator, capability)[i], capability)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -150,8 +150,12 @@ def attention_fwd_kernel(
     if XSA:
         p_own = p_values + tl.cast(start_m, tl.int64) * (HKV * D)
         o_own = tl.arange(0, BM)[:, None] * (HKV * D) + o_d[None, :]
+        # read twice, volatile so that the compiler believes it: the second read comes from the L1 cache, and the norm's
+        # sum does not keep a second tile in registers beside the accumulator.
+        b_own = tl.load(p_own + o_own, mask=m_m[:, None], other=0, volatile=True).to(tl.float32)  # [BM, D]
+        b_norm = tl.maximum(tl.sum(b_own * b_own, 1), floor)
         b_own = tl.load(p_own + o_own, mask=m_m[:, None], other=0).to(tl.float32)  # [BM, D]
-        b_a = tl.sum(b_acc * b_own, 1) / tl.maximum(tl.sum(b_own * b_own, 1), floor)
+        b_a = tl.sum(b_acc * b_own, 1) / b_norm
         b_acc -= b_a[:, None] * b_own
         tl.store(p_a + o_line + tl.arange(0, BM), b_a, mask=m_m)
     if GATE:

@@ -234,24 +234,25 @@ def _same_document(length, cu_seqlens, window, device):
     return mask
 
 
-# Tiles by capability, bits per element and head dim, as (BM, BN, warps, stages); chosen by reasoning, unmeasured: the
-# largest tiles that spill nothing with every option on. A block of 128 rows halves what K and V cost in the L2 cache,
-# which at head dim 64 would else be the limit; eight warps are two warpgroups of 64 rows each. float32 multiplies
-# without tensor cores, for comparison rather than speed.
+# Tiles by capability, bits per element and head dim, as (BM, BN, warps, stages) and, where two blocks are to share a
+# multiprocessor, a cap on registers; chosen by reasoning, unmeasured: the largest tiles that spill nothing with every
+# option on. A block of 128 rows halves what K and V cost in the L2 cache, which at head dim 64 would else be the limit.
+# Eight warps are two warpgroups of 64 rows; they take softmax and matmul in step, so a second block is what keeps the
+# tensor cores busy meanwhile. float32 multiplies without tensor cores, for comparison rather than speed.
 FORWARD = {
-    80: {16: {64: (128, 64, 8, 3), 128: (128, 32, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
-    90: {16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
+    80: {16: {64: (128, 64, 8, 3, 128), 128: (128, 32, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
+    90: {16: {64: (128, 64, 8, 3, 128), 128: (128, 64, 8, 3)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
     100: {16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
 }
 BACKWARD_KV = {
     80: {16: {64: (32, 128, 8, 2), 128: (64, 64, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 8, 2)}},
-    90: {16: {64: (64, 128, 8, 2), 128: (32, 128, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 8, 2)}},
-    100: {16: {64: (64, 128, 8, 2), 128: (64, 128, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 8, 2)}},
+    90: {16: {64: (32, 128, 8, 2, 128), 128: (32, 128, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 8, 2)}},
+    100: {16: {64: (32, 128, 8, 2, 128), 128: (64, 128, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 8, 2)}},
 }
 BACKWARD_Q = {
     80: {16: {64: (128, 64, 8, 2), 128: (128, 32, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (32, 16, 8, 2)}},
-    90: {16: {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (32, 16, 8, 2)}},
-    100: {16: {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (32, 16, 8, 2)}},
+    90: {16: {64: (128, 64, 8, 2, 128), 128: (128, 64, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (32, 16, 8, 2)}},
+    100: {16: {64: (128, 64, 8, 2, 128), 128: (128, 64, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (32, 16, 8, 2)}},
 }
 # Elements of a tile (tokens x head dim) of the kernels that only stream, on eight warps: 16 per thread and tensor, which
 # keeps several blocks on a multiprocessor and enough loads in flight to cover the latency of memory.
@@ -260,8 +261,8 @@ STREAMED = 4096
 
 def _launch_matmul(table, head_dim, element_bits, capability) -> Launch:
     known = max(number for number in table if number <= max(capability, 80))
-    rows, columns, warps, stages = table[known][element_bits][64 if head_dim <= 64 else 128]
-    return Launch({"BM": rows, "BN": columns}, num_warps=warps, num_stages=stages)
+    rows, columns, warps, stages, *cap = table[known][element_bits][64 if head_dim <= 64 else 128]
+    return Launch({"BM": rows, "BN": columns}, warps, stages, *cap)
 
 
 def launch_attention_fwd(head_dim, element_bits, capability) -> Launch:
@@ -360,6 +361,7 @@ def compile_cases(capability):
                 signature[argument] = "fp32"
             elif argument not in flags and argument not in launch.tiles:
                 signature[argument] = "i32"
+        more = {"max_registers": launch.max_registers or 255, **more}
         cases.append(Case(kernel, f"{name} {kind}", signature, constants, launch, shape, *traffic, **more))
 
     def add_attention(kind, dim, xsa, gate, ragged, directions="forward prepare kv q"):

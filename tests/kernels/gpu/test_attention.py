@@ -40,6 +40,8 @@ def against_float64(function, oracle, leaves, tolerance):
     exact = [x.detach().double().requires_grad_() for x in leaves]
     found, wanted = with_gradients(function, leaves, weight), with_gradients(oracle, exact, weight)
     for name, one, other in zip(("out", "first", "second", "third", "fourth"), found, wanted, strict=False):
+        if other.abs().max() < 1e-9:  # zero by cancellation: compared with the size of the inputs, about one.
+            one, other = one.double() + 1, other + 1
         assert_close(one, other, tolerance, name if name == "out" else f"gradient of the {name} input")
 
 
