@@ -1,0 +1,206 @@
+"""Adapters for each document, trained while it is scored: each chunk with what its document's earlier chunks have taught.
+
+Documents know nothing of each other, so neither their order nor what is scored beside them matters. They lie side by
+side in batches of similar length. For every chunk of a batch: one forward pass, from which the chunk is scored; commit;
+the gradient of the same pass on the tokens that are now final; an Adam step. Further passes repeat the last two.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgolf.config import LoraSettings
+from pgolf.errors import PgolfError
+from pgolf.evaluation.adaptation.pieces import Pieces
+from pgolf.evaluation.adaptation.windows import Windows
+from pgolf.evaluation.stream import Opened, ScoredStream
+from pgolf.kernels.lora import lora_adam, lora_reset
+from pgolf.model import Adapters, Network
+
+
+class Collector(Protocol):
+    def take(self, opened: Opened, logits: Tensor) -> dict[str, np.ndarray]:
+        """The scores to commit for the opened targets of one document, from logits (targets, V)."""
+
+
+class Planner(Protocol):
+    """Decides on the way which batches can still afford adapters, and is told what they took."""
+
+    def adapts(self, documents: list[int], tokens: int, tokens_after: int) -> bool: ...
+
+    def documents_done(self, tokens: int, seconds: float, adapted: bool) -> None: ...
+
+
+class Batch(NamedTuple):
+    """Documents scored side by side, longest first, and whether the settings give them adapters."""
+
+    documents: tuple[int, ...]
+    adapted: bool
+
+
+def document_bounds(tokens: np.ndarray, bos: int) -> list[int]:
+    """The first targets of all documents but the first, for `ScoredStream.split`. A document predicts its own tokens and,
+    as its last target, the BOS of the next one."""
+    return (np.flatnonzero(tokens[1:-1] == bos) + 1).tolist()
+
+
+def batches_of(lengths: Sequence[int], settings: LoraSettings, ranks: int = 1) -> list[list[Batch]]:
+    """Each rank's batches in the order it scores them: documents without adapters first, then the longest. Ranks take
+    turns down the list of lengths, so that they have about the same to do."""
+
+    def adapted(document: int) -> bool:
+        longest = settings.maximum_tokens or lengths[document]
+        return settings.minimum_tokens <= lengths[document] <= longest
+
+    queue = sorted(range(len(lengths)), key=lambda document: (-lengths[document], document))
+    kinds = [[d for d in queue if not adapted(d)], [d for d in queue if adapted(d)]]
+    plans: list[list[Batch]] = []
+    for rank in range(ranks):
+        mine = [(kind[rank::ranks], bool(number)) for number, kind in enumerate(kinds)]
+        size = settings.batch_documents
+        plans.append([Batch(tuple(some[i : i + size]), has) for some, has in mine for i in range(0, len(some), size)])
+    return plans
+
+
+def score_documents(
+    model: Network,
+    stream: ScoredStream,
+    bounds: Sequence[int],
+    settings: LoraSettings,
+    collector: Collector,
+    *,
+    planner: Planner | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: Callable[[float], None] = lambda share: None,
+    now: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Score this rank's documents of a stream that is split at `bounds`. What they cost is in the stream's ledger, and
+    what the collector has made of it."""
+    documents = stream.split(list(bounds))
+    scorer = LoraScorer(model, settings)
+    plan = batches_of([len(document) for document in documents], settings, world)[rank]
+    done, total = 0, sum(len(documents[i]) for batch in plan for i in batch.documents)
+    for batch in plan:
+        some = [documents[i] for i in batch.documents]
+        size = sum(map(len, some))
+        adapted = batch.adapted
+        if adapted and planner:
+            adapted = planner.adapts([document.first for document in some], size, total - done - size)
+        begun = now()
+        scorer.score(some, collector, adapted=adapted)
+        if planner:
+            planner.documents_done(size, now() - begun, adapted)
+        done += size
+        progress(done / total)
+
+
+class LoraScorer:
+    """Scores batches of documents, each from the same start."""
+
+    def __init__(self, model: Network, settings: LoraSettings):
+        if not 0 < settings.chunk_tokens <= settings.context_tokens:
+            raise PgolfError(
+                f"lora.chunk_tokens {settings.chunk_tokens} must be from 1 to context_tokens {settings.context_tokens}"
+            )
+        self.settings = settings
+        self.network = Pieces(model, settings.context_tokens)
+        self.capacity = 0
+
+    def score(self, documents: Sequence[ScoredStream], collector: Collector, *, adapted: bool) -> None:
+        """All targets of these documents, longest first, which are committed chunk by chunk."""
+        learner = self._learner(len(documents)) if adapted else None
+        floor = learner.floor if learner else len(self.network.blocks)
+        windows = Windows(self.network, floor, self.settings.context_tokens, self.settings.refresh_tokens)
+        active, at = list(documents), 0
+        while active:
+            # without adapters a chunk has nothing to wait for: the first is a whole window
+            stop = at + (self.settings.context_tokens if not adapted and not at else self.settings.chunk_tokens)
+            going_on = [document for document in active if len(document) > stop]
+            opened = [document.open(min(document.first + stop, document.last)) for document in active]
+            counts = [span.stop - span.start for span in opened]
+            with torch.set_grad_enabled(bool(learner and going_on)):
+                windows.open(opened, [document.first for document in active], stop)
+                adapters = learner.adapters(len(active)) if learner else None
+                logits = self.network.logits_of(windows.states(adapters), adapters)
+            for document, span, count, found in zip(active, opened, counts, logits.detach(), strict=True):
+                document.commit(collector.take(span, found[:count]))
+            if learner and going_on:
+                final = np.stack([d.learn(d.first + at, d.first + stop)[1:] for d in going_on]).astype(np.int64)
+                targets = torch.from_numpy(final).to(logits.device)
+                learner.learn(adapters, logits, targets)
+                for _ in range(self.settings.passes - 1):
+                    adapters = learner.adapters(len(active))
+                    learner.learn(adapters, self.network.logits_of(windows.states(adapters), adapters), targets)
+            windows.keep(len(going_on))
+            active, at = going_on, stop
+
+    def _learner(self, documents: int) -> "Learner":
+        if documents > self.capacity:
+            self.capacity = max(documents, self.settings.batch_documents)
+            self._kept = Learner(self.network, self.settings, self.capacity)
+        self._kept.reset(documents)
+        return self._kept
+
+
+class Learner:
+    """The adapters of up to `capacity` documents, and their optimiser."""
+
+    def __init__(self, network: Network, settings: LoraSettings, capacity: int):
+        self.settings = settings
+        whole = Adapters.create(network, capacity, settings.rank, settings.targets, alpha=settings.alpha)
+        executed = len(network.blocks)
+        lowest = executed - settings.layers if settings.layers else 0
+        self.sites = [site for site in whole.factors if site[0] == "head" or site[1] >= lowest]
+        self.floor = min((layer for name, layer in self.sites if name != "head"), default=executed)
+        self.initial = {site: whole.initial[site] for site in self.sites}
+        self.scale = whole.scale
+        self.factors = [factor.detach() for site in self.sites for factor in whole.factors[site]]
+        self.first = [torch.zeros_like(factor) for factor in self.factors] if settings.betas[0] else []
+        self.second = [torch.zeros_like(factor) for factor in self.factors]
+        self.steps = torch.zeros(capacity, dtype=torch.int32, device=self.second[0].device)
+
+    def reset(self, documents: int) -> None:
+        """Start the first documents afresh."""
+
+        def some(tensors: list[Tensor]) -> list[Tensor]:
+            return [tensor[:documents] for tensor in tensors]
+
+        lora_reset(
+            some(self.factors[::2]),
+            some(self.factors[1::2]),
+            list(self.initial.values()),
+            some(self.first),
+            some(self.second),
+            self.steps[:documents],
+        )
+
+    def adapters(self, documents: int) -> Adapters:
+        """As they are now, over the same memory, as leaves of a new graph."""
+        leaves = iter([factor[:documents].detach().requires_grad_() for factor in self.factors])
+        return Adapters(dict(zip(self.sites, zip(leaves, leaves, strict=True), strict=True)), self.initial, self.scale)
+
+    def learn(self, adapters: Adapters, logits: Tensor, targets: Tensor) -> None:
+        """One step of the first documents, as many as have targets, from logits that `adapters` gave."""
+        documents = len(targets)
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        nats = F.cross_entropy(logits[:documents].transpose(1, 2).to(kind), targets, reduction="none")
+        leaves = adapters.parameters()
+        # a mean for each document, summed: no document feels how many others there are
+        gradients = torch.autograd.grad(nats.mean(1).sum(), leaves)
+        lora_adam(
+            [leaf.detach()[:documents] for leaf in leaves],
+            [gradient[:documents] for gradient in gradients],
+            [tensor[:documents] for tensor in self.first],
+            [tensor[:documents] for tensor in self.second],
+            self.steps[:documents],
+            lr=self.settings.lr,
+            betas=self.settings.betas,
+            eps=self.settings.eps,
+            weight_decay=self.settings.weight_decay,
+        )

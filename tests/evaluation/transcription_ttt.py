@@ -1,0 +1,185 @@
+"""The submissions' chunked test-time training once more, from their formulas, on per-layer named weights.
+
+Shares no code with the package: the network, the choice of what learns, both optimisers, the clip and the averages are
+written out here in plain torch, for one process that sees every rank's sequences.
+"""
+
+import math
+
+import torch
+
+
+def forward(w, tokens, facts):
+    """Softcapped logits (B, T, V) of tokens (B, T); `facts` as tests.model.common.facts gives them."""
+    rows, length = tokens.shape
+    heads, groups = facts["heads"], facts["kv_heads"]
+    width = w["tok_emb.weight"].shape[1]
+    size = width // heads
+    eps = torch.finfo(torch.float32).eps
+
+    def norm(x):
+        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+
+    def shifted(x):
+        return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+
+    dims, base = facts["rotary_dims"], facts["base"]
+    if length > facts["reference_length"]:
+        base = base * (length / facts["reference_length"]) ** (dims / (dims - 2))
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * base ** (
+        -2 * torch.arange(dims // 2, dtype=torch.float64) / dims
+    )
+    cos, sin = angle.cos().float()[:, None], angle.sin().float()[:, None]
+
+    def turn(x):
+        a, b, rest = x[..., : dims // 2], x[..., dims // 2 : dims], x[..., dims:]
+        return torch.cat([a * cos + b * sin, b * cos - a * sin, rest], -1)
+
+    x = w["tok_emb.weight"][tokens]
+    buckets = w["bigram.embed.weight"].shape[0]
+    pairs = [[buckets - 1] + [((36313 * b) ^ (27191 * a)) % (buckets - 1) for a, b in zip(row, row[1:])] for row in tokens.tolist()]
+    x = norm(x + w["bigram.scale"] * (w["bigram.embed.weight"][torch.tensor(pairs)] @ facts["bigram_projection"](w).T))
+    g = torch.sigmoid(w["smear.gate"])
+    x = x0 = (1 - g) * x + g * shifted(x)
+    shared = w["ve_shared.scale"] * (w["ve_shared.embed.weight"][tokens] @ facts["value_projection"](w).T)
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    order, stack, first_v = facts["order"], [], None
+    for i, layer in enumerate(order):
+        b, m = f"blocks.{i}.", f"blocks.{layer}."
+        if i >= len(order) // 2 and stack:
+            x = x + w["skip_weights"][i - len(order) // 2] * stack.pop()
+        x = w[b + "resid_mix"][0] * x + w[b + "resid_mix"][1] * x0
+        u = norm(x) / math.sqrt(i + 1)
+        q = (u @ w[m + "attn.c_q.weight"].T).view(rows, length, heads, size)
+        k = (u @ w[m + "attn.c_k.weight"].T).view(rows, length, groups, size)
+        v = u @ w[m + "attn.c_v.weight"].T
+        if i in facts["value_layers"]:
+            v = v + w[f"ve_layer_scales.{facts['value_layers'].index(i)}"] * shared
+        v = v.view(rows, length, groups, size)
+        if b + "attn.vr_lambda" in w:
+            if i == 0:
+                first_v = v
+            else:
+                v = w[b + "attn.vr_lambda"][0] * first_v + w[b + "attn.vr_lambda"][1] * v
+        q = turn(norm(q)) * w[b + "attn.q_gain"][:, None]
+        k, own = turn(norm(k)).repeat_interleave(heads // groups, 2), v.repeat_interleave(heads // groups, 2)
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(size)
+        y = torch.einsum("bhij,bjhd->bihd", scores.masked_fill(future, -math.inf).softmax(-1), own)
+        if i >= facts["xsa_from"]:
+            unit = own / own.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            y = y - (y * unit).sum(-1, keepdim=True) * unit
+        if b + "attn.attn_gate.weight" in w:
+            y = y * torch.sigmoid(u @ w[b + "attn.attn_gate.weight"].T + w[b + "attn.attn_gate.bias"])[..., None]
+        x = x + w[b + "attn_scale"] * (y.reshape(rows, length, width) @ w[m + "attn.proj.weight"].T)
+        h = norm(x) / math.sqrt(i + 1) @ w[m + "mlp.fc.weight"].T
+        h = torch.where(h > 0, h, facts["slope"] * h)
+        x = x + w[b + "mlp_scale"] * ((h * h) @ w[m + "mlp.proj.weight"].T)
+        if i < len(order) // 2:
+            stack.append(x)
+    return facts["softcap"] * torch.tanh(norm(x) @ w["tok_emb.weight"].T / facts["softcap"])
+
+
+def six_bits(weight):
+    """Straight through: rounded where it is used, the gradient as if it were not."""
+    scale = (weight.detach().abs().amax(1, keepdim=True) / 31).clamp_min(1 / 31)
+    rounded = (weight.detach() / scale).round().clamp(-32, 31) * scale
+    return weight + (rounded - weight).detach()
+
+
+def untied(w, order):
+    """Repeated layers get copies of the matrices; `order` has the physical layer of each executed one."""
+    free = {name: tensor for name, tensor in w.items() if not name.endswith(tuple(SUFFIXES))}
+    for executed, layer in enumerate(order):
+        for suffix in SUFFIXES:
+            free[f"blocks.{executed}.{suffix}"] = w[f"blocks.{layer}.{suffix}"].clone()
+    return free
+
+
+SUFFIXES = ["attn.c_q.weight", "attn.c_k.weight", "attn.c_v.weight", "attn.proj.weight", "mlp.fc.weight", "mlp.proj.weight"]
+
+
+def chosen(names, submission, layers):
+    """What the submission trains: all, or by the substrings its script looks for."""
+    last = {"pr688": 2, "pr953": 1}.get(submission)
+    if last is None:
+        return set(names)
+    wanted = [f"blocks.{i}." for i in range(layers - last, layers)] + ["norm", "scale", "lm_head"]
+    return {name for name in names if any(part in name for part in wanted)}
+
+
+def multiplier(name, submission):
+    if submission != "pr953":
+        return 1.0
+    if ".mlp.proj." in name or ".attn.proj." in name:
+        return 3.0
+    return 0.5 if ".mlp.fc." in name else 1.0
+
+
+RECIPES = {
+    "pr549": {"epochs": 3, "rule": "sgd", "lr": 0.002, "momentum": 0.9},
+    "pr688": {"epochs": 3, "rule": "adamw", "lr": 1e-4, "adaptive": True, "bytes": True, "polyak": 0.998},
+    "pr745": {"epochs": 1, "rule": "sgd", "lr": 0.002, "momentum": 0.9},
+    "pr953": {"epochs": 4, "rule": "adamw", "lr": 5e-4, "adaptive": True, "bytes": True, "polyak": 0.998},
+    "pr1014": {"epochs": 4, "rule": "sgd", "lr": 0.002, "momentum": 0.95, "in place": 0.998},
+}
+
+
+def adapt(w, chunks, submission, facts, *, length, total, nbytes, ranks=1, batch=32):
+    """The weights after the given chunks (lists of tokens, each beginning with the token before its first target) of
+    `total`, and the average that would score next (None where there is none)."""
+    recipe = RECIPES[submission]
+    w = {name: tensor.detach().clone() for name, tensor in w.items()}
+    layers = 1 + max(int(name.split(".")[1]) for name in w if name.endswith("mlp_scale"))
+    names = sorted(chosen(w, submission, layers))
+    for name in names:
+        w[name].requires_grad_(True)
+    state = {name: [torch.zeros_like(w[name]), torch.zeros_like(w[name])] for name in names}
+    shadow = {name: w[name].detach().clone() for name in names} if "polyak" in recipe else None
+    slow = None
+    count = 0
+    for i, chunk in enumerate(chunks):
+        rate = recipe["lr"] * 0.5 * (1 + math.cos(math.pi * i / (total - 1)))
+        if recipe.get("adaptive"):
+            rate *= 1 + 2 * min(i / (0.3 * total), 1)
+        sequences = [chunk[s * length : (s + 1) * length + 1] for s in range((len(chunk) - 1) // length)]
+        shares = [sequences[len(sequences) * r // ranks : len(sequences) * (r + 1) // ranks] for r in range(ranks)]
+        for _ in range(recipe["epochs"]):
+            for at in range(0, max(map(len, shares)), batch):
+                sums = {name: torch.zeros_like(w[name]) for name in names}
+                present = [share[at : at + batch] for share in shares if share[at : at + batch]]
+                for rows in present:
+                    tokens = torch.tensor(rows)
+                    logp = forward(w, tokens[:, :-1], facts).log_softmax(-1)
+                    loss = -logp.gather(-1, tokens[:, 1:, None])[..., 0]
+                    if recipe.get("bytes"):
+                        weight = torch.tensor([[float(nbytes(a, b)) for a, b in zip(row, row[1:])] for row in rows])
+                        loss = (weight * loss).sum() / weight.sum()
+                    else:
+                        loss = loss.mean()
+                    for name, gradient in zip(names, torch.autograd.grad(loss, [w[n] for n in names], allow_unused=True)):
+                        if gradient is not None:
+                            sums[name] += gradient / len(present)
+                size = math.sqrt(sum(float((g.double() ** 2).sum()) for g in sums.values()))
+                shrink = min(1.0, 1.0 / (size + 1e-6))
+                count += 1
+                with torch.no_grad():
+                    for name in names:
+                        g, lr = sums[name] * shrink, rate * multiplier(name, submission)
+                        if recipe["rule"] == "sgd":
+                            state[name][0] = g if count == 1 else recipe["momentum"] * state[name][0] + g
+                            w[name] -= lr * state[name][0]
+                        else:
+                            m, v = state[name]
+                            state[name] = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+                            w[name] -= lr * (m / (1 - 0.9**count)) / ((v / (1 - 0.999**count)).sqrt() + 1e-8)
+                        if shadow is not None:
+                            shadow[name] = recipe["polyak"] * shadow[name] + (1 - recipe["polyak"]) * w[name]
+        if "in place" in recipe:
+            with torch.no_grad():
+                now = {name: w[name].clone() for name in names}
+                decay = recipe["in place"]
+                slow = now if slow is None else {n: decay * slow[n] + (1 - decay) * now[n] for n in names}
+                for name in names:
+                    w[name].copy_(slow[name])
+    averaged = None if shadow is None else {**{n: t.detach() for n, t in w.items()}, **shadow}
+    return {name: tensor.detach() for name, tensor in w.items()}, averaged
