@@ -347,7 +347,9 @@ class MixerSettings:
     eta: float = 0.1
     """Step of the published Hedge weights."""
     bias_lr: float = 0.0
-    """Step of the online bias; 0 switches it off."""
+    """Step of #1014's online bias; 0 switches it off."""
+    ranks: int = 8
+    """Processes that the submission ran on: its published mixture had weights of their own on each."""
 
 
 @dataclass(frozen=True)

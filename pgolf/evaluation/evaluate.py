@@ -1,25 +1,59 @@
-"""Score a validation stream with a fixed model: windows side by side, and sliding."""
+"""Score a validation stream: which passes, which readers, and what they add up to.
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+    first pass    windows side by side: cheap, sure, and a measure of the machine
+    main pass     sliding windows with everything the settings ask for: adaptation, temperature, mixers
+    plain pass    sliding windows with the fixed model, to hold the adapted one against; only if there is time
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
-from pgolf.config import EvaluationSettings
+from pgolf.budget import Budget
+from pgolf.config import EvaluationSettings, MixerSettings, SettingsError, nearest
+from pgolf.distributed import World
+from pgolf.evaluation.adaptation import ChunkAdapter
+from pgolf.evaluation.adaptation.lora import document_bounds, score_documents
 from pgolf.evaluation.metric import Score, score_of
-from pgolf.evaluation.sliding import gather, score_windows, share
+from pgolf.evaluation.pipeline import Collector, Pass
+from pgolf.evaluation.planner import OutOfTime, Planner, Steady
+from pgolf.evaluation.readers.base import Reader
+from pgolf.evaluation.readers.bias import BiasReader
+from pgolf.evaluation.readers.chain import ChainReader
+from pgolf.evaluation.readers.ngrams import NgramsReader
+from pgolf.evaluation.readers.published import Published, PublishedBoost, PublishedHedge, PublishedTail
+from pgolf.evaluation.readers.temperature import Plain, Temperature, Tempered, policy
+from pgolf.evaluation.readers.tilt import BoostReader, TiltReader
+from pgolf.evaluation.statistics import gathered, statistics_of
 from pgolf.evaluation.stream import ScoredStream
-from pgolf.evaluation.windows import published_tail, sliding_windows
-
 
 @dataclass(frozen=True)
 class Reading:
-    """One way of scoring the stream: its score, what it took, and the nats of each target."""
+    """One way of scoring the stream: its score, what its pass took, and the nats of each target."""
 
     score: Score
     seconds: float
     nats: np.ndarray
+    base: str = ""
+    """The reading that it builds on, whose difference to it is its gain."""
+    targets: np.ndarray | None = None
+    """The targets that the nats belong to, where some count more than once."""
+
+
+@dataclass
+class Evaluation:
+    readings: dict[str, Reading] = field(default_factory=dict)
+    plan: dict = field(default_factory=dict)
+    gave_up: dict = field(default_factory=dict)
+    traces: list[dict] = field(default_factory=list)
+    adaptation_steps: int = 0
+
+    @property
+    def best(self) -> str:
+        """The run's score: the lowest of those that are code lengths."""
+        return min((name for name, r in self.readings.items() if r.score.legal), key=lambda n: self.readings[n].score.nats)
 
 
 def evaluate(
@@ -28,44 +62,252 @@ def evaluate(
     byte_table,
     settings: EvaluationSettings,
     *,
+    bos: int,
+    budget: Budget | None = None,
+    chain_table: torch.Tensor | None = None,
+    replay: dict | None = None,
     device="cpu",
-    rank: int = 0,
-    world: int = 1,
+    world: World | None = None,
     report: Callable[[str, float], None] = lambda name, share: None,
-) -> dict[str, Reading]:
-    """All readings of `tokens` that the settings ask for. `report` hears the name of a reading and the share done."""
-    bytes_per_target = byte_table.count(tokens[:-1], tokens[1:])
-    readings = {}
-    passes = {"non_overlapping": settings.window}
-    if settings.sliding:
-        passes["sliding"] = settings.stride
-    for name, stride in passes.items():
-        begun = time.perf_counter()
-        stream = ScoredStream(tokens)
-        windows = sliding_windows(len(stream), settings.window, stride)
-        opened = stream.open(stream.last)
+) -> Evaluation:
+    """All readings of `tokens` that the settings ask for, within what is left of the budget.
 
-        def score(plan, opened=opened, name=name):
-            mine = share(plan, rank, world)
-            todo, done = sum(w.scored for w in mine), 0
+    chain_table   weights that the chain begins with, (levels, 9, 33)
+    replay        the `plan` of an earlier evaluation, to be followed exactly instead of the clock
+    report        hears the name of a pass and the share done
+    """
+    budget, world = budget or Budget(settings.seconds), world or World()
+    scorer = Scorer(model, tokens, byte_table, settings, bos, budget, device, world, report)
+    unhurried = Steady(scorer.budget.clock, scorer.targets, settings.window)
+    scorer.warm_up()
+    first = [Plain("non_overlapping")]
+    nats, seconds = scorer.timed(lambda: scorer.new_pass(first).run(unhurried))
+    scorer.add(first, nats, seconds, {})
 
-            def advance(count):
-                nonlocal done
-                done += count
-                report(name, done / max(todo, 1))
+    planner = Planner(
+        scorer.budget,
+        targets=scorer.targets,
+        window=settings.window,
+        stride=settings.stride,
+        epochs=settings.adaptation.epochs if settings.adaptation.method == "chunks" else 0,
+        seconds_per_window=unhurried.forward(),
+        replay=replay,
+        agree=scorer.agreed,
+    )
+    adapting = settings.adaptation.method != "none"
+    if adapting or settings.sliding or settings.mixer != MixerSettings():
+        temperature = policy(settings.temperature)
+        readers = readers_of(settings, model.settings.vocab_size, scorer.targets, temperature, chain_table)
+        if settings.adaptation.method == "lora":
+            nats, seconds = scorer.timed(lambda: scorer.by_documents(readers, temperature, planner))
+        else:
+            nats, seconds = scorer.timed(lambda: scorer.sliding(readers, temperature, planner, nats["non_overlapping"]))
+        if adapting and settings.sliding:
+            scorer.plain_pass(planner)
+        scorer.add(readers, nats, seconds, bases_of(readers, scorer.found.readings))
+    scorer.found.plan, scorer.found.gave_up = planner.record(), planner.gave_up()
+    return scorer.found
 
-            return gather(score_windows(model, opened, mine, batch=settings.batch, device=device, progress=advance), world)
 
-        nats = score(windows)
-        repeated = None
-        if name == "sliding" and settings.published_tail:
-            agree, tail = published_tail(len(stream), settings.window, stride)
-            repeated = np.concatenate([nats[:agree], score(tail)])
-            targets = [np.arange(agree), *[np.arange(w.score_from, w.stop) for w in tail]]
-            repeated_bytes = bytes_per_target[np.concatenate(targets)]
-        stream.commit({name: nats})
-        nats = stream.ledger.finished()[name]
-        readings[name] = Reading(score_of(nats, bytes_per_target), time.perf_counter() - begun, nats)
-        if repeated is not None:
-            readings["sliding_published"] = Reading(score_of(repeated, repeated_bytes, legal=False), 0.0, repeated)
-    return readings
+class Scorer:
+    """The passes over one stream, and what they found."""
+
+    def __init__(
+        self, model, tokens, byte_table, settings: EvaluationSettings, bos: int, budget: Budget, device, world: World, report
+    ):
+        self.model, self.tokens, self.byte_table, self.settings = model, tokens, byte_table, settings
+        self.bos, self.budget, self.device, self.world, self.report = bos, budget, device, world, report
+        self.targets = len(tokens) - 1
+        self.bytes_per_target = byte_table.count(tokens[:-1], tokens[1:])
+        self.found = Evaluation()
+
+    def timed(self, run: Callable[[], dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], float]:
+        begun = self.budget.elapsed()
+        return run(), self.budget.elapsed() - begun
+
+    def agreed(self, said: tuple) -> tuple:
+        """What the first rank says."""
+        if self.world.size == 1:
+            return said
+        box = [said]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compile and load what the first window would wait for: its time is taken as a measure of the machine."""
+        nothing = torch.zeros(1, self.settings.window, dtype=torch.int64, device=self.device)
+        statistics_of(self.model.eval().head(self.model.hidden(nothing)[0, :2]), np.zeros(2))
+
+    def new_pass(self, readers: Sequence[Reader], **options) -> Pass:
+        return Pass(
+            self.model,
+            self.tokens,
+            readers,
+            bos=self.bos,
+            window=self.settings.window,
+            batch=self.settings.batch,
+            device=self.device,
+            rank=self.world.rank,
+            world=self.world.size,
+            progress=lambda share: self.report(readers[0].name, share),
+            **options,
+        )
+
+    def sliding(
+        self, readers: Sequence[Reader], temperature: Temperature | None, planner: Planner, borrowed: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The main pass, with or without adaptation between chunks."""
+        settings, adapter = self.settings, None
+        by_chunks = settings.mixer.published == "hedge" or settings.temperature.method == "grid"
+        if settings.adaptation.method == "chunks":
+            adapter = ChunkAdapter(
+                self.model,
+                settings.adaptation,
+                sequence_length=settings.window,
+                byte_table=self.byte_table,
+                world=self.world,
+            )
+        main = self.new_pass(
+            readers,
+            temperature=temperature,
+            adapter=adapter,
+            chunk_tokens=settings.adaptation.chunk_tokens if by_chunks else 0,
+            borrowed=borrowed,
+        )
+        nats = main.run(planner)
+        self.found.traces, self.found.adaptation_steps = main.traces, main.steps
+        return nats
+
+    def by_documents(
+        self, readers: Sequence[Reader], temperature: Temperature | None, planner: Planner
+    ) -> dict[str, np.ndarray]:
+        """The main pass, with adapters for each document."""
+        stream, world = ScoredStream(self.tokens), self.world
+        collector = Collector(readers, bos=self.bos, temperature=temperature)
+        score_documents(
+            self.model,
+            stream,
+            document_bounds(self.tokens, self.bos),
+            self.settings.lora,
+            collector,
+            planner=planner,
+            rank=world.rank,
+            world=world.size,
+            progress=lambda share: self.report("adapted", share),
+            now=self.budget.clock.now,
+        )
+        planner.plain_documents = gathered(planner.plain_documents, world.size)
+        return collector.scores(self.tokens, world.size)
+
+    def plain_pass(self, planner: Planner) -> None:
+        """The fixed model in sliding windows, if there is time."""
+        settings = self.settings
+        if not planner.affords("sliding", settings.stride):
+            return
+        readers = [Plain("sliding"), *tail_of("sliding", settings, self.model.settings.vocab_size, self.targets)]
+        steady = Steady(
+            self.budget.clock,
+            self.targets,
+            settings.stride,
+            first=planner.forward(),
+            within=None if planner.replaying else self.budget,
+            agree=self.agreed,
+        )
+        try:
+            nats, seconds = self.timed(lambda: self.new_pass(readers).run(steady))
+        except OutOfTime:
+            planner.abandon("sliding")
+        else:
+            self.add(readers, nats, seconds, bases_of(readers, self.found.readings))
+
+    def add(self, readers: Sequence[Reader], nats: dict[str, np.ndarray], seconds: float, bases: dict[str, str]) -> None:
+        for reader in readers:
+            column, targets = nats[reader.name], None
+            if isinstance(reader, Published) and reader.repeated:
+                again = [np.arange(start, start + len(found)) for start, found in reader.repeated]
+                targets = np.concatenate([np.arange(self.targets), *again])
+                column = np.concatenate([column, *[found for _, found in reader.repeated]])
+            counted = self.bytes_per_target if targets is None else self.bytes_per_target[targets]
+            score = score_of(column, counted, legal=reader.legal)
+            self.found.readings[reader.name] = Reading(score, seconds, column, bases.get(reader.name, ""), targets)
+
+
+# ---- which readers
+
+def readers_of(
+    settings: EvaluationSettings,
+    vocab: int,
+    targets: int,
+    temperature: Temperature | None,
+    chain_table: torch.Tensor | None = None,
+) -> list[Reader]:
+    """The plain one first, then those that build on it."""
+    mixer, adaptation = settings.mixer, settings.adaptation.method
+    plain = "sliding" if adaptation == "none" else "adapted"
+    readers: list[Reader] = [Plain(plain)]
+    if temperature:
+        readers.append(Tempered(temperature))
+    honest = {
+        "chain": lambda: ChainReader(vocab, mixer.orders, mixer.granularity, chain_table, mixer.online_weights),
+        "boost": BoostReader,
+        "bias": lambda: BiasReader(vocab, mixer.granularity),
+        "tilt": TiltReader,
+        "ngrams": lambda: NgramsReader(vocab),
+    }
+    for name in mixer.honest:
+        if name not in honest:
+            hint = nearest(name, honest) or f"; there are {', '.join(honest)}"
+            raise SettingsError(f"evaluation.mixer.honest names {name!r}{hint}")
+        readers.append(honest[name]())
+    if adaptation == "lora":
+        check_documents(settings, readers)
+        return readers
+    if mixer.published == "none":
+        return readers + tail_of(plain, settings, vocab, targets)
+    readers += tail_of(plain, settings, vocab, targets)
+    windows = windows_of(plain, settings, targets)
+    if mixer.published == "hedge":
+        return [*readers, PublishedHedge(vocab, mixer.eta, **windows)]
+    return [*readers, PublishedBoost(vocab, mixer.eta, mixer.bias_lr, **windows)]
+
+
+def windows_of(plain: str, settings: EvaluationSettings, targets: int) -> dict:
+    """What the published rules need to know of the windows. Where submissions adapt, they leave out the shortest ones."""
+    return {
+        "targets": targets,
+        "window": settings.window,
+        "stride": settings.stride,
+        "tail": settings.published_tail,
+        "shortest": settings.stride if plain == "adapted" else 1,
+        "batch": settings.batch,
+        "ranks": settings.mixer.ranks,
+    }
+
+
+def tail_of(plain: str, settings: EvaluationSettings, vocab: int, targets: int) -> list[Reader]:
+    if not settings.published_tail:
+        return []
+    return [PublishedTail(f"{plain}_published", vocab, **windows_of(plain, settings, targets))]
+
+
+def check_documents(settings: EvaluationSettings, readers: Sequence[Reader]) -> None:
+    """What goes together with adapters for each document, which are scored out of order."""
+    if settings.temperature.method in ("grid", "online"):
+        raise SettingsError(
+            f"evaluation.temperature.method {settings.temperature.method} follows the stream, but documents with adapters "
+            "are scored side by side; choose fixed or entropy"
+        )
+    if settings.mixer.published != "none":
+        raise SettingsError("evaluation.mixer.published goes by windows, and adaptation.method lora by documents; choose none")
+    for reader in readers:
+        if reader.wants_rows or (reader.levels and not reader.document_local):
+            raise SettingsError(f"{reader.name} follows the stream while it is scored; with lora choose chain or ngrams")
+
+
+def bases_of(readers: Sequence[Reader], known: dict[str, Reading]) -> dict[str, str]:
+    """The reading that each one is held against."""
+    plain, names = readers[0].name, {reader.name for reader in readers}
+    ground = "temperature" if "temperature" in names else plain
+    below = "sliding" if plain == "adapted" and "sliding" in known else "non_overlapping"
+    return {name: ground for name in names} | {plain: below, "temperature": plain, f"{plain}_published": plain}

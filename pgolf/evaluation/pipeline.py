@@ -1,20 +1,33 @@
 """One pass over a stream: windows through the model, statistics to every reader, scores committed, then learning.
 
-    for each span:  open -> candidates -> forward -> statistics -> readers score -> commit -> readers and adapter learn
+    for each span:  open -> symbols wanted -> forward -> statistics -> readers score -> commit -> adapter learns
 
 Two ways to adapt plug in here. An `Adapter` learns between chunks of one stream. Documents with adapters of their own
 (pgolf.evaluation.adaptation.lora) run their own loop and hand each scored span to a `Collector`.
 """
 
-from contextlib import AbstractContextManager
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from pgolf.evaluation.planner import Decision, Planner, Steady
 from pgolf.evaluation.readers.base import Reader, Span
+from pgolf.evaluation.readers.published import Published
+from pgolf.evaluation.readers.temperature import Temperature
+from pgolf.evaluation.sliding import share
 from pgolf.evaluation.statistics import Statistics, gathered, join, statistics_of
-from pgolf.evaluation.stream import Opened
+from pgolf.evaluation.stream import Opened, ScoredStream
+from pgolf.evaluation.windows import Window, windows_from
+
+# targets of one span where nothing else decides
+SPAN = 4096
+# how far the hashes of #1014 reach back before a window
+REACH = 16
 
 
 class Adapter(Protocol):
@@ -38,6 +51,193 @@ class Adapter(Protocol):
         """
 
 
+class Pass:
+    """The model's statistics over one stream, in sliding windows, and all readers of them.
+
+    chunk_tokens  spans end with these chunks (of the first target that a window scores); 0: spans of a few thousand targets
+    borrowed      nats of all targets by some earlier pass, for a planner that runs out of time
+    """
+
+    def __init__(
+        self,
+        model,
+        tokens: np.ndarray,
+        readers: Sequence[Reader],
+        *,
+        bos: int,
+        window: int,
+        batch: int,
+        temperature: Temperature | None = None,
+        adapter: Adapter | None = None,
+        chunk_tokens: int = 0,
+        borrowed: np.ndarray | None = None,
+        device="cpu",
+        rank: int = 0,
+        world: int = 1,
+        progress: Callable[[float], None] = lambda share: None,
+    ):
+        self.model, self.readers, self.bos, self.window, self.batch = model, readers, bos, window, batch
+        self.temperature, self.adapter, self.borrowed = temperature, adapter, borrowed
+        self.chunk_tokens = adapter.chunk_tokens if adapter else chunk_tokens
+        self.device, self.rank, self.world, self.progress = device, rank, world, progress
+        self.stream = ScoredStream(tokens)
+        self.chunks = -(-len(self.stream) // self.chunk_tokens) if self.chunk_tokens else 0
+        self.learnt = 0
+        self.steps = 0
+        self.published = [reader for reader in readers if isinstance(reader, Published)]
+        self.batchwise = next((reader for reader in self.published if reader.batchwise), None)
+        self.traces: list[dict] = []
+        self.windows_scored = 0
+        self._columns, column = {}, 0
+        for reader in readers:
+            self._columns[reader.name] = slice(column, column + reader.levels)
+            column += reader.levels
+
+    def run(self, planner: Planner | Steady) -> dict[str, np.ndarray]:
+        """The nats of every target by every reader's name."""
+        stream, now = self.stream, planner.clock.now
+        if len(stream):
+            first = int(stream.learn(0, 0)[0])
+            for reader in self.readers:
+                reader.begin(first)
+        while stream.cursor < len(stream):
+            decision = planner.next(stream.cursor, self._about_to(planner.wanted.stride))
+            if not decision.stride:
+                self._borrow()
+                break
+            windows = self._next_windows(decision.stride)
+            begun = now()
+            span, opened = self._open(windows)
+            symbols = [reader.look(span) for reader in self.readers]
+            looked = now()
+            statistics = self._statistics(opened, windows, np.concatenate(symbols, 1))
+            forwarded = now()
+            scores = {r.name: r.score(span, statistics.of_candidates(self._columns[r.name])) for r in self.readers}
+            stream.commit(scores)
+            if self.temperature:
+                self.temperature.learn(statistics)
+            planner.scored(len(windows), len(span), forwarded - looked, now() - forwarded + looked - begun)
+            self._trace()
+            self._learn(planner, decision)
+            self.progress(stream.cursor / len(stream))
+        return stream.ledger.finished()
+
+    # ---- which windows
+
+    def _about_to(self, stride: int) -> int:
+        """Where the next span will end, more or less."""
+        at = self.stream.cursor
+        size = self.chunk_tokens or self._targets_per_span(stride)
+        return min(len(self.stream), max(at + 1, (at // size + 1) * size))
+
+    def _targets_per_span(self, stride: int) -> int:
+        if self.batchwise:
+            return self.batch * stride
+        return max(SPAN, self.batch * self.world * stride)
+
+    def _next_windows(self, stride: int) -> list[Window]:
+        """Of one span; at the stream's end also those that only the published rule has."""
+        at, targets = self.stream.cursor, len(self.stream)
+        found: list[Window] = []
+        for window in windows_from(at, targets, self.window, stride):
+            if found and self._begins_span(found, window, stride):
+                break
+            found.append(window)
+        if self.published and found[-1].stop == targets:
+            found += self.published[0].further_windows(found[-1])
+        return found
+
+    def _begins_span(self, before: list[Window], window: Window, stride: int) -> bool:
+        if self.chunk_tokens:
+            return window.score_from // self.chunk_tokens != before[0].score_from // self.chunk_tokens
+        if self.batchwise:
+            return len(self.batchwise.batches([*before, window])) > 1
+        return window.stop - before[0].score_from > self._targets_per_span(stride)
+
+    # ---- one span
+
+    def _open(self, windows: list[Window]) -> tuple[Span, Opened]:
+        start, stop = self.stream.cursor, max(window.stop for window in windows)
+        opened = self.stream.open(stop)
+        targets = opened.targets(start, stop).astype(np.int32)
+        base = max(0, min(window.start for window in windows) - REACH)
+        context = np.concatenate([opened.inputs(base, stop), opened.targets(stop - 1, stop)]).astype(np.int32)
+        return Span(start, targets, targets == self.bos, windows, context, base), opened
+
+    def _statistics(self, opened: Opened, windows: list[Window], symbols: np.ndarray) -> Statistics:
+        """Each rank forwards its share of the windows; all ranks have all statistics in the end."""
+        found = []
+        with self.adapter.scoring_model() if self.adapter else nullcontext(self.model) as model:
+            for batch in self.batchwise.batches(windows) if self.batchwise else [windows]:
+                if self.batchwise:
+                    self.batchwise.open_batch(batch)
+                mine = list(self._forward(model, opened, share(batch, self.rank, self.world), symbols))
+                found.append(join(gathered(mine, self.world)))
+                if self.batchwise:
+                    self.batchwise.close_batch(self.batchwise.kept(found[-1]))
+        return join(found)
+
+    @torch.inference_mode()
+    def _forward(self, model, opened: Opened, windows: Sequence[Window], symbols: np.ndarray) -> Iterator[Statistics]:
+        for at in range(0, len(windows), self.batch):
+            group = windows[at : at + self.batch]
+            # all windows have one length: what stands after a shorter one's end cannot reach back to its targets
+            inputs = np.zeros((len(group), self.window), np.int64)
+            for row, window in zip(inputs, group, strict=True):
+                row[: window.stop - window.start] = opened.inputs(window.start, window.stop)
+            hidden = model.hidden(torch.from_numpy(inputs).to(self.device))
+            # first windows and last ones score other numbers of targets, so rows are gathered flat
+            rows = torch.cat([hidden[i, w.score_from - w.start : w.stop - w.start] for i, w in enumerate(group)])
+            targets = np.concatenate([opened.targets(w.score_from, w.stop) for w in group])
+            wanted = np.concatenate([symbols[w.score_from - opened.start : w.stop - opened.start] for w in group])
+            dense = any(reader.wants_rows for reader in self.readers)
+            found = statistics_of(model.head(rows), targets, wanted, temperature=self.temperature, keep_rows=dense)
+            if self.published:
+                found = replace(found, everywhere=self._everywhere(model, opened, group, hidden))
+            self.windows_scored += len(group)
+            yield found
+
+    def _everywhere(self, model, opened: Opened, group: Sequence[Window], hidden: torch.Tensor) -> list[dict]:
+        """What the published mixtures need of each window, one window at a time: whole windows of logits are large."""
+        found = []
+        for states, window in zip(hidden, group, strict=True):
+            wanting = [reader for reader in self.published if reader.wants(window)]
+            if wanting:
+                targets = np.zeros(self.window, np.int64)
+                targets[: window.stop - window.start] = opened.targets(window.start, window.stop)
+                logits = model.head(states)
+            found.append({reader.name: reader.of_window(logits, targets, self.temperature) for reader in wanting})
+        return found
+
+    def _borrow(self) -> None:
+        """Out of time: the first pass's scores stand for the rest of the stream, under every reading."""
+        opened = self.stream.open(len(self.stream))
+        self.stream.commit({reader.name: self.borrowed[opened.start :] for reader in self.readers})
+
+    def _trace(self) -> None:
+        weights = {reader.name: trace for reader in self.readers if (trace := reader.trace())}
+        if weights:
+            self.traces.append({"target": self.stream.cursor, **weights})
+
+    def _learn(self, planner: Planner | Steady, decision: Decision) -> None:
+        """From every chunk that has become final, but not from the last one: nothing is scored after it."""
+        now = planner.clock.now
+        while self.learnt < self.chunks - 1 and (self.learnt + 1) * self.chunk_tokens <= self.stream.cursor:
+            start = self.learnt * self.chunk_tokens
+            tokens = self.stream.learn(start, start + self.chunk_tokens)
+            if self.adapter and decision.epochs:
+                begun = now()
+                self.steps += self.adapter.learn(tokens, self.learnt, self.chunks, decision.epochs)
+                planner.learnt(self.chunk_tokens, decision.epochs, now() - begun)
+            if self.temperature:
+                model = self.adapter.model if self.adapter else self.model
+                self.temperature.calibrate(lambda rows, m=model: m.logits(self._tensor(rows)), tokens, self.window)
+            self.learnt += 1
+
+    def _tensor(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(rows).to(self.device)
+
+
 class Collector:
     """Takes the statistics of documents that are scored side by side, in any order, at their places in the stream.
 
@@ -45,14 +245,47 @@ class Collector:
             opened = stream.open(stop)
             stream.commit(collector.take(opened, logits))      # logits (opened.stop - opened.start, V) of its targets
 
-    Documents are committed under one reading. Readers come later, in the stream's order: `in_order` gives what was
-    collected, on every rank.
+    Documents are committed under one reading. Readers come later, in the stream's order: `scores` gives all of them, on
+    every rank. Symbols are asked of readers that know the document alone.
     """
 
-    def __init__(self, readers: list[Reader], vocab: int, *, temperature=None, bos: int, name: str = "adapted"):
-        self.readers, self.vocab, self.temperature, self.bos, self.name = readers, vocab, temperature, bos, name
+    def __init__(self, readers: Sequence[Reader], *, bos: int, temperature: Temperature | None = None, name: str = "adapted"):
+        self.readers, self.bos, self.temperature, self.name = readers, bos, temperature, name
         self._found: list[tuple[int, Statistics]] = []
+        # by the target at which each document goes on
         self._documents: dict[int, list[Reader]] = {}
 
     def take(self, opened: Opened, logits: torch.Tensor) -> dict[str, np.ndarray]:
         """The scores to commit for the opened targets of one document, whose earlier targets were taken before."""
+        targets = opened.targets(opened.start, opened.stop).astype(np.int32)
+        span = Span(opened.start, targets, targets == self.bos)
+        lookers = self._documents.pop(opened.start, None)
+        if lookers is None:
+            lookers = [copy.deepcopy(reader) for reader in self.readers if reader.levels]
+            for reader in lookers:
+                reader.begin(int(opened.inputs(opened.start, opened.start + 1)[0]))
+        symbols = [reader.look(span) for reader in lookers]
+        wanted = np.concatenate(symbols, 1) if symbols else None
+        statistics = statistics_of(logits, targets, wanted, temperature=self.temperature)
+        if not span.starts[-1]:
+            self._documents[opened.stop] = lookers
+        self._found.append((opened.start, statistics))
+        return {self.name: statistics.nats}
+
+    def scores(self, tokens: np.ndarray, world: int = 1) -> dict[str, np.ndarray]:
+        """The nats of every target of the stream by every reader."""
+        stream = ScoredStream(tokens)
+        for reader in self.readers:
+            reader.begin(int(tokens[0]))
+        for start, statistics in sorted(gathered(self._found, world), key=lambda found: found[0]):
+            opened = stream.open(start + len(statistics.nats))
+            targets = opened.targets(opened.start, opened.stop).astype(np.int32)
+            span = Span(start, targets, targets == self.bos)
+            scores, column = {}, 0
+            for reader in self.readers:
+                reader.look(span)
+                part = statistics.of_candidates(slice(column, column + reader.levels))
+                scores[reader.name] = reader.score(span, part)
+                column += reader.levels
+            stream.commit(scores)
+        return stream.ledger.finished()

@@ -1,12 +1,14 @@
 """What the readers know of the neural distribution at some targets, and how ranks put theirs together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from pgolf.kernels.hedge import neural_statistics
+
+COLUMNS = ("nats", "target", "entropy", "candidates")
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Statistics:
     """(n, K) log-probabilities of the symbols that readers asked for, -inf where they asked for none"""
     rows: np.ndarray | None = None
     """(n, V) logits / temperature in float32, only for readers that want them"""
-    everywhere: np.ndarray | None = None
-    """(windows, 2, T) log p(target) and entropy at every position of every window, only for readers that want them"""
+    everywhere: list[dict] | None = None
+    """of each window, what the published readers keep, by their names; None where there are none"""
 
     def __getitem__(self, part: slice) -> "Statistics":
         """Some of the targets."""
@@ -33,9 +35,7 @@ class Statistics:
 
     def of_candidates(self, columns: slice) -> "Statistics":
         """As one reader sees it: only the candidates it asked for itself."""
-        return Statistics(
-            self.nats, self.target, self.entropy, self.candidates[:, columns], self.rows, self.everywhere
-        )
+        return replace(self, candidates=self.candidates[:, columns])
 
 
 def statistics_of(
@@ -53,11 +53,10 @@ def statistics_of(
     device = logits.device
     ids = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64)).to(device)
     plain = neural_statistics(logits, ids)
-    used, heat = plain, None
+    used, scaled = plain, logits
     if temperature is not None:
         heat = temperature.of(plain.entropy, logits.shape[-1])
-        used = neural_statistics(logits, ids, temperature=heat)
-    scaled = logits if heat is None else logits / torch.as_tensor(heat, dtype=logits.dtype, device=device).reshape(-1, 1)
+        used, scaled = neural_statistics(logits, ids, temperature=heat), over(logits, heat)
     if candidates is None or not candidates.shape[-1]:
         picked = np.empty((len(targets), 0))
     else:
@@ -72,27 +71,33 @@ def array(values: torch.Tensor) -> np.ndarray:
     return values.detach().double().cpu().numpy()
 
 
-def log_probabilities(logits: torch.Tensor, temperature=None) -> np.ndarray:
-    """Whole rows (n, V) of the distribution that `statistics_of` reads single entries of; for a decoder and an audit."""
-    logits = logits.detach()
-    plain = neural_statistics(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+def heat_of(temperature, logits: torch.Tensor) -> float | torch.Tensor:
+    """What each row of logits (n, V) is divided by."""
     if temperature is None:
-        return array(logits.to(plain.lse.dtype) - plain.lse[:, None])
-    heat = temperature.of(plain.entropy, logits.shape[-1])
-    used = neural_statistics(logits, torch.zeros_like(plain.lse, dtype=torch.int64), temperature=heat)
-    scaled = logits / torch.as_tensor(heat, dtype=logits.dtype, device=logits.device).reshape(-1, 1)
-    return array(scaled.to(used.lse.dtype) - used.lse[:, None])
+        return 1.0
+    nothing = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    return temperature.of(neural_statistics(logits, nothing).entropy, logits.shape[-1])
+
+
+def over(logits: torch.Tensor, heat: float | torch.Tensor) -> torch.Tensor:
+    return logits / torch.as_tensor(heat, dtype=logits.dtype, device=logits.device).reshape(-1, 1)
+
+
+def log_probabilities(logits: torch.Tensor, temperature=None) -> np.ndarray:
+    """Whole rows (n, V) of what `statistics_of` reads single entries of; for a decoder and an audit."""
+    scaled = over(logits.detach(), heat_of(temperature, logits))
+    return array(scaled.double() - neural_statistics(scaled, torch.zeros_like(scaled[:, 0]).long()).lse[:, None])
 
 
 def join(parts: Sequence[Statistics]) -> Statistics:
     """Parts of one span, in order."""
     if len(parts) == 1:
         return parts[0]
-    columns = {}
-    for field in fields(Statistics):
-        found = [getattr(part, field.name) for part in parts]
-        columns[field.name] = None if found[0] is None else np.concatenate(found)
-    return Statistics(**columns)
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    if parts[0].rows is not None:
+        columns["rows"] = np.concatenate([part.rows for part in parts])
+    windows = None if parts[0].everywhere is None else [window for part in parts for window in part.everywhere]
+    return Statistics(**columns, everywhere=windows)
 
 
 def gathered(mine: Sequence, world: int) -> list:

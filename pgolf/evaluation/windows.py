@@ -1,5 +1,6 @@
 """Which windows score which targets."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -16,18 +17,20 @@ class Window:
         return self.stop - self.score_from
 
 
+def windows_from(reached: int, targets: int, length: int, stride: int) -> Iterator[Window]:
+    """The windows that score targets `reached` and on, each once: of `length` inputs, each of them `stride` targets on.
+    The first window of a stream scores all it holds; the last may be shorter."""
+    while reached < targets:
+        start = max(0, reached + stride - length) if reached else 0
+        stop = min(start + length, targets)
+        yield Window(start, stop, reached)
+        reached = stop
+
+
 def sliding_windows(targets: int, length: int, stride: int) -> list[Window]:
     """Windows of `length` that advance by `stride` and score every target exactly once: the first scores all it holds,
     every later one what its predecessors did not reach. The last may be shorter. At stride = length they lie side by side."""
-    plan: list[Window] = []
-    reached = 0
-    for start in range(0, targets, stride):
-        if reached >= targets:
-            break
-        stop = min(start + length, targets)
-        plan.append(Window(start, stop, reached))
-        reached = stop
-    return plan
+    return list(windows_from(0, targets, length, stride))
 
 
 def published_tail(targets: int, length: int, stride: int) -> tuple[int, list[Window]]:

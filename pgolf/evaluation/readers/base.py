@@ -23,7 +23,9 @@ class Span:
     windows: Sequence[Window] = ()
     """The windows whose statistics are in `everywhere`, in that order; empty for a decoder and an audit."""
     context: np.ndarray | None = None
-    """(m,) all inputs of those windows and the target after the last, so that windows can be cut from them"""
+    """(m,) the tokens of the stream from some way before those windows to the last target"""
+    context_start: int = 0
+    """Where in the stream the context begins."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -53,8 +55,6 @@ class Reader:
     """Candidate symbols it asks for at each target."""
     wants_rows = False
     """It needs whole rows of logits."""
-    wants_everywhere = False
-    """It needs the statistics of every position of every window."""
     document_local = True
     """What it knows is of the document at hand, so that documents can be scored in any order."""
 
