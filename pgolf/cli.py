@@ -73,6 +73,14 @@ class StageOptions:
 
 
 @dataclass(frozen=True)
+class ScoreOptions(StageOptions):
+    """Score a run's artifact on the validation text."""
+
+    plan: str = ""
+    """Repeat the decisions in this file (plan.json of an earlier scoring) instead of asking the clock."""
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """Make a dataset: any text, or the challenge's public shards."""
 

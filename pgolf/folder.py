@@ -22,6 +22,8 @@ class RunFolder:
         self.weights = self.path / "weights.safetensors"
         self.artifact = self.path / "model.pgolf"
         self.scores = self.path / "score.jsonl"
+        self.weights_log = self.path / "weights.jsonl"
+        self.plan = self.path / "plan.json"
         self.summary = self.path / "summary.json"
         self.log = self.path / "log.txt"
         self.pictures = self.path / "pictures"

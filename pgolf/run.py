@@ -3,7 +3,8 @@
     python -m pgolf.run [options]            all stages, into a new run folder
     python -m pgolf.run train [options]      the first stage only
     python -m pgolf.run pack RUN             weights to model.pgolf
-    python -m pgolf.run score RUN            from model.pgolf alone, in a process that has never seen training
+    python -m pgolf.run score RUN            from model.pgolf alone, in a process that has never seen training;
+                                             --plan FILE repeats what the clock decided in an earlier scoring
     python -m pgolf.run report RUN           pictures
     python -m pgolf.run show RUN             the figures, in the terminal
     python -m pgolf.run data --out DIR ...   make a dataset from text
@@ -15,7 +16,7 @@ Exit codes: 0 done, 1 something in the way, 2 the command line or a setting is w
 import subprocess
 import sys
 
-from pgolf.cli import DataOptions, StageOptions, UsageError, parse, run_path, settings_from
+from pgolf.cli import DataOptions, ScoreOptions, StageOptions, UsageError, parse, run_path, settings_from
 from pgolf.config import SettingsError, load_preset, nearest, preset_names, read_toml, to_toml
 from pgolf.distributed import rank_from_environment
 from pgolf.errors import PgolfError
@@ -53,6 +54,9 @@ def dispatch(words: list[str]) -> int:
         raise UsageError(f"{stage} needs the folder of a run: python -m pgolf.run {stage} RUN")
     from pgolf import stages
 
+    if stage == "score":
+        scoring = parse(ScoreOptions, words[1:], positional="run")
+        return stages.score(RunFolder.existing(scoring.run), scoring.device, scoring.plan)
     options = parse(StageOptions, words[1:], positional="run")
     return getattr(stages, stage)(RunFolder.existing(options.run), options.device)
 

@@ -1,6 +1,7 @@
 """The stages of a run. Each reads what the last one left in the run folder, and can be run alone."""
 
 import contextlib
+import json
 import lzma
 import os
 import platform
@@ -18,7 +19,7 @@ from pgolf.cli import DataOptions, UsageError
 from pgolf.config import Settings, read_toml
 from pgolf.data import ByteTable, Dataset, build_dataset, default_dataset, open_dataset, read_documents
 from pgolf.distributed import launch
-from pgolf.folder import FolderError, RunFolder
+from pgolf.folder import FolderError, RunFolder, write_whole
 from pgolf.progress import Display, clock
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pgolf"
@@ -171,14 +172,17 @@ def size_line(size: dict) -> str:
 
 # ---- score
 
-def score(folder: RunFolder, device: str = "") -> int:
+def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     budget = Budget(read_toml(folder.config).evaluation.seconds)
     from pgolf.artifact.pack import read_artifact
     from pgolf.evaluation.evaluate import evaluate
-    from pgolf.evaluation.records import write_scores
+    from pgolf.evaluation.records import read_plan, readings_table, where_bits_go, write_scores, write_traces
 
     settings = read_toml(folder.config)
     options = settings.evaluation
+    # a fiftieth of the clock, to write down what was found
+    budget.reserve = options.seconds / 50
+    replay = read_plan(Path(plan)) if plan else None
     with launch(chosen_device(device), "score") as world, Display(folder.log, active=world.is_first) as display:
         with budget.part("loading"):
             artifact = read_artifact(folder.artifact)
@@ -190,36 +194,63 @@ def score(folder: RunFolder, device: str = "") -> int:
                 tokens = tokens[: options.max_tokens + 1]
             table = ByteTable(dataset.tokenizer)
         with budget.part("scoring"):
-            readings = evaluate(
+            found = evaluate(
                 model,
                 tokens,
                 table,
                 options,
+                bos=dataset.tokenizer.bos,
+                budget=budget,
+                chain_table=chain_table(artifact),
+                replay=replay,
                 device=world.device,
-                rank=world.rank,
-                world=world.size,
+                world=world,
                 report=lambda name, share: display.status(f"scoring, {name.replace('_', ' ')}: {share:.0%}", share),
             )
         display.settle()
         if not world.is_first:
             return 0
-        for name, reading in readings.items():
-            display.say(reading_line(name, {**reading.score.as_dict(), "seconds": reading.seconds}))
-        per_target = table.count(tokens[:-1], tokens[1:])
-        whole = {name: reading.nats for name, reading in readings.items() if len(reading.nats) == len(per_target)}
-        write_scores(folder.scores, tokens, per_target, whole)
+        with budget.part("writing"):
+            per_target = table.count(tokens[:-1], tokens[1:])
+            readings = readings_table(found, per_target)
+            columns = {name: reading.nats[: len(per_target)] for name, reading in found.readings.items()}
+            write_scores(folder.scores, tokens, per_target, columns)
+            write_traces(folder.weights_log, found.traces)
+            write_whole(folder.plan, json.dumps(found.plan) + "\n")
         spent = budget.report()
+        for name, reading in readings.items():
+            display.say(reading_line(name, reading))
+        if found.gave_up:
+            display.say(f"given up for the clock: {', '.join(f'{name} {what}' for name, what in found.gave_up.items())}")
         folder.update_summary(
-            score={name: {**r.score.as_dict(), "seconds": r.seconds, "partial": partial} for name, r in readings.items()},
-            scoring={"seconds": spent["total"], "limit": options.seconds, "parts": spent["parts"]},
+            score={name: {**reading, "partial": partial} for name, reading in readings.items()},
+            best=found.best,
+            scoring={
+                "seconds": spent["total"],
+                "limit": options.seconds,
+                "parts": spent["parts"],
+                "gave_up": found.gave_up,
+                "replayed": bool(plan),
+                "adaptation_steps": found.adaptation_steps,
+                **where_bits_go(tokens, dataset.tokenizer.bos, per_target, columns),
+            },
             compressors=compressors(dataset, tokens),
         )
     return 0
 
 
+def chain_table(artifact):
+    """The mixer's weights that the artifact carries, if it does."""
+    from pgolf.evaluation.readers.chain import table_from_bytes
+
+    carried = getattr(artifact, "sections", {}).get("chain")
+    return table_from_bytes(carried, "the artifact's section chain") if carried else None
+
+
 def reading_line(name: str, reading: dict) -> str:
     mark = "" if reading["legal"] else "  (as published; not a code length)"
-    return f"{name.replace('_', ' ')}: {reading['bpb']:.4f} bits per byte, {reading['seconds']:.1f} s{mark}"
+    gain = f", {-reading['gain']:+.4f} on {reading['over'].replace('_', ' ')}" if "over" in reading else ""
+    return f"{name.replace('_', ' ')}: {reading['bpb']:.4f} bits per byte{gain}, {reading['seconds']:.1f} s{mark}"
 
 
 def compressors(dataset: Dataset, tokens: np.ndarray, limit: int = 20_000_000) -> dict:

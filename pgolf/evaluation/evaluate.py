@@ -29,6 +29,7 @@ from pgolf.evaluation.readers.tilt import BoostReader, TiltReader
 from pgolf.evaluation.statistics import gathered, statistics_of
 from pgolf.evaluation.stream import ScoredStream
 
+
 @dataclass(frozen=True)
 class Reading:
     """One way of scoring the stream: its score, what its pass took, and the nats of each target."""

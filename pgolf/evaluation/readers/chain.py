@@ -8,6 +8,7 @@ from pgolf.errors import PgolfError
 from pgolf.evaluation.readers.base import Reader, Span
 from pgolf.evaluation.statistics import Statistics
 from pgolf.kernels.hedge import Chain, NeuralStatistics
+from pgolf.kernels.hedge.chain import FLOOR
 
 # weights travel as log(w / (1 - w)), in steps of 1/8 between -10 and 8
 LOGIT_STEP, LOGIT_LEAST, LOGIT_MOST = 8, -10, 8
@@ -18,19 +19,27 @@ class TableError(PgolfError):
 
 
 class ChainReader(Reader):
-    """Levels of order 1 to `orders` on the counts of the document at hand, each mixed into what the ones below left.
+    """Levels of order 1 to `orders` (or as many as the table has) on the counts of the document at hand, each mixed into what the ones below left.
 
     table   the weights to begin with, (orders, 9, 33); None for the same small weight everywhere
     online  learn the weights on the way
+    floor   least step of that learning
     """
 
     name = "chain"
 
     def __init__(
-        self, vocab: int, orders: int, granularity: int, table: torch.Tensor | None = None, online: bool = True
+        self,
+        vocab: int,
+        orders: int,
+        granularity: int,
+        table: torch.Tensor | None = None,
+        online: bool = True,
+        floor: float = FLOOR,
     ):
-        self.levels, self.online = orders, online
-        self.chain = Chain(local=tuple(range(1, orders + 1)), granularity=granularity, table=table)
+        self.levels, self.online = orders if table is None else len(table), online
+        local = tuple(range(1, self.levels + 1))
+        self.chain = Chain(local=local, granularity=granularity, table=table, floor=floor)
         self.stream = self.chain.stream(vocab, learn=online)
         self._evidence = None
 

@@ -1,0 +1,40 @@
+"""The chain's table of weights, learnt before the score on text that is not the validation text, for an artifact to carry."""
+
+import numpy as np
+import torch
+
+from pgolf.budget import Clock
+from pgolf.config import EvaluationSettings
+from pgolf.data import Dataset, open_shard
+from pgolf.evaluation.pipeline import Pass
+from pgolf.evaluation.planner import Steady
+from pgolf.evaluation.readers.chain import ChainReader
+from pgolf.kernels.hedge.chain import FLOOR_FOR_TABLES
+
+HELD_OUT_TOKENS = 262_144
+
+
+def learn_chain_table(
+    model, tokens: np.ndarray, settings: EvaluationSettings, *, bos: int, device="cpu"
+) -> torch.Tensor:
+    """(levels, 9, 33): what one pass of the packed model over held-out text teaches the chain.
+
+    The text should be none that the model has learnt by heart, or the chain will seem worth less than it is.
+    """
+    mixer = settings.mixer
+    reader = ChainReader(model.settings.vocab_size, mixer.orders, mixer.granularity, floor=FLOOR_FOR_TABLES)
+    targets = len(tokens) - 1
+    # a coarser stride than the score's: the table needs many tokens rather than the last bit of context
+    stride = max(settings.stride, settings.window // 8)
+    one_pass = Pass(model.eval(), tokens, [reader], bos=bos, window=settings.window, batch=settings.batch, device=device)
+    one_pass.run(Steady(Clock(), targets, stride))
+    reader.chain.settle()
+    return reader.chain.table.clone()
+
+
+def held_out_tokens(dataset: Dataset, count: int = HELD_OUT_TOKENS) -> np.ndarray:
+    """Whole documents from the end of the last training shard, which a run of a few minutes does not reach."""
+    tokens = open_shard(dataset.train_shards[-1])
+    begins = dataset.documents(tokens)
+    late = begins[begins >= len(tokens) - count]
+    return np.asarray(tokens[late[0] if len(late) else 0 :])
