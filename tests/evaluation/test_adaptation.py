@@ -33,7 +33,15 @@ TINY = ModelSettings(
     xsa_last=2,
 )
 PARTS = {"pr745": {"value_residual": True, "gated_attention": True, "recurrence": (1, 2), "xsa_last": 4}}
-PRESETS = ("pr549", "pr688", "pr745", "pr953", "pr1014")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Everything here is too small to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Bytes:
@@ -73,12 +81,9 @@ def full_size(preset):
 
 # ---- against the transcription
 
-@pytest.mark.parametrize("batch", [256, 2])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset, batch", [("pr549", 256), ("pr688", 3), ("pr745", 256), ("pr953", 256), ("pr1014", 3)])
 def test_three_chunks_give_the_weights_of_the_transcription(preset, batch):
     settings = load_preset(preset).evaluation.adaptation
-    if batch == 2 and settings.optimiser == "adamw":
-        settings = dataclasses.replace(settings, epochs=settings.epochs)
     settings = dataclasses.replace(settings, batch_sequences=batch)
     model = random_model(dataclasses.replace(TINY, **PARTS.get(preset, {}), mtp_heads=1))
     model.rounding = FakeRounding(31, quantile=1.0, soft=False, banks=False)
@@ -150,31 +155,28 @@ def trained(**options):
     model = random_model(dataclasses.replace(TINY, recurrence=(1, 2)))
     adapter = adapter_of(model, AdaptationSettings(lr=0.05, **options))
     adapter.learn(chunk(0), 0, 5, 1)
-    after = weights_of(adapter.model)
-    return {name: bool((after[name] != tensor).any()) for name, tensor in weights_of(model).items()} if not options.get(
-        "untie"
-    ) else after
+    return weights_of(model), weights_of(adapter.model)
 
 
 def test_freezing_the_first_blocks_leaves_every_slice_of_them_as_it_was():
-    moved = trained(freeze_first=2)
-    for name, has_moved in moved.items():
+    before, after = trained(freeze_first=2)
+    for name in before:
         # executed 0 1 2 1 2 3: layer 1 runs as block 1, which is frozen, and again as block 3, so it is frozen too
         frozen = name.startswith(("blocks.0.", "blocks.1."))
-        assert has_moved == (not frozen), name
+        assert torch.equal(before[name], after[name]) == frozen, name
 
 
 def test_training_the_last_blocks_moves_them_and_every_scale():
-    moved = trained(train_last=3)
-    for name, has_moved in moved.items():
+    before, after = trained(train_last=3)
+    for name in before:
         matrix = name.endswith(tuple(transcription.SUFFIXES))
         # blocks 3, 4 and 5 run layers 1, 2 and 3, of which 1 and 2 serve earlier blocks as well
         last = name.startswith("blocks.3.") if matrix else name.startswith(("blocks.3.", "blocks.4.", "blocks.5."))
-        assert has_moved == (last or "scale" in name), name
+        assert torch.equal(before[name], after[name]) == (not last and "scale" not in name), name
 
 
 def test_untied_layers_learn_apart():
-    after = trained(untie=True)
+    _, after = trained(untie=True)
     for suffix in transcription.SUFFIXES:
         assert not torch.equal(after[f"blocks.1.{suffix}"], after[f"blocks.3.{suffix}"])
         assert after[f"blocks.1.{suffix}"].shape == after[f"blocks.3.{suffix}"].shape
