@@ -177,6 +177,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     from pgolf.artifact.pack import read_artifact
     from pgolf.evaluation.evaluate import evaluate
     from pgolf.evaluation.records import read_plan, readings_table, where_bits_go, write_scores, write_traces
+    from pgolf.model.rounding import FakeRounding
 
     settings = read_toml(folder.config)
     options = settings.evaluation
@@ -187,6 +188,9 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
         with budget.part("loading"):
             artifact = read_artifact(folder.artifact)
             model = artifact.build_model(world.device)
+            if settings.training.qat_threshold:
+                # training has left it on: whoever adapts in training mode rounds on
+                model.rounding = FakeRounding.of(settings.training, world.device)
             dataset = dataset_of(settings, display, world)
             tokens = np.asarray(dataset.val_tokens())
             partial = 0 < options.max_tokens < len(tokens) - 1

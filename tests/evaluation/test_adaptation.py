@@ -11,7 +11,7 @@ from pgolf.evaluation.adaptation import ChunkAdapter
 from pgolf.evaluation.adaptation.chunks import learning_rate, steps_of
 from pgolf.evaluation.adaptation.matrices import Unstacked, learns, rate_factor
 from pgolf.model import build_model, submission_state, untie
-from pgolf.training.quantisation import FakeRounding
+from pgolf.model.rounding import FakeRounding
 from tests.evaluation import transcription_ttt as transcription
 from tests.model.common import facts, random_model
 

@@ -6,7 +6,8 @@ import torch
 from pgolf.config import TrainingSettings
 from pgolf.model import build_model, parameter_groups
 from pgolf.training.errors import TrainingError
-from pgolf.training.quantisation import FakeRounding, QuantisationTerms, crown_q, row_quantile
+from pgolf.model.rounding import FakeRounding, row_quantile
+from pgolf.training.quantisation import QuantisationTerms, crown_q
 from tests.training.tiny import MODEL
 
 CPU = torch.device("cpu")
