@@ -5,8 +5,8 @@ import torch
 
 from pgolf.config import TrainingSettings
 from pgolf.model import build_model, parameter_groups
-from pgolf.training.errors import TrainingError
 from pgolf.model.rounding import FakeRounding, row_quantile
+from pgolf.training.errors import TrainingError
 from pgolf.training.quantisation import QuantisationTerms, crown_q
 from tests.training.tiny import MODEL
 
