@@ -24,10 +24,10 @@ def published(
     largest, weight = rounding.largest_code(bits), weight.float()
     scale = rounding.best_row_scale(weight, largest, floor=floor, stretch=stretch)
     damped = _damped(hessian, damping)
-    order = damped.diagonal(dim1=-2, dim2=-1).argsort(-1, stable=True)
+    order = damped.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, stable=True)
     inverse = _inverse_or_diagonal(_permuted(damped, order))
     codes = _spread(_columns(weight, order), scale, largest, inverse)
-    return Rounded(_columns(codes, order.argsort(-1)).to(torch.int8), scale.half())
+    return Rounded(_columns(codes, order.argsort(dim=-1)).to(torch.int8), scale.half())
 
 
 def standard(
@@ -50,7 +50,7 @@ def standard(
     dead = hessian.diagonal(dim1=-2, dim2=-1) == 0
     weight = weight.masked_fill(dead[..., None, :], 0.0)
     damped = _damped(hessian + torch.diag_embed(dead.to(hessian.dtype)), damping)
-    order = damped.diagonal(dim1=-2, dim2=-1).argsort(-1, descending=True, stable=True)
+    order = damped.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
     factor = torch.linalg.cholesky(_inverse(_permuted(damped, order)), upper=True)
     arranged = _columns(weight, order)
     if sigmas:
@@ -62,7 +62,7 @@ def standard(
     for clip in clips:
         scale = rounding.row_scale(clip, largest, floor=floor and not sigmas, stretch=stretch).half()
         codes = _spread(arranged, scale.float(), largest, factor)
-        found = Rounded(_columns(codes, order.argsort(-1)).to(torch.int8), scale)
+        found = Rounded(_columns(codes, order.argsort(dim=-1)).to(torch.int8), scale)
         error = output_error(weight, found.values(), hessian)
         best = found if best is None else rounding.chosen(error < least, found, best)
         least = torch.minimum(least, error)

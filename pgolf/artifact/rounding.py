@@ -119,7 +119,8 @@ def without_ones(matrices: list[Rounded], share: float) -> list[Rounded]:
     Where several cost the same, those of earlier matrices, rows and columns go first.
     """
     ones = [matrix.codes.abs() == 1 for matrix in matrices]
-    costs = [matrix.scales.float().square()[..., None].expand(one.shape)[one] for matrix, one in zip(matrices, ones, strict=True)]
+    squares = [matrix.scales.float().square()[..., None] for matrix in matrices]
+    costs = [square.expand(one.shape)[one] for square, one in zip(squares, ones, strict=True)]
     order = torch.cat([cost.flatten() for cost in costs]).argsort(stable=True)
     doomed = torch.zeros(len(order), dtype=torch.bool, device=order.device)
     doomed[order[: round(share * len(order))]] = True
