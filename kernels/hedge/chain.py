@@ -15,13 +15,13 @@ FLOOR_FOR_TABLES = 5e-4
 
 
 class Evidence(NamedTuple):
-    """What the counts say about each token, level by level (N, L). Only `count` knows which token came."""
+    """What the counts say about each token, level by level (N, L). Only `hits` know which token came."""
 
     top: torch.Tensor
     """int32: the context's most frequent successor, -1 if the context is new: the candidate whose log-probability is needed"""
     cell: torch.Tensor
     """uint8: where the context's counts stand in the level's table, 0 if the context is new"""
-    count: torch.Tensor
+    hits: torch.Tensor
     """int32: how often this token followed the context"""
     total: torch.Tensor
     """int32: how often anything did"""
@@ -121,8 +121,8 @@ class Chain:
             for orders, shared in ((self.local, False), (self.shared, True))
             if orders
         ]
-        joined = found[0] if len(found) == 1 else [torch.cat(pair, 1) for pair in zip(*found, strict=True)]
-        return Evidence(*joined, fresh_rows(starts_of(documents, len(tokens)), self.granularity))
+        top, cell, hits, total = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        return Evidence(top, cell, hits, total, fresh_rows(starts_of(documents, len(tokens)), self.granularity))
 
     def mix(self, statistics: NeuralStatistics, evidence: Evidence) -> ChainScores:
         """NLL (N,) of each token, with the table as it is. `statistics.candidates` are those of `evidence.top`.
@@ -171,7 +171,7 @@ class Chain:
         last = int(at[-1]) + 1
         stream = ChainStream(self, vocab=log_probs.shape[1])
         evidence, counts = stream.read_dense(tokens[:last], starts[:last], at)
-        return self._dense(log_probs, *(x[at] for x in evidence[:2]), counts, evidence.total[at])
+        return self._dense(log_probs, evidence.top[at], evidence.cell[at], counts, evidence.total[at])
 
     def stream(self, vocab: int, *, learn: bool = False) -> "ChainStream":
         """A decoder's form of the chain, on a CPU: predict a whole distribution, observe a token, and so on."""
@@ -210,7 +210,7 @@ class ChainStream:
         self.tries = [Trie(orders, chain.granularity, shared) for orders, shared in pairs if orders]
         # tokens of the document so far, and whether the last one opened it: before any, a group begins
         self.position, self.opened = 0, True
-        self.log_probs = None
+        self.log_probs: torch.Tensor | None = None
 
     def read(self, tokens: torch.Tensor, starts: torch.Tensor | None = None) -> Evidence:
         """Count a piece of the stream: tokens (n,), and starts (n,) bool, true where a token opens a document."""
@@ -233,7 +233,8 @@ class ChainStream:
             self.position = -t
         self.position += len(tokens)
         self.opened = bool(starts[-1]) if len(tokens) else self.opened
-        return Evidence(*(torch.cat(parts, 1) for parts in zip(*found, strict=True)), fresh), torch.cat(counts, 1)
+        top, cell, hits, total = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        return Evidence(top, cell, hits, total, fresh), torch.cat(counts, 1)
 
     def candidates(self) -> torch.Tensor:
         """The top symbol of each level's context (L,), -1 where it is new."""

@@ -100,8 +100,8 @@ class FiveExperts:
         Windows overlap, so a token stands in many of them (32 at a length of 2048 and a stride of 64), and its n-gram
         losses are the same in each. Good until the next `count`.
         """
-        found = torch.ops.pgolf.hedge_five_ngrams(tokens, *self.tables, self.tokens)
-        return NGrams(tokens, *found, self.tokens)
+        probabilities, cumulative = torch.ops.pgolf.hedge_five_ngrams(tokens, *self.tables, self.tokens)
+        return NGrams(tokens, probabilities, cumulative, self.tokens)
 
     def score_windows(
         self, statistics: NeuralStatistics, ngrams: NGrams, begins: list[int], lengths: list[int], scored: list[int]
@@ -131,11 +131,11 @@ class FiveExperts:
             return FiveScores(
                 -torch.cat([row[length - kept : length] for row, length, kept in rows]), None, None, sum(lengths)
             )
-        found = torch.ops.pgolf.hedge_five_windows(
+        nll, experts, sums = torch.ops.pgolf.hedge_five_windows(
             statistics.target.detach(), statistics.entropy.detach(), ngrams.tokens, begins, lengths, scored,
             ngrams.probabilities, ngrams.cumulative, *self.tables, self.log_weights, self.tokens,
         )  # fmt: skip
-        return FiveScores(*found, sum(lengths))
+        return FiveScores(nll, experts, sums, sum(lengths))
 
     def learn(self, scores: FiveScores) -> None:
         """One Hedge step from a batch that `score` returned. Nothing happens in the warm-up."""

@@ -70,13 +70,14 @@ def neural_statistics(
             f"neural_statistics: temperature {tuple(temperature.shape)} must hold one number, or one for each {tuple(batch)}"
         )
     count = targets.numel()
-    found = torch.ops.pgolf.hedge_statistics(
+    lse, entropy, target, picked = torch.ops.pgolf.hedge_statistics(
         logits.reshape(count, vocabulary),
         targets.reshape(count),
         candidates.reshape(count, candidates.shape[-1]),
         temperature.to(exact).reshape(-1),
     )
-    return NeuralStatistics(*(x.reshape(batch) for x in found[:3]), found[3].reshape(candidates.shape))
+    lse, entropy, target = (x.reshape(batch) for x in (lse, entropy, target))
+    return NeuralStatistics(lse, entropy, target, picked.reshape(candidates.shape))
 
 
 def exact_dtype(device) -> torch.dtype:
@@ -232,7 +233,8 @@ def evidence_cpu(tokens, documents, orders, granularity, shared):
 
 def spans_of_documents(documents, parts):
     """Whole documents in at most `parts` spans of about equal length."""
-    ends, share = [], documents[-1] / parts
+    ends: list[int] = []
+    share = documents[-1] / parts
     for end in documents[1:]:
         if end >= share * (len(ends) + 1) or end == documents[-1]:
             ends.append(end)

@@ -169,8 +169,9 @@ def evidence_reference(tokens, starts, orders, granularity, shared):
     top = torch.full(shape, -1, dtype=torch.int32)
     cell = torch.zeros(shape, dtype=torch.uint8)
     count, total = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)
-    tables = [{} for _ in orders]
-    document, counted = [], 0
+    tables: list[dict] = [{} for _ in orders]
+    document: list[int] = []
+    counted = 0
 
     def learn():
         nonlocal counted

@@ -502,7 +502,7 @@ def test_evidence_reference_agrees(local, shared, granularity):
     ]
     for name, x, expected in zip(found._fields, found, zip(*parts, strict=True), strict=False):
         assert torch.equal(x, torch.cat(expected, 1)), name
-    assert found.cell.max() > 8 and found.count.max() > 3
+    assert found.cell.max() > 8 and found.hits.max() > 3
 
 
 def test_mixture_references_agree():
