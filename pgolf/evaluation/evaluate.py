@@ -192,6 +192,7 @@ class Scorer:
             document_bounds(self.tokens, self.bos),
             self.settings.lora,
             collector,
+            window=self.settings.window,
             planner=planner,
             rank=world.rank,
             world=world.size,

@@ -83,12 +83,12 @@ def model():
 
 # ---- one document on its own
 
-def alone(model, document, settings):
+def alone(model, document, settings, window=0):
     """The nats of one document (a list of tokens, the BOS after it included) by autograd over merged matrices: every
     window is computed whole, or its last part with what attention saw of the rest."""
     own = facts(model.settings)
     dims = own["rotary_dims"]
-    own["base"] *= max(1, settings.context_tokens / own["reference_length"]) ** (dims / (dims - 2))
+    own["base"] *= max(1, (window or settings.context_tokens) / own["reference_length"]) ** (dims / (dims - 2))
     own["reference_length"] = 10**9
     own["bigram_projection"] = lambda w: w["bigram.proj.weight"]
     own["value_projection"] = lambda w: w["ve_shared.proj.weight"]
@@ -175,6 +175,16 @@ def test_each_document_is_scored_as_on_its_own(exact, form):
         wanted = alone(exact, documents[i], still if short else settings)
         np.testing.assert_allclose(found[i], wanted, rtol=0, atol=1e-7, err_msg=f"{lengths[i]} tokens")
     assert np.abs(found[0] - alone(exact, documents[0], still)).max() > 1e-3
+
+
+@pytest.mark.parametrize("refresh", [-1, 0])
+def test_positions_turn_as_in_the_windows_of_training(exact, refresh):
+    tokens = stream_of((27,))
+    settings = lora(context_tokens=16, refresh_tokens=refresh)
+    for window in (0, 40):
+        found = scored(exact, tokens, settings, window=window)
+        np.testing.assert_allclose(found, alone(exact, tokens.tolist(), settings, window), rtol=0, atol=1e-7)
+    assert np.abs(found - alone(exact, tokens.tolist(), settings)).max() > 1e-3
 
 
 # ---- what must not matter

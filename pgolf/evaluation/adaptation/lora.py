@@ -74,6 +74,7 @@ def score_documents(
     settings: LoraSettings,
     collector: Collector,
     *,
+    window: int = 0,
     planner: Planner | None = None,
     rank: int = 0,
     world: int = 1,
@@ -83,7 +84,7 @@ def score_documents(
     """Score this rank's documents of a stream that is split at `bounds`. What they cost is in the stream's ledger, and
     what the collector has made of it."""
     documents = stream.split(list(bounds))
-    scorer = LoraScorer(model, settings)
+    scorer = LoraScorer(model, settings, window=window)
     plan = batches_of([len(document) for document in documents], settings, world)[rank]
     done, total = 0, sum(len(documents[i]) for batch in plan for i in batch.documents)
     for batch in plan:
@@ -101,15 +102,18 @@ def score_documents(
 
 
 class LoraScorer:
-    """Scores batches of documents, each from the same start."""
+    """Scores batches of documents, each from the same start.
 
-    def __init__(self, model: Network, settings: LoraSettings):
+    window  rotary frequencies are those of windows of this many tokens, as in training; 0: of context_tokens
+    """
+
+    def __init__(self, model: Network, settings: LoraSettings, *, window: int = 0):
         if not 0 < settings.chunk_tokens <= settings.context_tokens:
             raise PgolfError(
                 f"lora.chunk_tokens {settings.chunk_tokens} must be from 1 to context_tokens {settings.context_tokens}"
             )
         self.settings = settings
-        self.network = Pieces(model, settings.context_tokens)
+        self.network = Pieces(model, window or settings.context_tokens)
         self.capacity = 0
 
     def score(self, documents: Sequence[ScoredStream], collector: Collector, *, adapted: bool) -> None:

@@ -61,6 +61,7 @@ class Pieces(Network):
         # the weights do not change any more, so they are cast once
         self.matrices = self._matrices()
         self.output = self.output_matrix().to(self.activation)
+        self._table: tuple[Tensor, Tensor] | None = None
         self.token_layers = 0
         """Positions times layers so far; those that a gradient flows through count three times."""
 
@@ -114,10 +115,12 @@ class Pieces(Network):
         return Projector(self._operators(), adapters, 0)("head", hidden, self.output)
 
     def _turns(self, first: int, last: int, device) -> tuple[Tensor, Tensor]:
-        kind = torch.promote_types(self.activation, torch.float32)
-        base = rotary_base(self.settings, self.length)
-        cos, sin = rotary_table(last, self.settings.rotary_dims, base, device=device, dtype=kind)
-        return cos[first:], sin[first:]
+        if self._table is None or len(self._table[0]) < last:
+            kind = torch.promote_types(self.activation, torch.float32)
+            base, length = rotary_base(self.settings, self.length), max(2 * last, self.length)
+            self._table = rotary_table(length, self.settings.rotary_dims, base, device=device, dtype=kind)
+        cos, sin = self._table
+        return cos[first:last], sin[first:last]
 
 
 @dataclass
