@@ -152,7 +152,8 @@ class Row:
 
 def compile_all(operators: Sequence[str], capabilities: Sequence[int]) -> Iterator[Row]:
     """Every case, in order, compiled by as many processes as there are cores."""
-    work = [(name, capability, i) for name in operators for capability in capabilities for i in range(len(cases(name, capability)))]
+    places = [(name, capability) for name in operators for capability in capabilities]
+    work = [(name, capability, i) for name, capability in places for i in range(len(cases(name, capability)))]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for (name, capability, i), made in zip(work, pool.map(_compile_numbered, work, chunksize=4), strict=True):
             yield Row(name, capability, cases(name, capability)[i], made)
