@@ -130,12 +130,13 @@ def attention_fwd_kernel(
     # a finite start: a row that has seen nothing yet must not subtract infinity from infinity.
     b_max = tl.full([BM], -1e30, tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
-    b_first = _first_visible(p_start, o_m, length, window, DOCUMENTS, WINDOW)
     whole, low, edge_blocks, diagonal_blocks = _key_blocks(p_start, start_m, length, window, DOCUMENTS, WINDOW, BM, BN)
     b_acc, b_max, b_sum = _forward_loop(
-        b_acc, b_max, b_sum, b_q, p_keys, p_values, o_m, b_first,
+        b_acc, b_max, b_sum, b_q, p_keys, p_values, o_m, o_m,
         whole, (start_m - whole) // BN, 0, 0, length, scale2, HKV, D, BN, False,
     )  # fmt: skip
+    # loaded only now, for the loop that looks at it.
+    b_first = _first_visible(p_start, o_m, length, window, DOCUMENTS, WINDOW)
     b_acc, b_max, b_sum = _forward_loop(
         b_acc, b_max, b_sum, b_q, p_keys, p_values, o_m, b_first,
         low, edge_blocks + diagonal_blocks, edge_blocks, start_m - low - edge_blocks * BN, length, scale2, HKV, D, BN, True,
@@ -273,7 +274,6 @@ def attention_bwd_kv_kernel(
     b_v = tl.load(p_v + o_key + o_rows, mask=m_n, other=0)  # [BN, D]
     b_dk = tl.zeros([BN, D], tl.float32)
     b_dv = tl.zeros([BN, D], tl.float32)
-    b_last = _last_visible(p_end, o_n, length, window, DOCUMENTS, WINDOW)
     # query blocks: [start_n, below) and [whole, high) need masks, [below, whole) does not.
     below = start_n + BN
     edge = _last_visible(p_end, start_n, length, window, DOCUMENTS, WINDOW)
@@ -283,9 +283,11 @@ def attention_bwd_kv_kernel(
     diagonal_blocks = tl.cdiv(tl.maximum(tl.minimum(below, high) - start_n, 0), BM)
     edge_blocks = tl.cdiv(tl.maximum(high - whole, 0), BM)
     b_dk, b_dv = _backward_kv_loop(
-        b_dk, b_dv, b_k, b_v, p_queries, p_slopes, p_lses, p_deltas, o_n, b_last,
+        b_dk, b_dv, b_k, b_v, p_queries, p_slopes, p_lses, p_deltas, o_n, o_n,
         below, whole_blocks, 0, 0, length, scale2, H, GROUP, D, BM, False,
     )  # fmt: skip
+    # loaded only now, for the loop that looks at it.
+    b_last = _last_visible(p_end, o_n, length, window, DOCUMENTS, WINDOW)
     b_dk, b_dv = _backward_kv_loop(
         b_dk, b_dv, b_k, b_v, p_queries, p_slopes, p_lses, p_deltas, o_n, b_last,
         start_n, diagonal_blocks + edge_blocks, diagonal_blocks, whole - below, length, scale2, H, GROUP, D, BM, True,
@@ -351,12 +353,13 @@ def attention_bwd_q_kernel(
     b_lse = tl.load(p_lse + o_line + tl.arange(0, BM), mask=m_m, other=0)
     b_delta = tl.load(p_delta + o_line + tl.arange(0, BM), mask=m_m, other=0)
     b_dq = tl.zeros([BM, D], tl.float32)
-    b_first = _first_visible(p_start, o_m, length, window, DOCUMENTS, WINDOW)
     whole, low, edge_blocks, diagonal_blocks = _key_blocks(p_start, start_m, length, window, DOCUMENTS, WINDOW, BM, BN)
     b_dq = _backward_q_loop(
-        b_dq, b_q, b_dy, b_lse, b_delta, p_keys, p_values, o_m, b_first,
+        b_dq, b_q, b_dy, b_lse, b_delta, p_keys, p_values, o_m, o_m,
         whole, (start_m - whole) // BN, 0, 0, length, scale2, HKV, D, BN, False,
     )  # fmt: skip
+    # loaded only now, for the loop that looks at it.
+    b_first = _first_visible(p_start, o_m, length, window, DOCUMENTS, WINDOW)
     b_dq = _backward_q_loop(
         b_dq, b_q, b_dy, b_lse, b_delta, p_keys, p_values, o_m, b_first,
         low, edge_blocks + diagonal_blocks, edge_blocks, start_m - low - edge_blocks * BN, length, scale2, HKV, D, BN, True,

@@ -240,9 +240,9 @@ def _same_document(length, cu_seqlens, window, device):
 # Eight warps are two warpgroups of 64 rows; they take softmax and matmul in step, so a second block is what keeps the
 # tensor cores busy meanwhile. float32 multiplies without tensor cores, for comparison rather than speed.
 FORWARD = {
-    80: {16: {64: (128, 64, 8, 3, 128), 128: (128, 32, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
+    80: {16: {64: (128, 64, 8, 3), 128: (64, 64, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 4, 2)}},
     90: {16: {64: (128, 64, 8, 3, 128), 128: (128, 64, 8, 3)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
-    100: {16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
+    100: {16: {64: (128, 64, 4, 3), 128: (128, 64, 8, 3)}, 32: {64: (32, 32, 4, 2), 128: (16, 16, 4, 2)}},
 }
 BACKWARD_KV = {
     80: {16: {64: (32, 128, 8, 2), 128: (64, 64, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 8, 2)}},

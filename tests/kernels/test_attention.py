@@ -258,9 +258,9 @@ def test_launch(capability, bits, dim):
     tiles = op.launch_attention_bwd_kv(dim, bits, capability).tiles
     assert tiles["BN"] % tiles["BM"] == 0, "the diagonal of a key tile must be whole query blocks"
     forward = op.launch_attention_fwd(dim, bits, capability)
-    if bits == 16:
-        assert forward.tiles["BM"] == 128
-        assert forward.max_registers == (128 if capability < 100 and dim <= 64 else None)
+    if bits == 16 and capability >= 90:
+        assert forward.tiles["BM"] == 128, "a smaller tile is limited by the L2 cache"
+        assert forward.max_registers == (128 if capability == 90 and dim <= 64 else None)
 
 
 def test_launch_of_the_streaming_kernels():
