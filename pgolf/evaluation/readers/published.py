@@ -123,7 +123,11 @@ class PublishedTail(Published):
 
 class PublishedHedge(Published):
     """#688's, #745's and #953's five experts. A span is a chunk: its windows go in contiguous shares to the ranks, in
-    batches whose mean losses move the rank's weights; the tables count the chunk afterwards."""
+    batches whose mean losses move the rank's weights; the tables count the chunk afterwards.
+
+    (A stream that ends less than a stride into its last chunk is the one case where windows belong elsewhere: there the
+    submissions score the last targets with the chunk before.)
+    """
 
     name = "published"
 
