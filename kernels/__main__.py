@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from pgolf.kernels.compile import CAPABILITIES, H100, H200, OPERATORS, compile_all, floor_microseconds
+from pgolf.kernels.compile import CAPABILITIES, H100, H200, OPERATORS, compile_all, floor_microseconds, workers
 
 HEAD = "kernel configuration target registers spilled shared occupancy tensor shape bytes flops H100_us H200_us".split()
 
@@ -17,7 +17,9 @@ def main() -> int:
         if operator not in OPERATORS:
             parser.error(f"no operator {operator!r}; there are {', '.join(OPERATORS)}")
     lines, bad = [HEAD], []
-    for row in compile_all(arguments.operators or OPERATORS, arguments.target or CAPABILITIES):
+    with workers() as pool:
+        rows = list(compile_all(arguments.operators or OPERATORS, arguments.target or CAPABILITIES, pool))
+    for row in rows:
         case, made = row.case, row.compiled
         lines.append([
             f"{row.operator}/{case.name}",

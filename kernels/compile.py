@@ -150,13 +150,17 @@ class Row:
         return ""
 
 
-def compile_all(operators: Sequence[str], capabilities: Sequence[int]) -> Iterator[Row]:
-    """Every case, in order, compiled by as many processes as there are cores."""
+def workers() -> ProcessPoolExecutor:
+    """Processes to compile in, one a core."""
+    return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
+
+
+def compile_all(operators: Sequence[str], capabilities: Sequence[int], pool: ProcessPoolExecutor) -> Iterator[Row]:
+    """Every case of these operators, in order, compiled by the pool."""
     places = [(name, capability) for name in operators for capability in capabilities]
     work = [(name, capability, i) for name, capability in places for i in range(len(cases(name, capability)))]
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        for (name, capability, i), made in zip(work, pool.map(_compile_numbered, work, chunksize=4), strict=True):
-            yield Row(name, capability, cases(name, capability)[i], made)
+    for (name, capability, i), made in zip(work, pool.map(_compile_numbered, work, chunksize=2), strict=True):
+        yield Row(name, capability, cases(name, capability)[i], made)
 
 
 def _compile_numbered(place: tuple[str, int, int]) -> Compiled:
