@@ -100,6 +100,26 @@ class DataOptions:
     """How many training shards to fetch."""
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """A submission's folder from finished runs of one configuration."""
+
+    runs: tuple[str, ...]
+    """Folders of the runs, one for each seed; may be given without the flag."""
+    out: str
+    """The folder to write."""
+    name: str = ""
+    """Name of the submission; empty: the preset's."""
+    author: str = ""
+    """Who submits it."""
+    github_id: str = ""
+    """And under which account."""
+    track: str = "10min_16mb"
+    """Which track."""
+    baseline: str = ""
+    """What it is compared with: run folders or submission.json files, with commas between them."""
+
+
 def parse(options: type, words: list[str], *, default=None, positional: str = ""):
     """`options` filled from the command line by tyro, or UsageError with one line."""
     import tyro
@@ -125,6 +145,16 @@ def parse(options: type, words: list[str], *, default=None, positional: str = ""
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = columns
+
+
+def named_runs(words: list[str]) -> list[str]:
+    """Words that belong to no flag, behind the flag --runs; every other flag takes one value."""
+    flags, runs = [], []
+    for i, word in enumerate(words):
+        before = words[i - 1] if i else ""
+        belongs = word.startswith("-") or (before.startswith("--") and "=" not in before and before != "--runs")
+        (flags if belongs else runs).append(word)
+    return [word for word in flags if word != "--runs"] + (["--runs", *runs] if runs else [])
 
 
 def _flags(options: type, prefix: str = "") -> list[str]:
@@ -182,4 +212,16 @@ def run_path(options: RunOptions, environment=os.environ) -> Path | None:
     return Path("runs") / environment["RUN_ID"] if environment.get("RUN_ID") else None
 
 
-__all__ = ["DataOptions", "RunOptions", "SettingsError", "StageOptions", "UsageError", "parse", "run_path", "settings_from"]
+__all__ = [
+    "DataOptions",
+    "ExportOptions",
+    "RunOptions",
+    "ScoreOptions",
+    "SettingsError",
+    "StageOptions",
+    "UsageError",
+    "named_runs",
+    "parse",
+    "run_path",
+    "settings_from",
+]

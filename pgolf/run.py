@@ -8,6 +8,8 @@
     python -m pgolf.run report RUN           pictures
     python -m pgolf.run show RUN             the figures, in the terminal
     python -m pgolf.run data --out DIR ...   make a dataset from text
+    python -m pgolf.run export --out DIR RUN [RUN RUN]
+                                             the folder that the challenge asks for, with one self-contained script
     python -m pgolf.run --list               the presets
 
 Exit codes: 0 done, 1 something in the way, 2 the command line or a setting is wrong, 128 + n stopped by signal n.
@@ -16,7 +18,17 @@ Exit codes: 0 done, 1 something in the way, 2 the command line or a setting is w
 import subprocess
 import sys
 
-from pgolf.cli import DataOptions, ScoreOptions, StageOptions, UsageError, parse, run_path, settings_from
+from pgolf.cli import (
+    DataOptions,
+    ExportOptions,
+    ScoreOptions,
+    StageOptions,
+    UsageError,
+    named_runs,
+    parse,
+    run_path,
+    settings_from,
+)
 from pgolf.config import SettingsError, load_preset, nearest, preset_names, read_toml, to_toml
 from pgolf.distributed import rank_from_environment
 from pgolf.errors import PgolfError
@@ -47,9 +59,13 @@ def dispatch(words: list[str]) -> int:
         from pgolf import stages
 
         return stages.make_data(parse(DataOptions, words[1:]))
+    if stage == "export":
+        from pgolf.artifact.export import export
+
+        return export(parse(ExportOptions, named_runs(words[1:])))
     known = ["pack", "score", "report", "show"]
     if stage not in known:
-        raise UsageError(f"no stage {stage!r}{nearest(stage, known)}; there are train, data, {', '.join(known)}")
+        raise UsageError(f"no stage {stage!r}{nearest(stage, known)}; there are train, data, export, {', '.join(known)}")
     if len(words) < 2:
         raise UsageError(f"{stage} needs the folder of a run: python -m pgolf.run {stage} RUN")
     from pgolf import stages
@@ -85,6 +101,7 @@ def run(words: list[str], *, only_training: bool) -> int:
             write_whole(folder.config, to_toml(settings))
 
     from pgolf import stages
+    from pgolf.artifact.code import embedded
 
     if not (options.resume and folder.weights.exists()):
         code = stages.train(folder, settings, options.device, resume=options.resume)
@@ -99,7 +116,8 @@ def run(words: list[str], *, only_training: bool) -> int:
     done = subprocess.run(command + (["--device", options.device] if options.device else []))
     if done.returncode or not first:
         return done.returncode
-    stages.report(folder, options.device)
+    if not embedded():
+        stages.report(folder, options.device)
     return stages.show(folder, options.device)
 
 

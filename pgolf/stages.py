@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import pgolf
 from pgolf.budget import Budget
 from pgolf.cli import DataOptions, UsageError
-from pgolf.config import Settings, read_toml
+from pgolf.config import ArtifactSettings, Settings, read_toml
 from pgolf.data import ByteTable, Dataset, build_dataset, default_dataset, open_dataset, read_documents
 from pgolf.distributed import launch
 from pgolf.folder import FolderError, RunFolder, write_whole
@@ -145,7 +146,10 @@ def write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
 # ---- pack
 
 def pack(folder: RunFolder, device: str = "") -> int:
-    from pgolf.artifact.pack import write_artifact
+    from pgolf.artifact.code import code_bytes
+    from pgolf.artifact.fitting import fit
+    from pgolf.artifact.pack import sections_of, size_of, write_weights
+    from pgolf.artifact.weights import Weights, round_weights
     from pgolf.model import build_model, submission_state
 
     settings = read_toml(folder.config)
@@ -153,13 +157,63 @@ def pack(folder: RunFolder, device: str = "") -> int:
         if not folder.weights.exists():
             raise FolderError(f"{folder.weights} does not exist: train the run first")
         begun = time.perf_counter()
-        model = build_model(settings.model)
+        place = chosen_device(device)
+        model = build_model(settings.model, device=place, dtype=torch.float32)
         model.load_state_dict(load_file(folder.weights))
-        tokenizer = dataset_of(settings, display).tokenizer_path.read_bytes()
-        size = write_artifact(folder.artifact, submission_state(model), settings, tokenizer)
+        state = submission_state(model)
+        dataset = dataset_of(settings, display)
+        tokenizer = dataset.tokenizer_path.read_bytes()
+        code = code_bytes(settings)
+        # calibration and rounding belong to the training clock; coding does not
+        clock = Budget(settings.training.seconds)
+        moments = calibration_of(model, settings, dataset, place, clock, display)
+        with clock.part("rounding"):
+            if settings.artifact.fit:
+
+                def total(weights: Weights, chosen: ArtifactSettings) -> int:
+                    found = replace(settings, artifact=chosen)
+                    return size_of(sections_of(weights, found, tokenizer), chosen.limit, code).total_bytes
+
+                weights, chosen = fit(state, settings.artifact, moments, total, display.say)
+                settings = replace(settings, artifact=chosen)
+            else:
+                weights = round_weights(state, settings.artifact, moments)
+        size = write_weights(folder.artifact, weights, settings, tokenizer, code_bytes=code)
         display.say(size_line(size.as_dict()))
-        folder.update_summary(artifact={**size.as_dict(), "seconds": time.perf_counter() - begun})
+        summary = {"artifact": {**size.as_dict(), "seconds": time.perf_counter() - begun}}
+        if "train" in folder.read_summary():
+            summary["train"] = train = with_rounding(folder.read_summary()["train"], clock.parts)
+            if train["seconds"] > train["limit"] and not settings.training.steps:
+                display.say(
+                    f"training, calibration and rounding took {train['seconds']:.1f} s of {train['limit']:.0f}: "
+                    f"raise training.reserve"
+                )
+        folder.update_summary(**summary)
     return 0
+
+
+def calibration_of(model, settings: Settings, dataset: Dataset, place: torch.device, clock: Budget, display: Display):
+    """Second moments of the matrices' inputs, if the rounding wants them. Reading training data counts as training."""
+    from pgolf.artifact.calibration import generated_batches, hessians, training_batches
+
+    options, length = settings.artifact, settings.training.sequence_length
+    if not options.rounding.startswith("gptq"):
+        return None
+    batch = max(1, 32_768 // length) if place.type == "cuda" else max(1, 4096 // length)
+    if options.calibration == "generated":
+        with clock.outside("calibration"):
+            batches = generated_batches(model, options.calibration_sequences, length, batch, seed=settings.seed)
+            return hessians(model, batches, head=options.gptq_embedding)
+    with clock.part("calibration"):
+        batches = training_batches(dataset.train_shards, options.calibration_sequences, length, batch)
+        return hessians(model, batches, head=options.gptq_embedding)
+
+
+def with_rounding(train: dict, parts: dict) -> dict:
+    """Training's seconds with those of packing, which takes the place of what an earlier packing took."""
+    before = {name: seconds for name, seconds in train["parts"].items() if name not in ("calibration", "rounding")}
+    parts = {**before, **parts}
+    return {**train, "parts": parts, "seconds": sum(parts.values())}
 
 
 def size_line(size: dict) -> str:

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 
 from pgolf.artifact import rounding
-from pgolf.artifact.rounding import Rounded
+from pgolf.artifact.rounding import Rounded, Steps
 
 BLOCK = 128
 
 
-def published(
-    weight: Tensor, hessian: Tensor, bits: int, *, damping: float = 0.01, floor: bool = True, stretch: float = 1.0
-) -> Rounded:
+def published(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float = 0.01) -> Rounded:
     """#688's: each row's best percentile, columns in ascending order of their activations, errors spread by the plain
     inverse of the damped Hessian, which stays as it is while columns are used up. Scales are float32 while rounding."""
-    largest, weight = rounding.largest_code(bits), weight.float()
-    scale = rounding.best_row_scale(weight, largest, floor=floor, stretch=stretch)
+    largest, weight = steps.largest, weight.float()
+    scale = rounding.best_row_scale(weight, steps)
     damped = _damped(hessian, damping)
     order = damped.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, stable=True)
     inverse = _inverse_or_diagonal(_permuted(damped, order))
@@ -30,23 +28,14 @@ def published(
     return Rounded(_columns(codes, order.argsort(dim=-1)).to(torch.int8), scale.half())
 
 
-def standard(
-    weight: Tensor,
-    hessian: Tensor,
-    bits: int,
-    *,
-    damping: float = 0.01,
-    floor: bool = False,
-    stretch: float = 1.0,
-    sigmas: float = 0.0,
-) -> Rounded:
+def standard(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float = 0.01, sigmas: float = 0.0) -> Rounded:
     """The method as it is meant: columns in descending order of their activations, errors spread by the upper Cholesky
     factor of the inverse. Columns that no input reaches become zero.
 
     Rows are clipped at `sigmas` standard deviations; if that is 0, each of the five percentiles gets a pass of its own,
     and the one with the least output error is taken, matrix by matrix.
     """
-    largest, weight = rounding.largest_code(bits), weight.float()
+    largest, weight = steps.largest, weight.float()
     dead = hessian.diagonal(dim1=-2, dim2=-1) == 0
     weight = weight.masked_fill(dead[..., None, :], 0.0)
     damped = _damped(hessian + torch.diag_embed(dead.to(hessian.dtype)), damping)
@@ -60,7 +49,7 @@ def standard(
     best: Rounded | None = None
     least = torch.full(weight.shape[:-2], math.inf, device=weight.device)
     for clip in clips:
-        scale = rounding.row_scale(clip, largest, floor=floor and not sigmas, stretch=stretch).half()
+        scale = steps.of(clip).half()
         codes = _spread(arranged, scale.float(), largest, factor)
         found = Rounded(_columns(codes, order.argsort(dim=-1)).to(torch.int8), scale)
         error = output_error(weight, found.values(), hessian)

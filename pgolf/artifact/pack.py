@@ -5,24 +5,27 @@ so the file holds only numbers: codes, row scales, and what is too small to roun
 """
 
 import json
-import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import zstandard
 from torch import Tensor
 
-from pgolf.artifact import rounding
-from pgolf.artifact.container import read_container, write_container
+from pgolf.artifact import compression
+from pgolf.artifact.container import join_sections, read_container
 from pgolf.artifact.errors import ArtifactError
+from pgolf.artifact.rounding import FACTOR_BITS, Correction, Rounded, largest_code
+from pgolf.artifact.weights import Weights, kind_of, role_of, round_weights, steps_of
 from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, check, from_table
+from pgolf.folder import write_whole
 from pgolf.model import build_model, import_checkpoint, submission_state
 
 # no trained model needs less than a hundredth of a byte a weight: a file that claims more weights is not believed
 WEIGHTS_PER_BYTE = 100
+META_LIMIT, TOKENIZER_LIMIT = 100_000, 8_000_000
+REQUIRED = ("meta", "codes", "scales", "small", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Artifact:
     meta: dict
     tokenizer: bytes
     state: dict[str, Tensor]
+    sections: dict[str, bytes] = field(default_factory=dict)
+    """What else the file carries, by name."""
 
     def build_model(self, device="cpu"):
         model = build_model(self.model_settings, device=device)
@@ -49,6 +54,7 @@ class Size:
     tokenizer_bytes: int
     limit: int
     parts: dict[str, int]
+    """Bytes of each section, and of the file's own frame."""
 
     @property
     def total_bytes(self) -> int:
@@ -62,142 +68,181 @@ class Size:
         return {**asdict(self), "total_bytes": self.total_bytes, "margin": self.margin}
 
 
-def role_of(name: str, numel: int, settings: ArtifactSettings) -> str:
-    """Which treatment a tensor gets: small (float16), matrix (few bits) or embedding (8 bits). The order of tests matters."""
-    if numel <= settings.small_tensor:
-        return "small"
-    return "matrix" if ".mlp." in name or ".attn." in name or ".proj." in name else "embedding"
+# ---- writing
 
-
-def write_artifact(path: Path, state: dict[str, Tensor], settings: Settings, tokenizer: bytes) -> Size:
+def sections_of(
+    weights: Weights, settings: Settings, tokenizer: bytes, extra: Mapping[str, bytes] | None = None
+) -> dict[str, bytes]:
     chosen = settings.artifact
-    codes, scales, small = [], [], []
-    for name, tensor in state.items():
-        tensor = tensor.detach().cpu().float()
-        role = role_of(name, tensor.numel(), chosen)
-        if role == "small":
-            small.append(tensor.half().numpy().tobytes())
-            continue
-        rows = tensor.reshape(-1, tensor.shape[-1])
-        if role == "matrix":
-            rounded, scale = rounding.by_percentile(rows, chosen.matrix_bits, floor=chosen.scale_floor)
-        else:
-            rounded, scale = rounding.by_quantile(rows, chosen.embedding_bits, floor=chosen.scale_floor)
-        codes.append(rounded.numpy().tobytes())
-        scales.append(scale.numpy().tobytes())
-    meta = {"preset": settings.preset, "seed": settings.seed, "model": asdict(settings.model), "artifact": asdict(chosen)}
-    sections = {
-        "meta": zlib.compress(json.dumps(meta, separators=(",", ":")).encode(), 9),
-        "codes": compress(b"".join(codes)),
-        "scales": compress(b"".join(scales)),
-        "small": compress(b"".join(small)),
-        "tokenizer": zlib.compress(tokenizer, 9),
+    coded = weights.coded(chosen)
+    codes = [(kind, matrix.codes.numpy(), largest) for kind, matrix, largest in coded]
+    scales = [matrix.scales.numpy() for _, matrix, _ in coded]
+    small = [tensor.numpy().ravel() for tensor in weights.small.values()]
+    ranks = {name: len(correction.left.codes) for name, correction in weights.corrections.items()}
+    meta = {
+        "preset": settings.preset,
+        "seed": settings.seed,
+        "model": asdict(settings.model),
+        "artifact": asdict(chosen),
+        "corrections": ranks,
     }
-    total = write_container(path, sections)
-    parts = {name: len(content) for name, content in sections.items()}
-    return Size(total - parts["tokenizer"], 0, parts["tokenizer"], chosen.limit, parts)
+    return {
+        "meta": compression.pack_text(json.dumps(meta, separators=(",", ":")).encode()),
+        "codes": compression.pack_codes(codes, chosen.compressor),
+        "scales": compression.pack_halves(_joined(scales), chosen.compressor),
+        "small": compression.pack_halves(_joined(small), chosen.compressor),
+        "tokenizer": compression.pack_text(tokenizer),
+        **(extra or {}),
+    }
 
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.float16)
+
+
+def size_of(sections: Mapping[str, bytes], limit: int, code_bytes: int) -> Size:
+    total = len(join_sections(sections))
+    parts = {name: len(content) for name, content in sections.items()}
+    parts["frame"] = total - sum(parts.values())
+    return Size(total - parts["tokenizer"], code_bytes, parts["tokenizer"], limit, parts)
+
+
+def write_artifact(
+    path: Path,
+    state: Mapping[str, Tensor],
+    settings: Settings,
+    tokenizer: bytes,
+    *,
+    hessians: Mapping[str, Tensor] | None = None,
+    code_bytes: int = 0,
+    extra: Mapping[str, bytes] | None = None,
+) -> Size:
+    """Round, code and write. Nothing is written that does not fit the limit."""
+    weights = round_weights(state, settings.artifact, hessians)
+    return write_weights(path, weights, settings, tokenizer, code_bytes=code_bytes, extra=extra)
+
+
+def write_weights(
+    path: Path,
+    weights: Weights,
+    settings: Settings,
+    tokenizer: bytes,
+    *,
+    code_bytes: int = 0,
+    extra: Mapping[str, bytes] | None = None,
+) -> Size:
+    sections = sections_of(weights, settings, tokenizer, extra)
+    size = size_of(sections, settings.artifact.limit, code_bytes)
+    if size.margin < 0:
+        raise ArtifactError(
+            f"model {size.model_bytes:,} + code {size.code_bytes:,} bytes are {-size.margin:,} above the limit of "
+            f"{size.limit:,}; give fewer bits, a larger artifact.clip_scale, or --artifact.fit, which finds them"
+        )
+    write_whole(path, join_sections(sections))
+    return size
+
+
+# ---- reading
 
 def read_artifact(path: Path) -> Artifact:
     """A file as an artifact. It is checked as a stranger's: any flaw is one ArtifactError, and nothing in it is executed."""
     sections = read_container(path)
-    missing = {"meta", "codes", "scales", "small", "tokenizer"} - sections.keys()
+    try:
+        return _artifact(sections)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path} is damaged or no artifact: {error}") from None
+
+
+def _artifact(sections: dict[str, bytes]) -> Artifact:
+    missing = [name for name in REQUIRED if name not in sections]
     if missing:
-        raise ArtifactError(f"{path} is damaged: section {sorted(missing)[0]!r} is missing")
-    meta = _read_meta(sections["meta"], path)
+        raise ArtifactError(f"section {missing[0]!r} is missing")
+    meta = _read_meta(sections["meta"])
     try:
         model_settings = from_table(meta["model"], ModelSettings(), "model")
         chosen = from_table(meta["artifact"], ArtifactSettings(), "artifact")
         check(Settings(model=model_settings, artifact=chosen))
-    except (SettingsError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} describes no network: {error}") from None
-    size = sum(map(len, sections.values()))
-    expected = dict(_shapes(model_settings, size, path))
-    codes = Cursor(expand(sections["codes"], _bytes_of(expected, chosen, "codes"), path), np.int8)
-    scales = Cursor(expand(sections["scales"], _bytes_of(expected, chosen, "scales"), path), np.float16)
-    small = Cursor(expand(sections["small"], _bytes_of(expected, chosen, "small"), path), np.float16)
-    state = {}
-    for name, shape in expected.items():
-        if role_of(name, shape.numel(), chosen) == "small":
-            state[name] = small.take(shape.numel()).float().reshape(shape)
-        else:
-            rows = shape.numel() // shape[-1]
-            rounded = codes.take(shape.numel()).reshape(rows, shape[-1])
-            state[name] = (rounded.float() * scales.take(rows).float()[:, None]).reshape(shape)
+    except (SettingsError, TypeError, ValueError, ArithmeticError) as error:
+        raise ArtifactError(f"it describes no network: {error}") from None
+    shapes = _shapes(model_settings, sum(map(len, sections.values())))
+    weights = _weights(sections, meta, shapes, chosen)
+    state = weights.values(shapes)
     if not all(tensor.isfinite().all() for tensor in state.values()):
-        raise ArtifactError(f"{path} is damaged: a weight is not finite")
-    return Artifact(model_settings, meta, _inflate(sections["tokenizer"], path), state)
+        raise ArtifactError("a weight is not finite")
+    tokenizer = compression.unpack_text(sections["tokenizer"], TOKENIZER_LIMIT)
+    further = {name: content for name, content in sections.items() if name not in REQUIRED}
+    return Artifact(model_settings, meta, tokenizer, state, further)
 
 
-class Cursor:
-    """Numbers taken from a buffer in order."""
+def _weights(
+    sections: Mapping[str, bytes], meta: dict, shapes: Mapping[str, torch.Size], chosen: ArtifactSettings
+) -> Weights:
+    roles = {name: role_of(name, shape.numel(), chosen) for name, shape in shapes.items()}
+    large = {name: (shape.numel() // shape[-1], shape[-1]) for name, shape in shapes.items() if roles[name] != "small"}
+    wanted: list[compression.CodesWanted] = []
+    for name, shape in large.items():
+        wanted.append((kind_of(name), shape, steps_of(roles[name], chosen).largest))
+    ranks = _read_ranks(meta, large)
+    for name, rank in ranks.items():
+        rows, columns = large[name]
+        wanted += [("left", (rank, rows), largest_code(FACTOR_BITS)), ("right", (rank, columns), largest_code(FACTOR_BITS))]
+    small = {name: shape for name, shape in shapes.items() if roles[name] == "small"}
+    scale_count = sum(rows for _, (rows, _), _ in wanted)
+    small_count = sum(shape.numel() for shape in small.values())
+    codes = compression.unpack_codes(sections["codes"], wanted, chosen.compressor)
+    scales = compression.unpack_halves(sections["scales"], scale_count, chosen.compressor)
+    numbers = compression.unpack_halves(sections["small"], small_count, chosen.compressor)
 
-    def __init__(self, data: bytes, kind):
-        self._numbers = np.frombuffer(data, dtype=kind)
-        self._at = 0
+    matrices, at = [], 0
+    for array in codes:
+        matrices.append(Rounded(torch.from_numpy(array), torch.from_numpy(scales[at : at + len(array)].copy())))
+        at += len(array)
+    weights = Weights(rounded=dict(zip(large, matrices, strict=False)))
+    factors = matrices[len(large) :]
+    for number, name in enumerate(ranks):
+        weights.corrections[name] = Correction(factors[2 * number], factors[2 * number + 1])
+    at = 0
+    for name, shape in small.items():
+        weights.small[name] = torch.from_numpy(numbers[at : at + shape.numel()].copy())
+        at += shape.numel()
+    return weights
 
-    def take(self, count: int) -> Tensor:
-        self._at += count
-        return torch.from_numpy(self._numbers[self._at - count : self._at].copy())
 
-
-def compress(data: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=22).compress(data)
-
-
-def expand(data: bytes, size: int, where) -> bytes:
-    """Exactly `size` bytes, or an error before anything larger is allocated."""
+def _read_meta(data: bytes) -> dict:
     try:
-        declared = zstandard.frame_content_size(data)
-        if declared != size:
-            raise ArtifactError(f"{where} is damaged: a section holds {declared} bytes where the network needs {size}")
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
-    except zstandard.ZstdError as error:
-        raise ArtifactError(f"{where} is damaged: {error}") from None
-
-
-def _inflate(data: bytes, where, limit: int = 8_000_000) -> bytes:
-    try:
-        machine = zlib.decompressobj()
-        found = machine.decompress(data, limit)
-    except zlib.error as error:
-        raise ArtifactError(f"{where} is damaged: {error}") from None
-    if not machine.eof:
-        raise ArtifactError(f"{where} is damaged: a section has no end within {limit} bytes")
-    return found
-
-
-def _read_meta(data: bytes, where) -> dict:
-    try:
-        meta = json.loads(_inflate(data, where, 100_000))
+        meta = json.loads(compression.unpack_text(data, META_LIMIT))
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where} is damaged: its description is no JSON ({error})") from None
+        raise ArtifactError(f"its description is no JSON ({error})") from None
     if not isinstance(meta, dict) or not isinstance(meta.get("model"), dict) or not isinstance(meta.get("artifact"), dict):
-        raise ArtifactError(f"{where} is damaged: its description names no model")
+        raise ArtifactError("its description names no model")
     return meta
 
 
-def _shapes(settings: ModelSettings, file_bytes: int, where) -> Iterator[tuple[str, torch.Size]]:
-    dimensions = max(settings.layers, settings.dim, settings.mlp_hidden, settings.bigram_buckets, settings.mtp_heads, 1)
-    if dimensions > 1_000_000 or settings.layers > 1000:
-        raise ArtifactError(f"{where} describes a network of unbelievable size")
-    model = build_model(settings, device="meta")
-    state = submission_state(model)
+def _read_ranks(meta: dict, large: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """The rank of each correction, none higher than its matrix has."""
+    ranks = meta.get("corrections", {})
+    if not isinstance(ranks, dict):
+        raise ArtifactError("its corrections are no table")
+    for name, rank in ranks.items():
+        if name not in large or type(rank) is not int or not 1 <= rank <= min(large[name]):
+            raise ArtifactError(f"its correction of {name[:40]!r} fits no matrix")
+    return ranks
+
+
+def _shapes(settings: ModelSettings, file_bytes: int) -> dict[str, torch.Size]:
+    """Names and shapes of the network's tensors, once they are believable."""
+    sizes = (
+        settings.vocab_size, settings.dim, settings.mlp_hidden, settings.bigram_buckets, settings.bigram_dim,
+        settings.value_embedding_dim,
+    )  # fmt: skip
+    counts = (settings.layers, settings.hyper_layers, settings.xsa_last, settings.mtp_heads, len(settings.virtual_layers))
+    if min(sizes + counts) < 0 or max(sizes) > 1_000_000 or max(counts) > 1000 or settings.layers < 1:
+        raise ArtifactError("it describes a network of unbelievable size")
+    try:
+        state = submission_state(build_model(settings, device="meta"))
+    except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
+        raise ArtifactError(f"it describes no network: {error}") from None
     total = sum(tensor.numel() for tensor in state.values())
     if total > WEIGHTS_PER_BYTE * file_bytes:
-        raise ArtifactError(f"{where} claims {total} weights in {file_bytes} bytes: not believable")
-    for name, tensor in state.items():
-        yield name, tensor.shape
-
-
-def _bytes_of(shapes: dict[str, torch.Size], settings: ArtifactSettings, section: str) -> int:
-    total = 0
-    for name, shape in shapes.items():
-        small = role_of(name, shape.numel(), settings) == "small"
-        if section == "small" and small:
-            total += 2 * shape.numel()
-        elif section == "codes" and not small:
-            total += shape.numel()
-        elif section == "scales" and not small:
-            total += 2 * (shape.numel() // shape[-1])
-    return total
+        raise ArtifactError(f"{total:,} weights in {file_bytes:,} bytes are not believable")
+    return {name: tensor.shape for name, tensor in state.items()}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
 EMBEDDING_QUANTILE = 0.9999984
-# the least step that float16 can hold
-LEAST_SCALE = 2.0**-24
+# the steps that float16 can hold
+LEAST_SCALE, GREATEST_SCALE = 2.0**-24, 65504.0
 FACTOR_BITS = 8
 
 
@@ -30,15 +30,40 @@ def largest_code(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def row_scale(clip: Tensor, largest: int, *, floor: bool, stretch: float = 1.0) -> Tensor:
-    """Step of each row. The submissions never let a row's clip fall below 1.0, which bounds the levels of quiet rows."""
-    least = 1.0 / largest if floor else 1e-7
-    return (stretch * (clip / largest).clamp_min(least)).clamp_min(LEAST_SCALE)
+class Steps(NamedTuple):
+    """What the steps of rows may be."""
+
+    bits: int
+    floor: bool = False
+    """A row's clip is never below 1.0, as in the submissions, which bounds the levels of quiet rows."""
+    stretch: float = 1.0
+    """Every step is so much larger than its clip asks for."""
+    per_octave: int = 0
+    """Only powers of 2^(1/n), which cost fewer bits; 0: any number."""
+
+    @property
+    def largest(self) -> int:
+        return largest_code(self.bits)
+
+    def of(self, clip: Tensor) -> Tensor:
+        """The step of rows that are clipped there."""
+        step = (clip / self.largest).clamp_min(1.0 / self.largest if self.floor else LEAST_SCALE)
+        if self.stretch != 1.0:
+            step = self.stretch * step
+        if self.per_octave:
+            step = torch.exp2((step.log2() * self.per_octave).round() / self.per_octave)
+        return step.clamp(LEAST_SCALE, GREATEST_SCALE)
 
 
 def row_clip(weight: Tensor, quantile: float) -> Tensor:
+    """A quantile of each row's magnitudes, between order statistics linearly; only the largest are sorted."""
     magnitude = weight.abs()
-    return magnitude.amax(-1) if quantile >= 1.0 else torch.quantile(magnitude, quantile, dim=-1)
+    rank = torch.tensor(quantile, dtype=magnitude.dtype, device=magnitude.device) * (magnitude.shape[-1] - 1)
+    below = int(rank)
+    if below == magnitude.shape[-1] - 1:
+        return magnitude.amax(-1)
+    largest = magnitude.topk(magnitude.shape[-1] - below, dim=-1).values
+    return torch.lerp(largest[..., -1], largest[..., -2], rank - below)
 
 
 def row_sigma(weight: Tensor) -> Tensor:
@@ -49,13 +74,13 @@ def round_to(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
     return (weight / scale[..., None]).round().clamp(-largest, largest)
 
 
-def by_percentile(weight: Tensor, bits: int, *, floor: bool, stretch: float = 1.0) -> Rounded:
+def by_percentile(weight: Tensor, steps: Steps) -> Rounded:
     """Of five row percentiles, the one with the least squared error over the matrix."""
-    largest, weight = largest_code(bits), weight.float()
+    largest, weight = steps.largest, weight.float()
     best: Rounded | None = None
     least = torch.full(weight.shape[:-2], math.inf, device=weight.device)
     for percentile in PERCENTILES:
-        scale = row_scale(row_clip(weight, percentile), largest, floor=floor, stretch=stretch).half()
+        scale = steps.of(row_clip(weight, percentile)).half()
         found = Rounded(round_to(weight, scale.float(), largest).to(torch.int8), scale)
         error = (weight - found.values()).square().mean((-2, -1))
         best = found if best is None else chosen(error < least, found, best)
@@ -70,30 +95,30 @@ def chosen(better: Tensor, found: Rounded, best: Rounded) -> Rounded:
     return Rounded(codes, torch.where(better[..., None], found.scales, best.scales))
 
 
-def best_row_scale(weight: Tensor, largest: int, *, floor: bool, stretch: float = 1.0) -> Tensor:
+def best_row_scale(weight: Tensor, steps: Steps) -> Tensor:
     """Of five percentiles, each row's best by its own squared error; float32."""
     least = torch.full(weight.shape[:-1], math.inf, device=weight.device)
     best = torch.ones_like(least)
     for percentile in PERCENTILES:
-        scale = row_scale(row_clip(weight, percentile), largest, floor=floor, stretch=stretch)
-        error = (weight - round_to(weight, scale, largest) * scale[..., None]).square().mean(-1)
+        scale = steps.of(row_clip(weight, percentile))
+        error = (weight - round_to(weight, scale, steps.largest) * scale[..., None]).square().mean(-1)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best
 
 
-def by_sigma(weight: Tensor, bits: int, sigmas: float, *, stretch: float = 1.0) -> Rounded:
+def by_sigma(weight: Tensor, steps: Steps, sigmas: float) -> Rounded:
     """SDClip: rows are clipped at so many of their standard deviations, without a search."""
-    largest, weight = largest_code(bits), weight.float()
-    scale = row_scale(sigmas * row_sigma(weight), largest, floor=False, stretch=stretch).half()
+    largest, weight = steps.largest, weight.float()
+    scale = steps.of(sigmas * row_sigma(weight)).half()
     return Rounded(round_to(weight, scale.float(), largest).to(torch.int8), scale)
 
 
-def by_quantile(weight: Tensor, bits: int, *, floor: bool, stretch: float = 1.0) -> Rounded:
+def by_quantile(weight: Tensor, steps: Steps) -> Rounded:
     """An embedding table: rows clipped at one high quantile."""
-    largest, weight = largest_code(bits), weight.float()
+    largest, weight = steps.largest, weight.float()
     clip = row_clip(weight, EMBEDDING_QUANTILE)
-    scale = row_scale(clip, largest, floor=floor, stretch=stretch)
+    scale = steps.of(clip)
     clipped = weight.clamp(-clip[..., None], clip[..., None])
     return Rounded(round_to(clipped, scale, largest).to(torch.int8), scale.half())
 
@@ -152,6 +177,6 @@ def low_rank(error: Tensor, rank: int) -> Correction:
 
 
 def _factor(rows: Tensor) -> Rounded:
-    largest = largest_code(FACTOR_BITS)
-    scale = row_scale(rows.abs().amax(-1), largest, floor=False).half()
-    return Rounded(round_to(rows, scale.float(), largest).to(torch.int8), scale)
+    steps = Steps(FACTOR_BITS)
+    scale = steps.of(rows.abs().amax(-1)).half()
+    return Rounded(round_to(rows, scale.float(), steps.largest).to(torch.int8), scale)

@@ -1,0 +1,89 @@
+"""Arrays of numbers to bytes and back, by a general compressor or by the entropy coder. Reading, no size is exceeded."""
+
+import lzma
+import zlib
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import zstandard
+
+from pgolf.artifact import coder
+from pgolf.artifact.errors import ArtifactError
+
+# one matrix: its kind, its codes or their shape, its largest code
+Codes = tuple[Hashable, np.ndarray, int]
+CodesWanted = tuple[Hashable, tuple[int, int], int]
+
+LZMA_MEMORY = 1 << 28
+
+
+def pack_codes(matrices: Sequence[Codes], compressor: str) -> bytes:
+    if compressor == "entropy":
+        return coder.encode_matrices(matrices)
+    return _compress(b"".join(codes.tobytes() for _, codes, _ in matrices), compressor)
+
+
+def unpack_codes(data: bytes, wanted: Sequence[CodesWanted], compressor: str) -> list[np.ndarray]:
+    if compressor == "entropy":
+        return coder.decode_matrices(data, wanted)
+    numbers = np.frombuffer(_expand(data, sum(rows * columns for _, (rows, columns), _ in wanted), compressor), np.int8)
+    found, at = [], 0
+    for _, (rows, columns), largest in wanted:
+        codes = numbers[at : at + rows * columns].reshape(rows, columns)
+        at += rows * columns
+        if codes.size and (codes.max() > largest or codes.min() < -largest):
+            raise ArtifactError(f"a code is beyond the largest, {largest}")
+        found.append(codes.copy())
+    return found
+
+
+def pack_halves(numbers: np.ndarray, compressor: str) -> bytes:
+    return coder.encode_halves(numbers) if compressor == "entropy" else _compress(numbers.tobytes(), compressor)
+
+
+def unpack_halves(data: bytes, count: int, compressor: str) -> np.ndarray:
+    if compressor == "entropy":
+        return coder.decode_halves(data, count)
+    return np.frombuffer(_expand(data, 2 * count, compressor), np.float16)
+
+
+def pack_text(data: bytes) -> bytes:
+    return zlib.compress(data, 9)
+
+
+def unpack_text(data: bytes, limit: int) -> bytes:
+    try:
+        machine = zlib.decompressobj()
+        found = machine.decompress(data, limit)
+    except zlib.error as error:
+        raise ArtifactError(str(error)) from None
+    if not machine.eof or machine.unused_data:
+        raise ArtifactError(f"a text has no end within {limit} bytes")
+    return found
+
+
+def _compress(data: bytes, compressor: str) -> bytes:
+    if compressor == "lzma":
+        return lzma.compress(data, preset=6)
+    return zstandard.ZstdCompressor(level=22).compress(data)
+
+
+def _expand(data: bytes, size: int, compressor: str) -> bytes:
+    """Exactly `size` bytes, or an error before much more is allocated."""
+    try:
+        if compressor == "lzma":
+            machine = lzma.LZMADecompressor(memlimit=LZMA_MEMORY)
+            found = machine.decompress(data, max_length=size + 1)
+            whole = machine.eof and not machine.unused_data
+        else:
+            # the frame's own claim is read before anything is allocated for it
+            declared = zstandard.frame_content_size(data)
+            if declared != size:
+                raise ArtifactError(f"{declared} bytes of numbers where the network needs {size}")
+            found = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+            whole = True
+    except (zstandard.ZstdError, lzma.LZMAError) as error:
+        raise ArtifactError(str(error)) from None
+    if len(found) != size or not whole:
+        raise ArtifactError(f"{len(found)} bytes of numbers where the network needs {size}")
+    return found

@@ -1,0 +1,45 @@
+"""One file, complete: trains a language model, packs it, and scores it from the packed file alone.
+
+    python train_gpt.py                                  on one GPU, or on CPU cores
+    torchrun --standalone --nproc_per_node=8 train_gpt.py
+
+Settings are this submission's. The challenge's environment names (SEED, DATA_PATH, MAX_WALLCLOCK_SECONDS, ...) and flags
+(--help) change them. FILES holds the sources as they are; they are unpacked into a temporary folder for as long as this
+runs, because compilers of kernels want to read them from files.
+"""
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+FILES: dict[str, str] = {}
+
+
+def unpack() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="pgolf-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, text in FILES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+    return folder
+
+
+def main() -> int:
+    sources = str(unpack())
+    sys.path.insert(0, sources)
+    # for the processes that this one starts: scoring never shares one with training
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sources, os.environ.get("PYTHONPATH")]))
+    os.environ["PGOLF_SCRIPT"] = str(Path(__file__).resolve())
+    from pgolf.run import main as run
+
+    words = sys.argv[1:]
+    stage = words and not words[0].startswith("-")
+    return run(words if stage else ["--preset", "submission", *words])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""A network's weights as the file holds them: small tensors in float16, large ones as codes, scales and corrections."""
+
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from pgolf.artifact import gptq, rounding
+from pgolf.artifact.rounding import Correction, Rounded, Steps
+from pgolf.config import ArtifactSettings
+
+
+def role_of(name: str, numel: int, settings: ArtifactSettings) -> str:
+    """Which treatment a tensor gets: small (float16), matrix (few bits) or embedding. The order of tests matters."""
+    if numel <= settings.small_tensor:
+        return "small"
+    return "matrix" if ".mlp." in name or ".attn." in name or ".proj." in name else "embedding"
+
+
+def kind_of(name: str) -> str:
+    """A tensor's name without its layer: what its coding and its rounding have in common with other layers'."""
+    return re.sub(r"^blocks\.\d+\.", "", name)
+
+
+def steps_of(role: str, settings: ArtifactSettings) -> Steps:
+    bits = settings.matrix_bits if role == "matrix" else settings.embedding_bits
+    floor = settings.scale_floor and "sdclip" not in settings.rounding
+    return Steps(bits, floor, settings.clip_scale, settings.scale_steps)
+
+
+@dataclass
+class Weights:
+    small: dict[str, Tensor] = field(default_factory=dict)
+    rounded: dict[str, Rounded] = field(default_factory=dict)
+    corrections: dict[str, Correction] = field(default_factory=dict)
+
+    def values(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        """float32 tensors, what the network will compute with."""
+        state = {}
+        for name, shape in shapes.items():
+            if name in self.small:
+                state[name] = self.small[name].float().reshape(shape)
+                continue
+            value = self.rounded[name].values()
+            if name in self.corrections:
+                value = value + self.corrections[name].values()
+            state[name] = value.reshape(shape)
+        return state
+
+    def coded(self, settings: ArtifactSettings) -> list[tuple[Hashable, Rounded, int]]:
+        """Everything that is codes and scales, in the file's order, each with its kind and largest code."""
+        entries: list[tuple[Hashable, Rounded, int]] = []
+        for name, matrix in self.rounded.items():
+            largest = steps_of(role_of(name, matrix.codes.numel(), settings), settings).largest
+            entries.append((kind_of(name), matrix, largest))
+        for correction in self.corrections.values():
+            largest = rounding.largest_code(rounding.FACTOR_BITS)
+            entries += [("left", correction.left, largest), ("right", correction.right, largest)]
+        return entries
+
+    def without_ones(self, share: float) -> "Weights":
+        if not share:
+            return self
+        matrices = rounding.without_ones(list(self.rounded.values()), share)
+        return replace(self, rounded=dict(zip(self.rounded, matrices, strict=True)))
+
+
+def round_weights(
+    state: Mapping[str, Tensor], settings: ArtifactSettings, hessians: Mapping[str, Tensor] | None = None
+) -> Weights:
+    """Round what is large, on the device where it is: pruning first, then matrices of one kind as a stack, then the
+    codes +-1, then the correction of what all that has lost."""
+    weights = Weights()
+    stacks: dict[tuple, list[str]] = {}
+    large = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach()
+        role = role_of(name, tensor.numel(), settings)
+        if role == "small":
+            weights.small[name] = tensor.half().cpu()
+            continue
+        large[name] = tensor.float().reshape(-1, tensor.shape[-1])
+        calibrated = bool(hessians) and name in hessians
+        stacks.setdefault((kind_of(name), role, large[name].shape, calibrated), []).append(name)
+    found: dict[str, Rounded] = {}
+    for (_, role, _, calibrated), names in stacks.items():
+        stack = rounding.without_smallest(torch.stack([large[name] for name in names]), settings.prune)
+        inputs = torch.stack([hessians[name] for name in names]) if calibrated and hessians else None
+        matrices = _round_stack(stack, inputs, role, settings)
+        for name, codes, scales in zip(names, matrices.codes.cpu(), matrices.scales.cpu(), strict=True):
+            found[name] = Rounded(codes, scales)
+    weights.rounded = {name: found[name] for name in large}
+    weights = weights.without_ones(settings.prune_ones)
+    if settings.lqer_rank:
+        errors = {name: large[name].cpu() - weights.rounded[name].values() for name in large}
+        worst = sorted(errors, key=lambda name: -float(errors[name].norm()))[: settings.lqer_tensors]
+        # in the network's order, so that the file need only name them
+        for name in large:
+            if name in worst:
+                rank = min(settings.lqer_rank, *errors[name].shape)
+                weights.corrections[name] = rounding.low_rank(errors[name], rank)
+    return weights
+
+
+def _round_stack(stack: Tensor, hessians: Tensor | None, role: str, settings: ArtifactSettings) -> Rounded:
+    """Without inputs to calibrate with, GPTQ falls back to what it builds on."""
+    steps, form = steps_of(role, settings), settings.rounding
+    sigmas = 0.0
+    if "sdclip" in form:
+        sigmas = settings.sdclip_sigmas if role == "matrix" else settings.sdclip_embedding_sigmas
+    if hessians is not None:
+        if form == "gptq-published":
+            return gptq.published(stack, hessians, steps, damping=settings.damping)
+        if form.startswith("gptq"):
+            return gptq.standard(stack, hessians, steps, damping=settings.damping, sigmas=sigmas)
+    if sigmas:
+        return rounding.by_sigma(stack, steps, sigmas)
+    if role == "embedding":
+        return rounding.by_quantile(stack, steps)
+    return rounding.by_percentile(stack, steps)
