@@ -571,9 +571,11 @@ def hedge_mix_online_kernel(
 ):
     # one token after another: each reads the weights that those before it have moved
     waiting = tl.load(p_waiting)
-    for t in range(0, count):
+    t = waiting * 0
+    while t < count:
         if tl.load(p_fresh + t) != 0:
-            for i in range(0, waiting):
+            i = waiting * 0
+            while i < waiting:
                 place = tl.load(p_places + i)
                 weight = tl.load(p_table + place)
                 visits = tl.load(p_visits + place)
@@ -583,6 +585,7 @@ def hedge_mix_online_kernel(
                 tl.store(p_table + place, tl.minimum(tl.maximum(weight, least), most))
                 tl.store(p_visits + place, visits + 1)
                 tl.debug_barrier()
+                i += 1
             waiting = waiting * 0
         neural = tl.load(p_target + t)
         mixed = tl.exp2(neural * LOG2_E)
@@ -609,4 +612,5 @@ def hedge_mix_online_kernel(
         tl.store(p_nll + t, tl.where(mixed > 1e-30, -tl.log2(safe) * LN_2, -(neural + tl.log2(left) * LN_2)))
         tl.store(p_share + t, tl.where(mixed > 1e-30, kept / safe, 1.0))
         tl.debug_barrier()
+        t += 1
     tl.store(p_waiting, waiting)
