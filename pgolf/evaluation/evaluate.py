@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pgolf.budget import Budget
-from pgolf.config import EvaluationSettings, MixerSettings, SettingsError, nearest
+from pgolf.config import EvaluationSettings, SettingsError, nearest
 from pgolf.distributed import World
 from pgolf.evaluation.adaptation import ChunkAdapter
 from pgolf.evaluation.adaptation.lora import document_bounds, score_documents
@@ -28,6 +28,8 @@ from pgolf.evaluation.readers.temperature import Plain, Temperature, Tempered, p
 from pgolf.evaluation.readers.tilt import BoostReader, TiltReader
 from pgolf.evaluation.statistics import gathered, statistics_of
 from pgolf.evaluation.stream import ScoredStream
+
+ADAPTER_SEED = 20_301
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def evaluate(
         agree=scorer.agreed,
     )
     adapting = settings.adaptation.method != "none"
-    if adapting or settings.sliding or settings.mixer != MixerSettings():
-        temperature = policy(settings.temperature)
+    temperature = policy(settings.temperature)
+    mixing = settings.mixer.honest or settings.mixer.published != "none"
+    if adapting or settings.sliding or temperature or mixing:
         readers = readers_of(settings, model.settings.vocab_size, scorer.targets, temperature, chain_table)
         if settings.adaptation.method == "lora":
             nats, seconds = scorer.timed(lambda: scorer.by_documents(readers, temperature, planner))

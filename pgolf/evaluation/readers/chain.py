@@ -19,7 +19,8 @@ class TableError(PgolfError):
 
 
 class ChainReader(Reader):
-    """Levels of order 1 to `orders` (or as many as the table has) on the counts of the document at hand, each mixed into what the ones below left.
+    """Levels of order 1 to `orders` (or as many as the table has) on the counts of the document at hand, each mixed into
+    what the ones below left.
 
     table   the weights to begin with, (orders, 9, 33); None for the same small weight everywhere
     online  learn the weights on the way

@@ -1,0 +1,352 @@
+"""Whole evaluations of a small network: which readings there are, one rank or two, documents with adapters, the records."""
+
+import dataclasses
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pgolf.budget import Budget
+from pgolf.config import (
+    AdaptationSettings,
+    EvaluationSettings,
+    LoraSettings,
+    MixerSettings,
+    ModelSettings,
+    SettingsError,
+    TemperatureSettings,
+    at_scale,
+    load_preset,
+    preset_names,
+)
+from pgolf.distributed import World, launch
+from pgolf.evaluation.evaluate import evaluate
+from pgolf.evaluation.metric import score_of
+from pgolf.evaluation.pipeline import Collector
+from pgolf.evaluation.readers.chain import ChainReader
+from pgolf.evaluation.readers.ngrams import NgramsReader
+from pgolf.evaluation.readers.table import learn_chain_table
+from pgolf.evaluation.readers.temperature import Plain, Tempered
+from pgolf.evaluation.records import paired_gain, read_plan, readings_table, where_bits_go, write_scores, write_traces
+from pgolf.evaluation.stream import ScoredStream
+from pgolf.model import build_model
+from tests.evaluation.toy import BOS, Bytes, Toy, text
+
+MODEL = ModelSettings(
+    vocab_size=24, layers=2, dim=32, heads=2, kv_heads=1, mlp_hidden=48, rotary_dims=8, bigram_buckets=32, bigram_dim=8,
+    value_embedding_layers=(1,), value_embedding_dim=8, xsa_last=1, softcap=8.0,
+)  # fmt: skip
+SETTINGS = EvaluationSettings(
+    window=32,
+    stride=8,
+    batch=4,
+    published_tail=True,
+    adaptation=AdaptationSettings("none", chunk_tokens=160, epochs=1, batch_sequences=4, lr=0.05),
+    mixer=MixerSettings(orders=3, granularity=4, ranks=2, bias_lr=0.5),
+)
+
+
+def network(dtype=torch.float64):
+    model = build_model(MODEL, dtype=dtype, seed=3)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+    return model.eval()
+
+
+def settings_with(adaptation="none", temperature="none", honest=(), published="none", **others):
+    return dataclasses.replace(
+        SETTINGS,
+        adaptation=dataclasses.replace(SETTINGS.adaptation, method=adaptation),
+        temperature=TemperatureSettings(temperature, 0.95),
+        mixer=dataclasses.replace(SETTINGS.mixer, honest=honest, published=published),
+        **others,
+    )
+
+
+def run(settings, count=700, model=None, **options):
+    tokens = text(count, document=90)
+    options.setdefault("budget", Budget(1e6))
+    return tokens, evaluate(model or network(), tokens, Bytes(), settings, bos=BOS, **options)
+
+
+# ---- which readings
+
+
+def test_a_fixed_model_with_everything():
+    settings = settings_with("none", "online", ("chain", "boost", "bias", "tilt", "ngrams"), "boost")
+    tokens, found = run(settings)
+    names = ["non_overlapping", "sliding", "temperature", "chain", "boost_honest", "bias_honest", "tilt", "ngrams"]
+    assert list(found.readings) == [*names, "sliding_published", "published"]
+    for name, reading in found.readings.items():
+        assert np.isfinite(reading.nats).all() and reading.score.legal == ("published" not in name)
+        assert math.fsum(reading.nats) == reading.score.nats
+    bases = {name: reading.base for name, reading in found.readings.items()}
+    assert bases == {
+        **dict.fromkeys(names[3:], "temperature"),
+        "published": "temperature",
+        "sliding_published": "sliding",
+        "temperature": "sliding",
+        "sliding": "non_overlapping",
+        "non_overlapping": "",
+    }
+    legal = {name: found.readings[name].score.nats for name in names}
+    assert found.best == min(legal, key=legal.get)
+    assert found.gave_up == {} and found.plan["spans"][0] == [0, 8, 0]
+    assert {"target", "temperature", "chain", "ngrams", "published"} <= found.traces[-1].keys()
+    # the tail counts again, with the bytes of its targets
+    tail = found.readings["sliding_published"]
+    assert tail.score.tokens == len(tail.nats) > 700
+    assert tail.score.bytes == Bytes().count(tokens[tail.targets], tokens[tail.targets + 1]).sum()
+
+
+def test_an_adapting_model_is_held_against_the_fixed_one():
+    _, found = run(settings_with("chunks", "grid", ("chain",), "hedge"))
+    plain = ["non_overlapping", "sliding", "sliding_published"]
+    assert list(found.readings) == [*plain, "adapted", "temperature", "chain", "adapted_published", "published"]
+    assert found.readings["adapted"].base == "sliding" and found.readings["chain"].base == "temperature"
+    assert found.adaptation_steps > 0
+    _, fixed = run(settings_with())
+    # the fixed model is still the fixed model after the adapted one has learnt, and the first chunk was scored before that
+    assert np.array_equal(found.readings["sliding"].nats, fixed.readings["sliding"].nats)
+    adapted, sliding = found.readings["adapted"].nats, fixed.readings["sliding"].nats
+    np.testing.assert_allclose(adapted[:160], sliding[:160], rtol=1e-9)
+    assert not np.allclose(adapted[200:], sliding[200:], rtol=1e-3)
+
+
+@pytest.mark.parametrize("settings, names", [
+    (settings_with(sliding=False), {"non_overlapping"}),
+    (settings_with(), {"non_overlapping", "sliding", "sliding_published"}),
+    (settings_with("chunks", sliding=False, published_tail=False), {"non_overlapping", "adapted"}),
+    (settings_with(temperature="entropy", published_tail=False), {"non_overlapping", "sliding", "temperature"}),
+])  # fmt: skip
+def test_only_what_is_asked_for(settings, names):
+    assert run(settings, 200)[1].readings.keys() == names
+
+
+def test_an_unknown_mixer_is_named():
+    with pytest.raises(SettingsError, match="'chian'; did you mean 'chain'"):
+        run(settings_with(honest=("chian",)))
+
+
+def test_scores_are_those_of_the_windows():
+    model = network()
+    tokens, found = run(settings_with(), 100, model)
+    for name, stride in (("non_overlapping", 32), ("sliding", 8)):
+        nats, reached = [], 0
+        for start in range(0, 100, stride):
+            if reached >= 100:
+                break
+            stop = min(start + 32, 100)
+            row = torch.zeros(1, 32, dtype=torch.long)
+            row[0, : stop - start] = torch.from_numpy(tokens[start:stop].astype(np.int64))
+            log_probs = model.logits(row)[0].log_softmax(-1)
+            nats += [-log_probs[t - start, int(tokens[t + 1])].item() for t in range(reached, stop)]
+            reached = stop
+        np.testing.assert_allclose(found.readings[name].nats, nats, rtol=1e-9)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_at_tiny_scale_give_finite_numbers_for_all_readings(preset):
+    settings = at_scale(load_preset(preset), "tiny").evaluation
+    small = dataclasses.replace(settings, window=64, stride=32, batch=8, seconds=1e6)
+    small = dataclasses.replace(small, adaptation=dataclasses.replace(small.adaptation, chunk_tokens=256))
+    _, found = run(small, 700)
+    expected = {"non_overlapping"} | ({"sliding"} if small.sliding else set())
+    expected |= {"adapted"} if small.adaptation.method != "none" else set()
+    expected |= {"temperature"} if small.temperature.method != "none" else set()
+    expected |= {"published"} if small.mixer.published != "none" else set()
+    expected |= {name + "_honest" * (name in ("boost", "bias")) for name in small.mixer.honest}
+    assert expected <= found.readings.keys()
+    assert all(np.isfinite(reading.nats).all() and reading.score.bpb > 0 for reading in found.readings.values())
+
+
+def test_a_score_is_replayed():
+    settings = settings_with("chunks", "online", ("chain",))
+    ticks = iter(range(10**9))
+    # a clock that moves with every look at it, so that something has to be given up
+    budget = Budget(32.0, now=lambda: float(next(ticks)))
+    tokens, found = run(settings, budget=budget)
+    assert found.gave_up
+    again = evaluate(network(), tokens, Bytes(), settings, bos=BOS, replay=json.loads(json.dumps(found.plan)))
+    assert again.readings.keys() == found.readings.keys() and again.plan == found.plan
+    for name, reading in found.readings.items():
+        assert np.array_equal(reading.nats, again.readings[name].nats), name
+
+
+# ---- ranks
+
+KINDS = {
+    "honest": settings_with("none", "online", ("chain", "boost", "bias", "tilt", "ngrams"), "boost"),
+    "adapted": settings_with("chunks", "grid", ("chain", "ngrams"), "hedge"),
+    "documents": settings_with("lora", "entropy", ("chain", "ngrams"), published_tail=False, lora=LoraSettings(
+        rank=2, targets=("q", "v"), chunk_tokens=16, context_tokens=32, batch_documents=3, minimum_tokens=20)),
+}  # fmt: skip
+
+
+def work(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with launch("cpu") as world:
+        found = {name: bpb(settings, world) for name, settings in KINDS.items()}
+        (folder / f"{world.rank}.json").write_text(json.dumps(found))
+
+
+def bpb(settings, world):
+    _, found = run(settings, 520, world=world)
+    return {name: reading.score.bpb for name, reading in found.readings.items()}
+
+
+def test_one_rank_or_two_is_the_same_score(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = f"from pathlib import Path; from tests.evaluation.test_evaluate import work; work(Path({str(tmp_path)!r}))"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    two = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert two[0] == two[1]
+    for name, settings in KINDS.items():
+        one = bpb(settings, World())
+        assert one.keys() == two[0][name].keys() and len(one) >= 4
+        for reading, value in one.items():
+            # training on two ranks averages two halves of a batch, which need not be the batch's own mean
+            tolerance = 1e-9 if name != "adapted" or reading in ("sliding", "non_overlapping") else 0.2
+            assert two[0][name][reading] == pytest.approx(value, abs=tolerance), (name, reading)
+
+
+# ---- documents
+
+
+def test_a_collector_gives_what_the_stream_gives_in_any_order():
+    tokens, model = text(900, document=60), Toy()
+    logits = model.logits(torch.from_numpy(tokens[:-1].astype(np.int64))[None])[0]
+    stream = ScoredStream(tokens)
+    bounds = [int(i) for i in np.flatnonzero(tokens[:-1] == BOS) if i]
+    assert len(bounds) > 5
+    collector = Collector([Plain("adapted"), ChainReader(24, 3, 4), NgramsReader(24)], bos=BOS)
+    going = list(reversed(stream.split(bounds)))
+    while going:
+        for document in list(going):
+            opened = document.open(min(document.cursor + 25, document.last))
+            scores = collector.take(opened, logits[opened.start : opened.stop])
+            document.commit(scores)
+            assert scores.keys() == {"adapted"}
+        going = [document for document in going if document.cursor < document.last]
+    nats = collector.scores(tokens)
+    found = evaluate(
+        model, tokens, Bytes(), settings_with(honest=("chain", "ngrams"), window=32), bos=BOS, budget=Budget(1e6)
+    )
+    for mine, theirs in (("adapted", "sliding"), ("chain", "chain"), ("ngrams", "ngrams")):
+        np.testing.assert_allclose(nats[mine], found.readings[theirs].nats, rtol=0, atol=1e-9)
+    assert np.array_equal(stream.ledger.finished()["adapted"], nats["adapted"])
+
+
+@pytest.mark.parametrize("change, complaint", [
+    (dict(temperature="online"), "follows the stream"),
+    (dict(temperature="grid"), "follows the stream"),
+    (dict(published="hedge"), "goes by windows"),
+    (dict(honest=("bias",)), "bias_honest follows the stream"),
+    (dict(honest=("tilt",)), "tilt follows the stream"),
+])  # fmt: skip
+def test_what_does_not_go_with_documents(change, complaint):
+    with pytest.raises(SettingsError, match=complaint):
+        run(settings_with("lora", **change), 120)
+
+
+def test_documents_with_adapters():
+    tokens, found = run(KINDS["documents"])
+    assert list(found.readings) == ["non_overlapping", "sliding", "adapted", "temperature", "chain", "ngrams"]
+    assert found.readings["adapted"].score.tokens == 700 and found.gave_up == {}
+    assert tokens[0] == BOS and not np.allclose(found.readings["adapted"].nats, found.readings["sliding"].nats)
+
+
+# ---- the chain's table
+
+
+def test_a_table_learnt_on_held_out_text_helps():
+    model = network()
+    settings = settings_with(honest=("chain",))
+    frozen = dataclasses.replace(settings, mixer=dataclasses.replace(settings.mixer, online_weights=False))
+    table = learn_chain_table(model, text(3000, seed=0, document=200)[1500:], settings, bos=BOS)
+    assert table.shape == (3, 9, 33)
+    with_table = run(frozen, 1400, model, chain_table=table)[1].readings["chain"].score.nats
+    without = run(frozen, 1400, model)[1].readings["chain"].score.nats
+    assert with_table < 0.97 * without
+
+
+# ---- the records
+
+
+def test_paired_gains():
+    _, found = run(settings_with("none", "entropy", ("chain",)), 1300)
+    per_target = Bytes().count(*(lambda t: (t[:-1], t[1:]))(text(1300, document=90)))
+    table = readings_table(found, per_target)
+    assert "over" not in table["non_overlapping"]
+    chain = table["chain"]
+    assert chain["over"] == "temperature"
+    assert chain["gain"] == pytest.approx(table["temperature"]["bpb"] - chain["bpb"], abs=1e-12)
+    differences = found.readings["temperature"].nats - found.readings["chain"].nats
+    sums = np.array([differences[:512].sum(), differences[512:1024].sum(), differences[1024:].sum()])
+    expected = sums.std(ddof=1) * math.sqrt(3) / math.log(2) / per_target.sum()
+    assert chain["gain_error"] == pytest.approx(expected)
+    assert table["sliding_published"]["over"] == "sliding" and table["sliding_published"]["gain"] == 0
+    short = run(settings_with(), 90)[1].readings
+    assert paired_gain(short["non_overlapping"], short["sliding"], np.full(90, 3))[1] is None
+
+
+def test_where_bits_go():
+    tokens = np.array([BOS, *[5] * 70, BOS, 5, 5, BOS, *[5] * 299], dtype=np.uint16)
+    counted = np.arange(1, len(tokens))
+    found = where_bits_go(tokens, BOS, counted, {"a": counted * math.log(2) * 2.0})
+    by_position, by_length = found["by_position"], found["by_length"]
+    assert by_position["from"] == [0, 64, 256] and by_length["from"] == [0, 64, 256]
+    assert sum(by_position["bytes"]) == sum(by_length["bytes"]) == counted.sum()
+    # documents of 71, 3 and 299 targets: each predicts its own tokens and the BOS of the next
+    assert by_length["bytes"] == [sum(range(72, 75)), sum(range(1, 72)), sum(range(75, 374))]
+    first = sum(range(1, 65)) + sum(range(72, 75)) + sum(range(75, 139))
+    assert by_position["bytes"][0] == first
+    np.testing.assert_allclose(by_position["a"], 2.0)
+
+
+def test_files(tmp_path):
+    tokens, found = run(settings_with(), 600)
+    columns = {name: reading.nats[:600] for name, reading in found.readings.items()}
+    per_target = Bytes().count(tokens[:-1], tokens[1:])
+    write_scores(tmp_path / "score.jsonl", tokens, per_target, columns)
+    head, *lines = [json.loads(line) for line in (tmp_path / "score.jsonl").read_text().splitlines()]
+    assert head == {"targets": 600, "readings": list(columns), "unit": "nats"}
+    assert [token for line in lines for token in line["tokens"]] == tokens[1:].tolist()
+    for name, nats in columns.items():
+        written = np.array([number for line in lines for number in line[name]])
+        np.testing.assert_allclose(written, nats, atol=1e-5)
+        if name != "sliding_published":
+            assert score_of(written, per_target).bpb == pytest.approx(found.readings[name].score.bpb, abs=1e-4)
+    write_traces(tmp_path / "weights.jsonl", [{"target": 5, "chain": {"order 1": 0.5}}])
+    assert json.loads((tmp_path / "weights.jsonl").read_text()) == {"target": 5, "chain": {"order 1": 0.5}}
+
+
+def test_a_plan_that_cannot_be_read(tmp_path):
+    with pytest.raises(Exception, match="cannot be read"):
+        read_plan(tmp_path / "none.json")
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(Exception, match="is no plan"):
+        read_plan(tmp_path / "plan.json")
+
+
+def test_temperature_is_a_reading_of_its_own():
+    assert Tempered(None).name == "temperature" and Tempered(None).tempered and not Plain("x").tempered
