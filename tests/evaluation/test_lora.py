@@ -9,7 +9,7 @@ import torch
 from pgolf.config import LoraSettings
 from pgolf.errors import PgolfError
 from pgolf.evaluation.adaptation import LoraScorer, batches_of, document_bounds, score_documents
-from pgolf.evaluation.sliding import nats_of
+from pgolf.evaluation.statistics import statistics_of
 from pgolf.evaluation.stream import ScoredStream
 from pgolf.kernels.lora import lora_initial
 from pgolf.model import submission_state
@@ -50,8 +50,7 @@ class Collector:
 
     def take(self, opened, logits):
         self.taken.append((opened.start, opened.stop))
-        targets = torch.from_numpy(opened.targets(opened.start, opened.stop).astype(np.int64))
-        return {"adapted": nats_of(logits, targets)}
+        return {"adapted": statistics_of(logits, opened.targets(opened.start, opened.stop)).nats}
 
 
 def scored(model, tokens, settings, **options):

@@ -55,9 +55,10 @@ class ChunkAdapter:
         for name, parameter in self._learner.named_weights().items():
             parameter.requires_grad_(name in self.factors)
         self.trained = self._trained(self._learner)
-        for parameter in self.trained:
-            # never None, so that ranks which have nothing to train on still have something to average
-            parameter.grad = torch.zeros_like(parameter)
+        # never None, so that ranks which have nothing to train on still have something to average
+        self._gradients = [torch.zeros_like(parameter) for parameter in self.trained]
+        for trained, gradient in zip(self.trained, self._gradients, strict=True):
+            trained.grad = gradient
         self._optimiser = self._make_optimiser()
 
         self._scorer = self._raw
@@ -127,12 +128,11 @@ class ChunkAdapter:
         self._optimiser.zero_grad(set_to_none=False)
         if len(inputs):
             self._learner.loss(inputs, targets, weights=weights if self.settings.byte_weighted else None).backward()
-        gradients = [parameter.grad for parameter in self.trained]
-        for pending in self.world.start_average(gradients):
+        for pending in self.world.start_average(self._gradients):
             pending.wait()
         busy = sum(stop > start for start, stop in shares)
         if busy < self.world.size:
-            torch._foreach_mul_(gradients, self.world.size / busy)
+            torch._foreach_mul_(self._gradients, self.world.size / busy)
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(self.trained, self.settings.clip)
         self._optimiser.step()

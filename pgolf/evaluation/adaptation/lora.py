@@ -134,7 +134,7 @@ class LoraScorer:
                 logits = self.network.logits_of(windows.states(adapters), adapters)
             for document, span, count, found in zip(active, opened, counts, logits.detach(), strict=True):
                 document.commit(collector.take(span, found[:count]))
-            if learner and going_on:
+            if learner and adapters and going_on:
                 final = np.stack([d.learn(d.first + at, d.first + stop)[1:] for d in going_on]).astype(np.int64)
                 targets = torch.from_numpy(final).to(logits.device)
                 learner.learn(adapters, logits, targets)

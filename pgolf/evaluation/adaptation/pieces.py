@@ -1,7 +1,6 @@
 """The network in pieces: some of its layers, over some positions, with the keys and values of earlier ones remembered."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,8 @@ from pgolf.model.adapters import Projector
 from pgolf.model.parts import rms_norm, rotary_base
 
 
-class Carried(NamedTuple):
+@dataclass(frozen=True)
+class Carried:
     """What positions (B, T) carry from one layer into the next; parts that the network has no use for are missing."""
 
     x: Tensor
@@ -24,20 +24,18 @@ class Carried(NamedTuple):
     skips: tuple[Tensor, ...]
 
     def __getitem__(self, part) -> "Carried":
+        """Some of the rows, or of the positions."""
         first_values = None if self.first_values is None else self.first_values[part]
         return Carried(self.x[part], self.x0[part], self.before[part], first_values, tuple(s[part] for s in self.skips))
 
     def then(self, later: "Carried") -> "Carried":
         """These positions and the ones after them."""
-
-        def join(a: Tensor, b: Tensor) -> Tensor:
-            return torch.cat([a, b], 1)
-
-        first_values = None if self.first_values is None else join(self.first_values, later.first_values)
-        skips = tuple(join(a, b) for a, b in zip(self.skips, later.skips, strict=True))
-        return Carried(
-            join(self.x, later.x), join(self.x0, later.x0), join(self.before, later.before), first_values, skips
-        )
+        x, x0, before = (torch.cat(pair, 1) for pair in ((self.x, later.x), (self.x0, later.x0), (self.before, later.before)))
+        skips = tuple(torch.cat(pair, 1) for pair in zip(self.skips, later.skips, strict=True))
+        first_values = None
+        if self.first_values is not None and later.first_values is not None:
+            first_values = torch.cat([self.first_values, later.first_values], 1)
+        return Carried(x, x0, before, first_values, skips)
 
 
 Past = dict[int, tuple[Tensor, Tensor]]
@@ -86,10 +84,11 @@ class Pieces(Network):
         self.token_layers += rows * width * len(layers) * (3 if torch.is_grad_enabled() else 1)
         table = self._turns(first, first + width, tokens.device)
         extra_values = self._extra_values(tokens) if len(layers) else {}
-        x, x0, before, first_values, skips = carried
+        x, x0, before = carried.x, carried.x0, carried.before
+        first_values, skips = carried.first_values, carried.skips
         own: Past = {}
         for layer in layers:
-            if layer >= self.encoders and skips:
+            if self.skip_weights is not None and layer >= self.encoders and skips:
                 x, skips = x + self.skip_weights[layer - self.encoders].to(x.dtype) * skips[-1], skips[:-1]
             entered = x
             recall = Recall(past.get(layer))

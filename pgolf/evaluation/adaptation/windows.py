@@ -6,6 +6,7 @@ case attention sees keys and values of the earlier ones as they were when last c
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,29 @@ from torch import Tensor
 from pgolf.evaluation.adaptation.pieces import Carried, Past, Pieces
 from pgolf.evaluation.stream import Opened
 from pgolf.model import Adapters
+
+
+@dataclass
+class Memory:
+    """Of all rows' positions from `dropped` to `known`, counted from where each row's window begins."""
+
+    tokens: Tensor
+    carried: Carried
+    """Into the first adapted layer."""
+    below: Past
+    """Keys and values of the layers below it."""
+    kept: Past
+    """Those of the layers from there on, where they are not computed anew."""
+    dropped: int = 0
+
+    @property
+    def known(self) -> int:
+        return self.dropped + self.tokens.shape[1]
+
+    def part(self, rows: slice, positions: slice) -> "Memory":
+        below, kept = (_part(past, rows, positions) for past in (self.below, self.kept))
+        dropped = self.dropped + (positions.start or 0)
+        return Memory(self.tokens[rows, positions], self.carried[rows, positions], below, kept, dropped)
 
 
 class Windows:
@@ -27,24 +51,24 @@ class Windows:
     def __init__(self, network: Pieces, floor: int, context: int, refresh: int):
         self.network, self.floor, self.context, self.refresh = network, floor, context, refresh
         self.device = network.tok_emb.weight.device
-        self._forget(())
+        self.origins: tuple[int, ...] = ()
+        self.memory: Memory | None = None
 
     def open(self, opened: Sequence[Opened], starts: Sequence[int], stop: int) -> None:
         """Take in the spans that were opened of documents that begin at `starts`; `stop` is where the longest span ends,
         counted from there."""
-        begin = opened[0].start - starts[0]
+        before = self.memory
         if self.refresh < 0:
             origins = tuple(max(start, span.stop - self.context) for span, start in zip(opened, starts, strict=True))
             if origins != self.origins:
-                self._forget(origins)
-            self.fresh = 0
+                before = None
+            self.origins, self.fresh = origins, 0
         else:
-            if not self.origins:
-                self._forget(tuple(starts))
             lowest = max(0, stop - self.context)
-            self._drop(lowest)
-            self.fresh = max(lowest, begin - self.refresh)
-        self._take(opened)
+            if before and lowest > before.dropped:
+                before = before.part(slice(None), slice(lowest - before.dropped, None))
+            self.origins, self.fresh = tuple(starts), max(lowest, opened[0].start - starts[0] - self.refresh)
+        self.memory = self._extended(before, opened)
         width = max(span.stop - span.start for span in opened)
         places = [
             np.minimum(np.arange(width) + span.start, span.stop - 1) - origin - self.fresh
@@ -54,62 +78,61 @@ class Windows:
 
     def states(self, adapters: Adapters | None) -> Tensor:
         """What leaves the last layer at the open targets, (rows, longest span, D); rows with fewer repeat their last."""
-        network, at = self.network, self.fresh - self.dropped
-        layers = range(self.floor, len(network.blocks))
-        carried, tokens = self.carried[:, at:], self.tokens[:, at:]
-        before: Past = {layer: (k[:, :at], v[:, :at]) for layer, (k, v) in self.kept.items()}
-        leaving, own = network.through(carried, tokens, layers, first=self.fresh, past=before, adapters=adapters)
+        network, memory = self.network, self._open_memory()
+        at = self.fresh - memory.dropped
+        seen = _part(memory.kept, slice(None), slice(at))
+        leaving, own = network.through(
+            memory.carried[:, at:],
+            memory.tokens[:, at:],
+            range(self.floor, len(network.blocks)),
+            first=self.fresh,
+            past=seen,
+            adapters=adapters,
+        )
         if self.refresh >= 0:
-            self.kept = _joined(before, own)
+            memory.kept = _joined(seen, own)
         return leaving.x.gather(1, self.places[..., None].expand(-1, -1, leaving.x.shape[-1]))
 
     def keep(self, rows: int) -> None:
         """Go on with the first documents only."""
         self.origins = self.origins[:rows]
-        self.carried, self.tokens = self.carried[:rows], self.tokens[:rows]
-        self.below = {layer: (k[:rows], v[:rows]) for layer, (k, v) in self.below.items()}
-        self.kept = {layer: (k[:rows], v[:rows]) for layer, (k, v) in self.kept.items()}
+        self.memory = self._open_memory().part(slice(rows), slice(None))
 
-    # ---- how it works. Positions count from a row's origin; what is remembered covers [dropped, known).
+    # ---- how it works
 
-    def _forget(self, origins: tuple[int, ...]) -> None:
-        self.origins = origins
-        self.known = self.dropped = 0
-        self.carried: Carried | None = None
-        self.tokens: Tensor | None = None
-        self.below: Past = {}
-        self.kept: Past = {}
-
-    def _drop(self, lowest: int) -> None:
-        """No window reaches back beyond `lowest` any more."""
-        gone = min(lowest, self.known) - self.dropped
-        if gone > 0:
-            self.dropped += gone
-            self.carried, self.tokens = self.carried[:, gone:], self.tokens[:, gone:]
-            self.below = {layer: (k[:, gone:], v[:, gone:]) for layer, (k, v) in self.below.items()}
-            self.kept = {layer: (k[:, gone:], v[:, gone:]) for layer, (k, v) in self.kept.items()}
+    def _open_memory(self) -> Memory:
+        if self.memory is None:
+            raise ValueError("the windows were not opened yet")
+        return self.memory
 
     @torch.no_grad()
-    def _take(self, opened: Sequence[Opened]) -> None:
-        """Bring the new tokens up to the first adapted layer."""
-        lead = min(2, self.known)
-        rows = [span.inputs(origin + self.known - lead, span.stop) for span, origin in zip(opened, self.origins, strict=True)]
+    def _extended(self, before: Memory | None, opened: Sequence[Opened]) -> Memory:
+        """What was remembered, and the new tokens brought up to the first adapted layer."""
+        known = before.known if before else 0
+        lead = min(2, known)
+        rows = [span.inputs(origin + known - lead, span.stop) for span, origin in zip(opened, self.origins, strict=True)]
         padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
-        for row, tokens in zip(padded, rows, strict=True):
-            row[: len(tokens)] = tokens
+        for place, row in zip(padded, rows, strict=True):
+            place[: len(row)] = row
         given = torch.from_numpy(padded).to(self.device)
-        tokens = given[:, lead:]
+        tokens, below = given[:, lead:], before.below if before else {}
         carried, own = self.network.through(
-            self.network.enter(given, lead), tokens, range(self.floor), first=self.known, past=self.below
+            self.network.enter(given, lead), tokens, range(self.floor), first=known, past=below
         )
-        self.below = _joined(self.below, own)
-        self.tokens = tokens if self.tokens is None else torch.cat([self.tokens, tokens], 1)
-        self.carried = carried if self.carried is None else self.carried.then(carried)
-        self.known += tokens.shape[1]
+        if before is None:
+            return Memory(tokens, carried, own, {})
+        tokens = torch.cat([before.tokens, tokens], 1)
+        return Memory(tokens, before.carried.then(carried), _joined(below, own), before.kept, before.dropped)
+
+
+def _part(past: Past, rows: slice, positions: slice) -> Past:
+    return {layer: (keys[rows, positions], values[rows, positions]) for layer, (keys, values) in past.items()}
 
 
 def _joined(past: Past, own: Past) -> Past:
+    if not past:
+        return own
     return {
-        layer: tuple(torch.cat([a, b], 1) for a, b in zip(past[layer], kv, strict=True)) if layer in past else kv
-        for layer, kv in own.items()
+        layer: (torch.cat([past[layer][0], keys], 1), torch.cat([past[layer][1], values], 1))
+        for layer, (keys, values) in own.items()
     }
