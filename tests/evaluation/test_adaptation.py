@@ -230,6 +230,19 @@ def test_rounding_acts_in_training_mode_alone():
     assert differs == [True, False, False]
 
 
+def test_activations_in_bfloat16_learn_nearly_the_same():
+    moved = []
+    for kind in (torch.float32, torch.bfloat16):
+        model = random_model(TINY, dtype=kind)
+        adapter = adapter_of(model, AdaptationSettings(lr=0.05, momentum=0.0, polyak=0.5))
+        adapter.learn(chunk(0), 0, 5, 1)
+        assert adapter.model.activation == kind
+        before, after = weights_of(model), weights_of(adapter.model)
+        assert after["tok_emb.weight"].dtype == kind and after["blocks.1.mlp.fc.weight"].dtype == torch.float32
+        moved.append(torch.cat([(after[name] - before[name]).flatten() for name in before if name.startswith("blocks.")]))
+    assert torch.cosine_similarity(*moved, dim=0) > 0.99
+
+
 def test_what_is_too_short_for_a_sequence_is_not_learnt_from():
     model = random_model(TINY)
     adapter = adapter_of(model, AdaptationSettings())

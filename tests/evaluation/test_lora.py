@@ -15,7 +15,7 @@ from pgolf.kernels.lora import lora_initial
 from pgolf.model import submission_state
 from tests.evaluation import transcription_ttt as transcription
 from tests.evaluation.test_adaptation import TINY
-from tests.model.common import facts, random_model
+from tests.model.common import EVERYTHING, SHALLOW, facts, random_model
 
 BOS = 1
 SITES = {
@@ -184,6 +184,25 @@ def test_positions_turn_as_in_the_windows_of_training(exact, refresh):
         found = scored(exact, tokens, settings, window=window)
         np.testing.assert_allclose(found, alone(exact, tokens.tolist(), settings, window), rtol=0, atol=1e-7)
     assert np.abs(found - alone(exact, tokens.tolist(), settings)).max() > 1e-3
+
+
+@pytest.mark.parametrize("form", [{}, {"targets": ("head",)}, {"layers": 3}, {"refresh_tokens": 0}, {"refresh_tokens": 9}])
+@pytest.mark.parametrize("settings", [EVERYTHING, SHALLOW], ids=["everything", "shallow"])
+def test_before_anything_is_learnt_pieces_make_up_the_network(settings, form):
+    model = random_model(settings, dtype=torch.float64)
+    tokens = stream_of((40,), vocabulary=settings.vocab_size)
+    found = scored(model, tokens, lora(lr=0.0, context_tokens=40, **form))
+    logits = model.logits(torch.from_numpy(tokens[None, :-1].astype(np.int64)))[0]
+    wanted = torch.nn.functional.cross_entropy(logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none")
+    np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", [{}, {"refresh_tokens": 4}])
+def test_activations_in_bfloat16_score_nearly_the_same(form):
+    tokens = stream_of()
+    settings = lora(targets=ALL, alpha=3.0, lr=0.003, **form)
+    fine, coarse = (scored(random_model(TINY, dtype=kind), tokens, settings) for kind in (torch.float32, torch.bfloat16))
+    assert 0 < np.abs(fine - coarse).max() < 0.5 and abs(fine.mean() - coarse.mean()) < 0.02
 
 
 # ---- what must not matter
