@@ -19,10 +19,9 @@ from pgolf.evaluation.planner import Decision, Planner, Steady
 from pgolf.evaluation.readers.base import Reader, Span
 from pgolf.evaluation.readers.published import Published
 from pgolf.evaluation.readers.temperature import Temperature
-from pgolf.evaluation.sliding import share
 from pgolf.evaluation.statistics import Statistics, gathered, join, statistics_of
 from pgolf.evaluation.stream import Opened, ScoredStream
-from pgolf.evaluation.windows import Window, windows_from
+from pgolf.evaluation.windows import Window, share, windows_from
 
 # targets of one span where nothing else decides
 SPAN = 4096
@@ -77,7 +76,8 @@ class Pass:
         progress: Callable[[float], None] = lambda share: None,
     ):
         self.model, self.readers, self.bos, self.window, self.batch = model, readers, bos, window, batch
-        self.temperature, self.adapter, self.borrowed = temperature, adapter, borrowed
+        self.temperature, self.adapter = temperature, adapter
+        self.borrowed = np.full(len(tokens) - 1, np.nan) if borrowed is None else borrowed
         self.chunk_tokens = adapter.chunk_tokens if adapter else chunk_tokens
         self.device, self.rank, self.world, self.progress = device, rank, world, progress
         self.stream = ScoredStream(tokens)
@@ -231,11 +231,11 @@ class Pass:
                 planner.learnt(self.chunk_tokens, decision.epochs, now() - begun)
             if self.temperature:
                 model = self.adapter.model if self.adapter else self.model
-                self.temperature.calibrate(lambda rows, m=model: m.logits(self._tensor(rows)), tokens, self.window)
+                self.temperature.calibrate(self._logits_of(model), tokens, self.window)
             self.learnt += 1
 
-    def _tensor(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(rows).to(self.device)
+    def _logits_of(self, model) -> Callable[[np.ndarray], torch.Tensor]:
+        return lambda rows: model.logits(torch.from_numpy(rows).to(self.device))
 
 
 class Collector:

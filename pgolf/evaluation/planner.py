@@ -1,7 +1,7 @@
 """The scorer's clock: what can still be afforded, decided span by span from rates measured on the way, and written down.
 
-A span can be scored at a coarser stride and learnt from in fewer epochs. Whatever happens to the machine, what is left
-must be affordable at its cheapest three times over, and if even that fails, what the first, plain pass has found stands.
+A span can be scored at a coarser stride and learnt from in fewer epochs. Should the machine turn three times slower, what
+is left must still be affordable at its cheapest; and where even that fails, what the first, plain pass has found stands.
 A plan that was recorded can be replayed: then no clock is asked, and the scores come out the same.
 """
 
@@ -129,7 +129,8 @@ class Planner:
             safe = SLOWDOWN * (self.cost(option, span) + self.cost(cheapest, rest - span)) <= left
             if safe and MARGIN * self.cost(option, rest) <= left:
                 return option.stride, option.epochs
-        if MARGIN * self.cost(cheapest, rest) <= left:
+        # what cannot be finished like this either can still be handed to the first pass later
+        if SLOWDOWN * self.cost(cheapest, span) <= left:
             return cheapest.stride, cheapest.epochs
         return 0, 0
 
@@ -196,7 +197,7 @@ class Planner:
     def gave_up(self) -> dict:
         """Shares of the stream that got less than the settings ask for; empty where nothing was given up."""
         ends = [*(start for start, *_ in self.spans[1:]), self.targets][: len(self.spans)]
-        coarser = fewer = borrowed = 0
+        coarser = fewer = borrowed = 0.0
         for (start, stride, epochs), end in zip(self.spans, ends, strict=True):
             borrowed += (end - start) * (stride == 0)
             coarser += (end - start) * (stride > self.wanted.stride)

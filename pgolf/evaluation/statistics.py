@@ -96,7 +96,9 @@ def join(parts: Sequence[Statistics]) -> Statistics:
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
     if parts[0].rows is not None:
         columns["rows"] = np.concatenate([part.rows for part in parts])
-    windows = None if parts[0].everywhere is None else [window for part in parts for window in part.everywhere]
+    windows = None
+    if parts[0].everywhere is not None:
+        windows = [window for part in parts for window in part.everywhere or ()]
     return Statistics(**columns, everywhere=windows)
 
 

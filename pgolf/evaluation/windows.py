@@ -1,7 +1,10 @@
 """Which windows score which targets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,8 @@ def published_tail(targets: int, length: int, stride: int) -> tuple[int, list[Wi
         agree, first = full * stride + length, full + 1
     starts = range(first * stride, targets, stride)
     return agree, [Window(start, targets, max(start, targets - stride)) for start in starts]
+
+
+def share(items: Sequence[Item], rank: int, world: int) -> Sequence[Item]:
+    """The contiguous part that one rank does."""
+    return items[len(items) * rank // world : len(items) * (rank + 1) // world]

@@ -1,4 +1,4 @@
-"""PNG pictures of a run: loss, learning rate, and where the budgets went."""
+"""PNG pictures of a run: loss and learning rate, where the budgets went, and what each layer of scoring is worth."""
 
 import json
 from pathlib import Path
@@ -26,6 +26,13 @@ def draw(folder: Path) -> list[Path]:
     budgets = [(name, summary[name]) for name in ("train", "scoring") if "parts" in summary.get(name, {})]
     if budgets:
         drawn.append(_budgets(pictures / "budget.png", budgets))
+    if summary.get("score"):
+        drawn.append(_onion(pictures / "readings.png", summary["score"], summary.get("best", "")))
+    if "by_position" in summary.get("scoring", {}):
+        drawn.append(_where(pictures / "where_bits_go.png", summary["scoring"]))
+    traces = read_traces(folder / "weights.jsonl")
+    if traces:
+        drawn.append(_weights(pictures / "weights.png", traces))
     return drawn
 
 
@@ -41,6 +48,18 @@ def read_events(path: Path) -> list[dict]:
             continue  # the line a killed run did not finish
     latest = {event["step"]: i for i, event in enumerate(events) if event["kind"] == "step"}
     return [event for i, event in enumerate(events) if event["kind"] != "step" or latest[event["step"]] == i]
+
+
+def read_traces(path: Path) -> dict[str, list[tuple[int, dict[str, float]]]]:
+    """The weights of each reader along the stream."""
+    found: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            trace = json.loads(line)
+            target = trace.pop("target")
+            for reader, weights in trace.items():
+                found.setdefault(reader, []).append((target, weights))
+    return found
 
 
 def _curves(path: Path, steps: list[dict], key: str, unit: str, title: str, colour: str) -> Path:
@@ -81,6 +100,73 @@ def _budgets(path: Path, budgets: list[tuple[str, dict]]) -> Path:
         axes.plot([budget["limit"]] * 2, [row - 0.45, row + 0.45], color=ORANGE, linewidth=2)
     axes.set_yticks(range(len(budgets)), [name for name, _ in budgets])
     axes.set(title="Where the budgets went (orange: the limit)", xlabel="seconds")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def _onion(path: Path, scores: dict[str, dict], best: str) -> Path:
+    """Bits per byte of every reading, from the outermost layer in, with its gain over the one it builds on."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.4 * len(scores)), layout="constrained")
+    names = list(scores)
+    for row, name in enumerate(names):
+        score = scores[name]
+        colour = ORANGE if name == best else BLUE if score["legal"] else GREY
+        axes.barh(row, score["bpb"], color=colour, hatch=None if score["legal"] else "//", edgecolor="white")
+        words = f"{score['bpb']:.4f}"
+        if "over" in score:
+            error = f" ± {score['gain_error']:.4f}" if score["gain_error"] is not None else ""
+            words += f"   {-score['gain']:+.4f}{error} on {score['over'].replace('_', ' ')}"
+        axes.text(0.01 * max(s["bpb"] for s in scores.values()), row, words, va="center", fontsize=8, color="white")
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.invert_yaxis()
+    axes.set(title="Readings of one stream (orange: the run's score; hatched: no code length)", xlabel="bits per byte")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def _where(path: Path, scoring: dict) -> Path:
+    """Bits per byte by position in the document and by the document's length."""
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    titles = {"by_position": "tokens from the document's beginning", "by_length": "tokens of the document"}
+    for axes, (kind, title) in zip(panels, titles.items(), strict=True):
+        cells = scoring[kind]
+        places = range(len(cells["from"]))
+        readings = [name for name in cells if name not in ("from", "bytes")]
+        colours = pyplot.get_cmap("cividis")
+        for i, name in enumerate(readings):
+            colour = colours(i / max(len(readings) - 1, 1))
+            axes.plot(places, cells[name], marker="o", markersize=3, color=colour, label=name.replace("_", " "))
+        axes.set_xticks(places, [f"{start:,}" for start in cells["from"]])
+        axes.set(xlabel=f"{title}, from", ylabel="bits per byte" if kind == "by_position" else "")
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def _weights(path: Path, traces: dict[str, list[tuple[int, dict[str, float]]]]) -> Path:
+    """What each reader's weights did along the stream, one panel a reader."""
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        len(traces), 1, figsize=(8, 2.2 * len(traces)), layout="constrained", sharex=True, squeeze=False
+    )
+    for (axes,), (reader, points) in zip(panels, traces.items(), strict=True):
+        colours, names = pyplot.get_cmap("cividis"), list(points[0][1])
+        for i, name in enumerate(names):
+            colour = colours(i / max(len(names) - 1, 1))
+            axes.plot([target for target, _ in points], [weights[name] for _, weights in points], color=colour, label=name)
+        axes.set(title=reader.replace("_", " "))
+        axes.legend(fontsize=7, loc="center right")
+        axes.grid(alpha=0.3)
+    panels[-1][0].set(xlabel="targets scored")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Span:
     """(n,) bool: this target opens a document"""
     windows: Sequence[Window] = ()
     """The windows whose statistics are in `everywhere`, in that order; empty for a decoder and an audit."""
-    context: np.ndarray | None = None
+    context: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     """(m,) the tokens of the stream from some way before those windows to the last target"""
     context_start: int = 0
     """Where in the stream the context begins."""

@@ -7,7 +7,7 @@ import zstandard
 from pgolf.errors import PgolfError
 from pgolf.evaluation.readers.base import Reader, Span
 from pgolf.evaluation.statistics import Statistics
-from pgolf.kernels.hedge import Chain, NeuralStatistics
+from pgolf.kernels.hedge import Chain, Evidence, NeuralStatistics
 from pgolf.kernels.hedge.chain import FLOOR
 
 # weights travel as log(w / (1 - w)), in steps of 1/8 between -10 and 8
@@ -42,7 +42,7 @@ class ChainReader(Reader):
         local = tuple(range(1, self.levels + 1))
         self.chain = Chain(local=local, granularity=granularity, table=table, floor=floor)
         self.stream = self.chain.stream(vocab, learn=online)
-        self._evidence = None
+        self._evidence: Evidence
 
     def begin(self, token: int) -> None:
         self.stream.read(torch.tensor([token], dtype=torch.int32), torch.tensor([True]))

@@ -110,7 +110,7 @@ class TopCounts:
         self.pair_keys, self.pair_values = np.zeros(SMALLEST, np.uint64), np.zeros((SMALLEST, 1), np.int32)
         self.used = np.zeros(2, dtype=np.int64)
 
-    def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(self, tokens: np.ndarray) -> tuple[np.ndarray, ...]:
         """Top, its count and the total (n, levels) before each token; each is counted before the next is looked at."""
         self._reserve(len(tokens) * len(self.lengths))
         history = np.concatenate([self.recent, tokens.astype(np.int32)])
@@ -120,7 +120,7 @@ class TopCounts:
         self.recent = history[len(history) - len(self.recent) :].copy()
         return found
 
-    def peek(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def peek(self) -> tuple[np.ndarray, ...]:
         """The same (levels,) before the token that comes next."""
         found = tuple(np.empty(len(self.lengths), np.int32) for _ in range(3))
         look_up(self.recent, len(self.recent), self.lengths, self.keys, self.values, *found)

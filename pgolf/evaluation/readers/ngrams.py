@@ -117,17 +117,21 @@ class NgramsReader(Reader):
     def score(self, span: Span, statistics: Statistics) -> np.ndarray:
         self._reserve(len(span))
         nats = np.empty(len(span))
-        unigram, *tables = self._tables()
-        state = (self.before, self.previous, unigram, self.counted, *tables, self.used, self.weights, self.visits)
-        mix(span.targets.astype(np.int64), statistics.target, *state, np.array(SMOOTHING), nats)
+        mix(
+            span.targets.astype(np.int64), statistics.target, self.before, self.previous, self.unigram, self.counted,
+            self.keys, self.values, self.pair_keys, self.pair_values, self.used, self.weights, self.visits,
+            np.array(SMOOTHING), nats,
+        )  # fmt: skip
         self._advance(span.targets)
         return nats
 
     def predict(self, log_probs):
         found, mixed = np.empty(4), np.empty(len(log_probs))
-        unigram, *tables = self._tables()
         for y in range(len(log_probs)):
-            cell = experts_of(y, self.before, self.previous, unigram, self.counted, *tables, np.array(SMOOTHING), found)
+            cell = experts_of(
+                y, self.before, self.previous, self.unigram, self.counted, self.keys, self.values, self.pair_keys,
+                self.pair_values, np.array(SMOOTHING), found,
+            )  # fmt: skip
             found[0] = np.exp(log_probs[y])
             mixed[y] = np.log(self.weights[cell] @ found)
         self._predicted = log_probs
@@ -142,9 +146,6 @@ class NgramsReader(Reader):
     def trace(self):
         means = self.visits @ self.weights / max(self.visits.sum(), 1) if self.visits.any() else self.weights[0]
         return dict(zip(NAMES, map(float, means), strict=True))
-
-    def _tables(self):
-        return self.unigram, self.keys, self.values, self.pair_keys, self.pair_values
 
     def _reserve(self, tokens):
         self.keys, self.values = roomy(self.keys, self.values, self.used[0] + 2 * tokens)

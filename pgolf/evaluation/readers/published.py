@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from pgolf.evaluation.readers.base import Reader, Span
-from pgolf.evaluation.sliding import share
 from pgolf.evaluation.statistics import Statistics, array, heat_of
-from pgolf.evaluation.windows import Window
+from pgolf.evaluation.windows import Window, share
 from pgolf.kernels.hedge import BoostedCache, FiveExperts, NeuralStatistics, neural_statistics
 
 
@@ -86,7 +85,7 @@ class Published(Reader):
 
     def kept(self, statistics: Statistics) -> list:
         """What `of_window` kept of each window of the span; None of a window it did not want."""
-        return [window.get(self.name) for window in statistics.everywhere]
+        return [window.get(self.name) for window in statistics.everywhere or ()]
 
     # ---- where scores go
 
@@ -137,8 +136,8 @@ class PublishedHedge(Published):
         self.log_weights = [self.mixer.log_weights.clone() for _ in range(self.ranks)]
 
     def score(self, span: Span, statistics: Statistics) -> np.ndarray:
-        mixer, base = self.mixer, span.context_start
-        ngrams = mixer.ngrams(torch.from_numpy(span.context))
+        mixer, base, context = self.mixer, span.context_start, torch.from_numpy(span.context)
+        ngrams = mixer.ngrams(context)
         nats = np.full(len(span), np.nan)
         windows = list(zip(span.windows, self.kept(statistics), strict=True))
         for rank in range(self.ranks):
@@ -156,7 +155,7 @@ class PublishedHedge(Published):
                 for window, found in zip(plan, scores.nll.split(scored), strict=True):
                     self.file(span, window, found.numpy(), nats)
             self.log_weights[rank] = mixer.log_weights
-        mixer.count(torch.from_numpy(span.context[span.start - base :]))
+        mixer.count(context[span.start - base :])
         return nats
 
     def trace(self):
@@ -182,7 +181,8 @@ class PublishedBoost(Published):
         total = math.ceil(reach / self.stride)
         self.firsts = [total * rank // self.ranks for rank in range(self.ranks)]
         self.bias, self.bias_rank = torch.zeros(vocab), -1
-        self.cache, self.cache_rank = None, -1
+        self.cache: BoostedCache | None = None
+        self.cache_rank = -1
 
     def rank_of(self, window: Window) -> int:
         return int(np.searchsorted(self.firsts, window.start // self.stride, side="right")) - 1
@@ -212,7 +212,7 @@ class PublishedBoost(Published):
         nats = np.full(len(span), np.nan)
         for window, (target, entropy, _, _) in zip(span.windows, self.kept(statistics), strict=True):
             rank = self.rank_of(window)
-            if rank != self.cache_rank:
+            if self.cache is None or rank != self.cache_rank:
                 self.cache, self.cache_rank = BoostedCache(buckets=self.buckets, eta=self.eta), rank
             scored = slice(self.scored_from(window) - window.start, window.stop - window.start)
             known = [torch.from_numpy(numbers[scored]) for numbers in (target, entropy)]

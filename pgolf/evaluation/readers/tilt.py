@@ -18,7 +18,7 @@ class Raised(Reader):
     def __init__(self, contexts: tuple[int, ...]):
         self.levels = len(contexts)
         self.counts = TopCounts(contexts)
-        self._known = None
+        self._known: tuple[np.ndarray, np.ndarray]
 
     def gains(self, top: np.ndarray, count: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, levels) symbols, no symbol twice in a row, -1 for none; and how far each is raised before `strength`."""
