@@ -19,7 +19,6 @@ LEFT_OUT = (
     "pgolf.artifact.export",
     "pgolf.artifact.script",
     "pgolf.data.fineweb",
-    "pgolf.kernels.compile",
     "pgolf.report",
 )
 KEPT = ("pgolf.report", "pgolf.report.tables")

@@ -19,7 +19,7 @@ import numpy as np
 
 from pgolf.artifact.errors import ArtifactError
 
-RANK = 4
+RANK = 8
 # the shapes exp(-|z|^power): tables of their cumulative distribution, SPAN deviations to both sides
 POWERS = ("1", "1.25", "1.5", "1.75", "2", "2.35", "2.8", "3.6")
 SPAN, CELLS, TABLE_BITS, FRACTION_BITS = 8, 64, 30, 10
@@ -29,11 +29,11 @@ TOTAL = 1 << TOTAL_BITS
 BOTTOM = np.uint64(1 << 24)
 
 # how fast the model learns; found on trained networks
-ROW_WEIGHT = 24.0
+ROW_WEIGHT = 40.0
 """A row's variance starts as if it had been seen on so many codes already."""
 ROW_RATE, COLUMN_RATE, SHAPE_RATE, PREFERENCE_RATE = 0.2, 0.008, 0.02, 0.02
-COLUMN_START = 8.0
-TRUST_DECAY, FACTOR_DECAY = 0.999, 0.998
+COLUMN_START = 6.0
+TRUST_DECAY, FACTOR_DECAY = 0.999, 0.9995
 LEAST_VARIANCE = 0.01
 
 # one role's memory: a flat array of float64, by these places
@@ -84,7 +84,7 @@ class Model:
         self.columns = np.ones(columns)
         # any directions will do to start from; small, so that they say nothing yet
         pattern = (np.arange(columns * RANK, dtype=np.int64) * 40503 + 12345) % 65536 - 32768
-        self.factors = pattern.reshape(columns, RANK).astype(np.float64) * (0.5 / 32768)
+        self.factors = pattern.reshape(columns, RANK).astype(np.float64) * (0.2 / 32768)
         self.moments = np.eye(RANK) * 20.0
 
 
@@ -130,7 +130,7 @@ def _walk(codes, largest, tables, guesses, kurtoses, memory, columns, factors, m
     spread = np.empty((RANK, RANK))
     gain = np.empty(RANK)
     # a matrix is much like the last one of its role, but not the same: its first rows count for more
-    memory[ROWS] = min(memory[ROWS], 16.0)
+    memory[ROWS] = min(memory[ROWS], 1.0)
     for row in range(rows):
         shape = 0
         while shape + 1 < len(kurtoses) and kurtoses[shape] + kurtoses[shape + 1] > 2.0 * memory[KURTOSIS]:
@@ -176,10 +176,12 @@ def _walk(codes, largest, tables, guesses, kurtoses, memory, columns, factors, m
                 codes[row, j] = code
             # where the row lies among the low-rank directions: one Kalman step
             total = variance
+            gain[:] = 0.0
+            for y in range(RANK):
+                factor = factors[j, y]
+                for x in range(RANK):
+                    gain[x] += spread[y, x] * factor
             for x in range(RANK):
-                gain[x] = 0.0
-                for y in range(RANK):
-                    gain[x] += spread[x, y] * factors[j, y]
                 total += gain[x] * factors[j, x]
             surprise = (code - foretold) / total
             for x in range(RANK):

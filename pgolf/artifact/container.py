@@ -11,17 +11,17 @@ is believed before it is checked.
 
 import hashlib
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from pgolf.artifact.errors import ArtifactError
-from pgolf.folder import write_whole
 
 MAGIC = b"pgolf\n"
 VERSION = 1
 DIGEST = 32
 
 
-def join_sections(sections: dict[str, bytes]) -> bytes:
+def join_sections(sections: Mapping[str, bytes]) -> bytes:
     table = [MAGIC, struct.pack("<HH", VERSION, len(sections))]
     for name, content in sections.items():
         encoded = name.encode("ascii")
@@ -38,7 +38,8 @@ def split_sections(data: bytes, where: str) -> dict[str, bytes]:
         raise ArtifactError(f"{where} is cut off: {len(data)} bytes are too few for an artifact")
     version, count = struct.unpack_from("<HH", data, len(MAGIC))
     if version != VERSION:
-        raise ArtifactError(f"{where} has format version {version}; this program reads version {VERSION}")
+        advice = "; a newer pgolf made it: update this one" if version > VERSION else ""
+        raise ArtifactError(f"{where} has format version {version}, but this program reads version {VERSION}{advice}")
     at, end = len(MAGIC) + 4, len(data) - DIGEST
     sizes: dict[str, int] = {}
     for _ in range(count):
@@ -61,12 +62,6 @@ def split_sections(data: bytes, where: str) -> dict[str, bytes]:
         sections[name] = data[at : at + size]
         at += size
     return sections
-
-
-def write_container(path: Path, sections: dict[str, bytes]) -> int:
-    data = join_sections(sections)
-    write_whole(path, data)
-    return len(data)
 
 
 def read_container(path: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ so the file holds only numbers: codes, row scales, and what is too small to roun
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,10 +21,10 @@ from pgolf.artifact.rounding import FACTOR_BITS, Correction, Rounded, largest_co
 from pgolf.artifact.weights import Weights, kind_of, role_of, round_weights, steps_of
 from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, check, from_table
 from pgolf.folder import write_whole
-from pgolf.model import build_model, import_checkpoint, submission_state
+from pgolf.model import build_model, count_parameters, import_checkpoint, submission_state
 
-# no trained model needs less than a hundredth of a byte a weight: a file that claims more weights is not believed
-WEIGHTS_PER_BYTE = 100
+# even at two bits, mostly zeros, a trained weight needs more: a file that claims so many weights is not believed
+WEIGHTS_PER_BYTE = 40
 META_LIMIT, TOKENIZER_LIMIT = 100_000, 8_000_000
 REQUIRED = ("meta", "codes", "scales", "small", "tokenizer")
 
@@ -236,13 +237,21 @@ def _shapes(settings: ModelSettings, file_bytes: int) -> dict[str, torch.Size]:
         settings.value_embedding_dim,
     )  # fmt: skip
     counts = (settings.layers, settings.hyper_layers, settings.xsa_last, settings.mtp_heads, len(settings.virtual_layers))
-    if min(sizes + counts) < 0 or max(sizes) > 1_000_000 or max(counts) > 1000 or settings.layers < 1:
+    if min(sizes + counts) < 0 or max(sizes) > 1_000_000 or max(counts) > 256 or settings.layers < 1:
         raise ArtifactError("it describes a network of unbelievable size")
+    if not all(math.isfinite(value) for value in _numbers(asdict(settings))):
+        raise ArtifactError("it describes no network: a setting is not finite")
     try:
-        state = submission_state(build_model(settings, device="meta"))
+        model = build_model(settings, device="meta")
     except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
         raise ArtifactError(f"it describes no network: {error}") from None
-    total = sum(tensor.numel() for tensor in state.values())
+    # heads that only training uses are not in the file, but the network is built with them
+    total = count_parameters(model)
     if total > WEIGHTS_PER_BYTE * file_bytes:
         raise ArtifactError(f"{total:,} weights in {file_bytes:,} bytes are not believable")
-    return {name: tensor.shape for name, tensor in state.items()}
+    return {name: tensor.shape for name, tensor in submission_state(model).items()}
+
+
+def _numbers(table: dict) -> list[float]:
+    values = [item for value in table.values() for item in (value if isinstance(value, tuple) else (value,))]
+    return [value for value in values if isinstance(value, float)]

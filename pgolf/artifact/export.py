@@ -1,0 +1,267 @@
+"""Finished runs of one configuration to the folder that the challenge asks for."""
+
+import json
+import math
+import platform
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean, stdev
+
+from pgolf.artifact.code import make_script, requirements
+from pgolf.artifact.errors import ArtifactError
+from pgolf.cli import ExportOptions, UsageError
+from pgolf.config import Settings, read_toml, to_toml
+from pgolf.folder import FolderError, RunFolder, write_whole
+
+# the challenge's bar for a record, which it gives in nats without saying of what
+RECORD_NATS = 0.005
+
+
+def export(options: ExportOptions) -> int:
+    if not options.runs:
+        raise UsageError("export needs the folders of one run or more: python -m pgolf.run export --out FOLDER RUN [RUN RUN]")
+    folders = [RunFolder.existing(run) for run in options.runs]
+    settings = _one_configuration(folders)
+    summaries = [_finished(folder) for folder in folders]
+    seeds = [summary["seed"] for summary in summaries]
+    if len(set(seeds)) != len(seeds):
+        raise ArtifactError(f"two runs have the same seed {max(seeds, key=seeds.count)}; each must have its own")
+    script = make_script(settings).encode()
+    for folder, summary in zip(folders, summaries, strict=True):
+        if summary["artifact"]["code_bytes"] != len(script):
+            raise ArtifactError(
+                f"{folder.path} was packed with {summary['artifact']['code_bytes']:,} bytes of code, which are "
+                f"{len(script):,} by now; pack and score it again"
+            )
+    reading = _common_reading(summaries)
+    record = _record(options, settings, summaries, reading, len(script))
+    significance = _significance(record, options.baseline) if options.baseline else []
+
+    out = Path(options.out)
+    if out.exists() and any(out.iterdir()):
+        raise FolderError(f"{out} is not empty; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "train_gpt.py", script)
+    write_whole(out / "requirements.txt", "\n".join(requirements()) + "\n")
+    write_whole(out / "submission.json", json.dumps(record, indent=2) + "\n")
+    write_whole(out / "README.md", _readme(record, settings, summaries, reading, significance))
+    for folder, seed in zip(folders, seeds, strict=True):
+        shutil.copyfile(folder.log, out / f"train_seed{seed}.log")
+    print(_size_line(record))
+    for line in significance:
+        print(line)
+    print(f"submission {out}")
+    return 0
+
+
+# ---- what the runs say
+
+def _one_configuration(folders: list[RunFolder]) -> Settings:
+    """The settings that all runs share, whatever their seeds."""
+    settings = [read_toml(folder.config) for folder in folders]
+    plain = [replace(one, seed=0) for one in settings]
+    for folder, other in zip(folders, plain, strict=True):
+        if other != plain[0]:
+            lines = zip(to_toml(plain[0]).splitlines(), to_toml(other).splitlines(), strict=False)
+            first, second = next((a, b) for a, b in lines if a != b)
+            raise ArtifactError(f"{folders[0].path} and {folder.path} are two configurations: {first!r} against {second!r}")
+    return settings[0]
+
+
+def _finished(folder: RunFolder) -> dict:
+    summary = folder.read_summary()
+    for part, stage in (("train", "train"), ("artifact", "pack"), ("score", "score")):
+        if part not in summary:
+            raise ArtifactError(f"{folder.path} is not finished: run the stage {stage} first")
+    return summary
+
+
+def _common_reading(summaries: list[dict]) -> str:
+    """Of the ways of scoring that every run has and that are code lengths, the one with the least bits per byte."""
+    names = [name for name in summaries[0]["score"] if all(name in summary["score"] for summary in summaries)]
+    legal = [name for name in names if all(summary["score"][name]["legal"] for summary in summaries)]
+    if not legal:
+        raise ArtifactError("the runs have no legal score in common")
+    return min(legal, key=lambda name: mean(summary["score"][name]["bpb"] for summary in summaries))
+
+
+def _record(options: ExportOptions, settings: Settings, summaries: list[dict], reading: str, code_bytes: int) -> dict:
+    scores = [summary["score"][reading] for summary in summaries]
+    results = {}
+    for summary, score in zip(summaries, scores, strict=True):
+        train = summary["train"]
+        results[str(summary["seed"])] = {
+            "val_loss": score["loss"],
+            "val_bpb": score["bpb"],
+            "artifact_bytes": summary["artifact"]["total_bytes"],
+            "steps": train["steps"],
+            "step_avg_ms": 1000 * train["parts"].get("steps", 0.0) / max(train["steps"], 1),
+            "train_time_s": train["seconds"],
+            "eval_time_s": summary["scoring"]["seconds"],
+            "scored_tokens": score["tokens"],
+            "scored_bytes": score["bytes"],
+            "partial": score.get("partial", False),
+        }
+    models = [summary["artifact"]["model_bytes"] for summary in summaries]
+    sizes = [model + code_bytes for model in models]
+    losses, bits = [score["loss"] for score in scores], [score["bpb"] for score in scores]
+    return {
+        "author": options.author,
+        "github_id": options.github_id,
+        "name": options.name or settings.preset,
+        "blurb": settings.description,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "track": options.track,
+        "val_loss": mean(losses),
+        "val_bpb": mean(bits),
+        "val_loss_std": stdev(losses) if len(losses) > 1 else 0.0,
+        "val_bpb_std": stdev(bits) if len(bits) > 1 else 0.0,
+        "seeds": [summary["seed"] for summary in summaries],
+        "seed_results": results,
+        "artifact_bytes_mean": round(mean(sizes)),
+        "artifact_bytes_max": max(sizes),
+        "bytes_total": max(sizes),
+        "bytes_model": max(models),
+        "bytes_code": code_bytes,
+        "limit": settings.artifact.limit,
+        "hardware": summaries[0]["device"],
+        "python_version": platform.python_version(),
+        "pytorch_version": summaries[0]["versions"]["torch"],
+        "technique_summary": settings.description,
+    }
+
+
+def _size_line(record: dict) -> str:
+    margin = record["limit"] - record["bytes_total"]
+    return (
+        f"size: model {record['bytes_model']:,} + train_gpt.py {record['bytes_code']:,} = {record['bytes_total']:,} bytes, "
+        f"{margin:,} below {record['limit']:,}"
+    )
+
+
+# ---- significance
+
+def welch(ours: list[float], theirs: list[float], margin: float = 0.0) -> tuple[float, float]:
+    """(t, p) of Welch's one-sided test that ours are lower than theirs by more than the margin."""
+    if min(len(ours), len(theirs)) < 2:
+        raise ArtifactError("a significance needs at least two seeds on either side")
+    parts = [stdev(sample) ** 2 / len(sample) for sample in (ours, theirs)]
+    difference = mean(theirs) - mean(ours) - margin
+    if not sum(parts):
+        return math.copysign(math.inf, difference), float(difference <= 0)
+    t = difference / math.sqrt(sum(parts))
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (ours, theirs), strict=True))
+    return t, student_tail(t, freedom)
+
+
+def student_tail(t: float, freedom: float, slices: int = 2000) -> float:
+    """P(T > t) of Student's distribution. With T = sqrt(freedom) tan(a) its density is that of cos(a)^(freedom - 1),
+    which Simpson's rule integrates from 0 to t."""
+    end = math.atan(abs(t) / math.sqrt(freedom))
+    heights = [math.cos(end * i / slices) ** (freedom - 1) for i in range(slices + 1)]
+    area = end / slices / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
+    half = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi) * area
+    return max(0.0, 0.5 - math.copysign(half, t))
+
+
+def _significance(record: dict, baseline: str) -> list[str]:
+    """One line for each reading of the challenge's bar: per token and per byte, with and without it."""
+    theirs = _baseline(baseline)
+    ours = list(record["seed_results"].values())
+    lines = []
+    for unit, values in (
+        ("nats per token", [[one["val_loss"] for one in side] for side in (ours, theirs)]),
+        ("nats per byte", [[one["val_bpb"] * math.log(2) for one in side] for side in (ours, theirs)]),
+    ):
+        gain = mean(values[1]) - mean(values[0])
+        for margin in (0.0, RECORD_NATS):
+            t, p = welch(*values, margin)
+            lines.append(
+                f"{gain:+.5f} {unit} below the baseline; by more than {margin:g}: "
+                f"t = {t:.2f}, p = {p:.2g} (one-sided Welch)"
+            )
+    return lines
+
+
+def _baseline(words: str) -> list[dict]:
+    found: list[dict] = []
+    for word in words.split(","):
+        path = Path(word)
+        if path.is_dir():
+            summary = _finished(RunFolder.existing(path))
+            score = summary["score"][_common_reading([summary])]
+            found.append({"val_loss": score["loss"], "val_bpb": score["bpb"]})
+            continue
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))["seed_results"]
+            found += [{name: float(one[name]) for name in ("val_loss", "val_bpb")} for one in results.values()]
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ArtifactError(f"{path} is no baseline: seed_results with val_loss and val_bpb are wanted") from None
+    return found
+
+
+# ---- the README
+
+def _readme(record: dict, settings: Settings, summaries: list[dict], reading: str, significance: list[str]) -> str:
+    rows = [
+        f"| {seed} | {one['val_loss']:.5f} | {one['val_bpb']:.5f} | {one['steps']:,} | {one['step_avg_ms']:.1f} | "
+        f"{one['train_time_s']:.1f} | {one['eval_time_s']:.1f} | {one['artifact_bytes']:,} |"
+        for seed, one in record["seed_results"].items()
+    ]
+    partial = any(one["partial"] for one in record["seed_results"].values())
+    data = f"DATA_PATH={settings.data.path} " if settings.data.path else ""
+    commands = "\n".join(f"    SEED={seed} {data}python train_gpt.py" for seed in record["seeds"])
+    train = mean(summary["train"]["seconds"] for summary in summaries)
+    scoring = mean(summary["scoring"]["seconds"] for summary in summaries)
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summaries[0]["train"]["parts"].items())
+    note = "\nThe scores cover only part of the validation stream.\n" if partial else ""
+    compared = "\n## Against the baseline\n\n" + "\n".join(f"- {line}" for line in significance) + "\n" if significance else ""
+    sections = "".join(f"| {name} | {size:,} |\n" for name, size in summaries[0]["artifact"]["parts"].items())
+    return f"""# {record["name"]}
+
+{settings.description}
+
+val_bpb **{record["val_bpb"]:.5f}** (std {record["val_bpb_std"]:.5f}), val_loss {record["val_loss"]:.5f}
+(std {record["val_loss_std"]:.5f}), over {len(rows)} seeds, scored as `{reading}`.
+{note}
+| seed | val_loss | val_bpb | steps | ms a step | training s | scoring s | bytes |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+{compared}
+## Legality
+
+- C1, strict causal dependence: a token's distribution comes from the artifact and from tokens before it; the stream
+  refuses to hand out a token before its span is committed.
+- C2, full normalised distribution: `{reading}` is the negative logarithm of one softmax, or mixture of softmaxes, over
+  the whole vocabulary.
+- C3, score before update: what adapts learns only from spans whose scores are final.
+- C4, one pass from left to right: every token is scored once, in order; a second commit of a place raises an error.
+- Training saw no validation data: calibration for rounding reads {_calibration(settings)}.
+- Time: training {train:.1f} s of {settings.training.seconds:.0f} s ({parts}); scoring {scoring:.1f} s of
+  {settings.evaluation.seconds:.0f} s, loading, compiling and adapting included.
+- {_size_line(record).capitalize()}.
+  The tokenizer is not counted, as in the challenge's own script.
+
+| part of the file | bytes |
+|---|---|
+{sections}
+## Run it
+
+    pip install -r requirements.txt
+{commands}
+
+On eight GPUs: `torchrun --standalone --nproc_per_node=8 train_gpt.py`. The script holds all sources in readable form.
+Hardware of these runs: {record["hardware"]}; torch {record["pytorch_version"]}.
+"""
+
+
+def _calibration(settings: Settings) -> str:
+    if not settings.artifact.rounding.startswith("gptq"):
+        return "nothing"
+    if settings.artifact.calibration == "generated":
+        return "text that the model wrote itself"
+    return "training data, inside the training clock"

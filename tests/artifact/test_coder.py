@@ -1,0 +1,156 @@
+import hashlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgolf.artifact import coder
+from pgolf.artifact.errors import ArtifactError
+
+fast = settings(max_examples=40, deadline=None)
+
+
+def wanted(matrices):
+    return [(role, codes.shape, largest) for role, codes, largest in matrices]
+
+
+def assert_round_trip(matrices):
+    data = coder.encode_matrices(matrices)
+    for (_, codes, _), found in zip(matrices, coder.decode_matrices(data, wanted(matrices)), strict=True):
+        assert found.dtype == np.int8 and np.array_equal(codes, found)
+    return data
+
+
+@st.composite
+def hostile_matrices(draw):
+    """Codes as no network has them: constant, alternating, extreme, spread anyhow; many shapes, few roles."""
+    matrices = []
+    for _ in range(draw(st.integers(0, 4))):
+        largest = draw(st.sampled_from([1, 3, 7, 15, 31, 63, 127]))
+        rows, columns = draw(st.integers(0, 9)), draw(st.integers(1, 40))
+        random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        codes = {
+            "zeros": lambda r, c, m=largest: np.zeros((r, c)),
+            "ends": lambda r, c, m=largest, g=random: g.choice([-m, m], (r, c)),
+            "flat": lambda r, c, m=largest, g=random: g.integers(-m, m + 1, (r, c)),
+            "rare": lambda r, c, m=largest, g=random: np.where(g.random((r, c)) < 0.05, m, 0),
+            "normal": lambda r, c, m=largest, g=random: np.clip(np.round(g.normal(0, m / 3, (r, c))), -m, m),
+        }[draw(st.sampled_from(["zeros", "ends", "flat", "rare", "normal"]))](rows, columns)
+        matrices.append((draw(st.sampled_from("abc")), codes.astype(np.int8), largest))
+    return matrices
+
+
+@fast
+@given(hostile_matrices())
+def test_any_codes_come_back(matrices):
+    assert_round_trip(matrices)
+
+
+@fast
+@given(st.lists(st.integers(0, 65535), max_size=300))
+def test_any_float16_come_back(words):
+    numbers = np.array(words, np.uint16).view(np.float16)
+    found = coder.decode_halves(coder.encode_halves(numbers), len(numbers))
+    assert np.array_equal(found.view(np.uint16), numbers.view(np.uint16))
+
+
+def test_long_silence_then_noise_comes_back():
+    """A model that has become certain must still find its way: variances have a floor, every code a probability."""
+    random = np.random.default_rng(0)
+    codes = np.zeros((400, 64), np.int8)
+    codes[350:] = random.integers(-127, 128, (50, 64))
+    assert_round_trip([("a", codes, 127), ("a", np.full((90, 64), -127, np.int8), 127), ("a", codes, 127)])
+
+
+def gaussian(rows, columns, deviation, largest, seed=0):
+    random = np.random.default_rng(seed)
+    return np.clip(np.round(random.normal(0, 1, (rows, columns)) * deviation), -largest, largest).astype(np.int8)
+
+
+def entropy(deviation):
+    return math.log2(deviation * math.sqrt(2 * math.pi * math.e))
+
+
+@pytest.mark.parametrize(("deviation", "largest"), [(2.4, 31), (7.5, 31), (30.0, 127)])
+def test_gaussian_codes_cost_their_entropy(deviation, largest):
+    codes = gaussian(600, 256, deviation, largest)
+    bits = 8 * len(assert_round_trip([("a", codes, largest)])) / codes.size
+    assert abs(bits - entropy(deviation)) < 0.012 * entropy(deviation)
+
+
+def test_variances_of_rows_and_columns_are_learnt():
+    random = np.random.default_rng(1)
+    rows, columns = np.exp(random.normal(0, 0.3, (500, 1))), np.exp(random.normal(0, 0.5, (1, 200)))
+    codes = np.clip(np.round(random.normal(0, 5, (500, 200)) * rows * columns), -127, 127).astype(np.int8)
+    ideal = np.mean([entropy(max(5 * r * c, 0.5)) for r in rows[:, 0] for c in columns[0]])
+    alike = entropy(codes.astype(float).std())
+    bits = 8 * len(assert_round_trip([("a", codes, 127)])) / codes.size
+    assert bits < alike - 0.5 * (alike - ideal) and bits < ideal * 1.03
+
+
+def test_low_rank_parts_are_learnt():
+    random = np.random.default_rng(2)
+    signal = random.normal(0, 1, (700, 2)) @ random.normal(0, 4, (2, 160))
+    codes = np.clip(np.round(signal + random.normal(0, 3, (700, 160))), -127, 127).astype(np.int8)
+    bits = 8 * len(assert_round_trip([("a", codes, 127)])) / codes.size
+    assert bits < entropy(codes.astype(float).std()) - 0.5
+    assert bits < entropy(3.0) + 0.35
+
+
+def test_what_one_matrix_teaches_helps_the_next_of_its_role():
+    random = np.random.default_rng(3)
+    columns = np.exp(random.normal(0, 1.0, (1, 300)))
+    draw = lambda: np.clip(np.round(random.normal(0, 4, (12, 300)) * columns), -127, 127).astype(np.int8)
+    first, second = draw(), draw()
+    together = len(coder.encode_matrices([("a", first, 127), ("a", second, 127)]))
+    apart = len(coder.encode_matrices([("a", first, 127), ("b", second, 127)]))
+    assert together < 0.98 * apart
+
+
+def test_shapes_other_than_gaussian_are_met():
+    random = np.random.default_rng(4)
+    for draw in (random.laplace(0, 6, (500, 256)), random.triangular(-30, 0, 30, (500, 256))):
+        codes = np.clip(np.round(draw), -127, 127).astype(np.int8)
+        bits = 8 * len(assert_round_trip([("a", codes, 127)])) / codes.size
+        counts = np.bincount(codes.ravel().astype(int) + 128)
+        share = counts[counts > 0] / codes.size
+        assert bits < -(share * np.log2(share)).sum() + 0.04
+
+
+def test_the_stream_is_the_same_on_every_machine():
+    """Bytes that were written down once. If this fails without a change of the format, two machines disagree."""
+    tables, guesses, kurtoses = coder.shape_tables()
+    assert tables.shape == (8, 1025) and (np.diff(tables) >= 0).all() and (tables[:, 512] == 1 << 29).all()
+    assert (np.diff(kurtoses) < 0).all() and abs(kurtoses[4] - 3) < 1e-6
+    digest = hashlib.sha256(tables.astype("<i8").tobytes()).hexdigest()[:16]
+    steps = np.arange(40 * 48) * 2654435761 % 2**32 / 2**32
+    codes = np.clip(np.round((steps - 0.5) * 20 + (steps - 0.5) * (steps - 0.5) * (steps - 0.5) * 200), -31, 31).astype(np.int8).reshape(40, 48)
+    data = coder.encode_matrices([("a", codes, 31), ("a", codes[::-1], 31)])
+    assert (digest, len(data), hashlib.sha256(data).hexdigest()[:16]) == (TABLES, LENGTH, STREAM)
+
+
+TABLES, LENGTH, STREAM = "0ae0c2e159769e58", 2609, "714ab7026788c493"
+
+
+def test_scales_on_a_grid_cost_a_fraction():
+    random = np.random.default_rng(5)
+    logs = random.normal(-6, 0.2, 6000)
+    free, grid = (np.exp2(values).astype(np.float16) for values in (logs, np.round(logs * 16) / 16))
+    assert len(coder.encode_halves(grid)) < 0.5 * len(coder.encode_halves(free)) < 0.75 * free.nbytes
+
+
+def test_a_code_beyond_the_largest_is_not_encoded():
+    with pytest.raises(ValueError, match="beyond"):
+        coder.encode_matrices([("a", np.array([[32]], np.int8), 31)])
+
+
+def test_a_stream_cut_off_or_continued_is_refused():
+    matrices = [("a", gaussian(30, 50, 5, 31), 31)]
+    data = coder.encode_matrices(matrices)
+    for bad in (data[:-1], data + b"\0", b"", data[:20]):
+        with pytest.raises(ArtifactError):
+            coder.decode_matrices(bad, wanted(matrices))
+    with pytest.raises(ArtifactError):
+        coder.decode_matrices(data, [("a", (31, 50), 31)])
