@@ -48,6 +48,9 @@ def forms(context: int) -> dict[str, dict]:
         "none refreshed": {"refresh_tokens": 0},
         "none refreshed, 2 passes": {"refresh_tokens": 0, "passes": 2},
         "none refreshed, all targets": {"refresh_tokens": 0, "targets": ALL},
+        "2 chunks refreshed, all targets": {"refresh_tokens": 2 * small, "targets": ALL},
+        "none refreshed, head": {"refresh_tokens": 0, "targets": ("head",)},
+        "none refreshed, last layer, all targets": {"refresh_tokens": 0, "targets": ALL, **layers},
         "none refreshed, chunk x 2": {"refresh_tokens": 0, "chunk_tokens": 2 * small},
         "none refreshed, chunk x 2, 2 passes": {"refresh_tokens": 0, "chunk_tokens": 2 * small, "passes": 2},
     }
@@ -103,7 +106,7 @@ def main() -> None:
         batch_documents=16,
     )
     print(f"{len(tokens) - 1:,} targets in {len(document_bounds(tokens, bos)) + 1} documents, windows of {context}, {base}")
-    print(f"{'':38}{'bpb':>8}{'gain':>8}{'work':>8}{'tokens/s':>10}")
+    print(f"{'':40}{'bpb':>8}{'gain':>8}{'work':>8}{'tokens/s':>10}")
     plain = 0.0
     chosen = [name.strip() for name in options.only.split(";") if name.strip()]
     for name, changes in forms(context).items():
@@ -113,7 +116,7 @@ def main() -> None:
         bpb = score_of(nats, counts).bpb
         plain = plain or bpb
         figures = f"{bpb:8.4f}{plain - bpb:8.4f}{work:8.1f}{len(nats) / seconds:10,.0f}"
-        print(f"{name:38}{figures}", flush=True)
+        print(f"{name:40}{figures}", flush=True)
 
 
 if __name__ == "__main__":
