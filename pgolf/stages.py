@@ -301,7 +301,7 @@ def chain_table(artifact):
     """The mixer's weights that the artifact carries, if it does."""
     from pgolf.evaluation.readers.chain import table_from_bytes
 
-    carried = getattr(artifact, "sections", {}).get("chain")
+    carried = artifact.sections.get("chain")
     return table_from_bytes(carried, "the artifact's section chain") if carried else None
 
 

@@ -122,6 +122,18 @@ def test_an_adapting_model_is_held_against_the_fixed_one():
     assert not np.allclose(adapted[200:], sliding[200:], rtol=1e-3)
 
 
+def test_an_online_temperature_follows_committed_spans():
+    """It begins where a fixed one stands, and knows of a span only after its commit."""
+    options = dict(published="hedge", published_tail=False)
+    found = {method: run(settings_with(temperature=method, **options))[1] for method in ("fixed", "online")}
+    fixed, online = (found[method].readings["temperature"].nats for method in ("fixed", "online"))
+    ends = [trace["target"] for trace in found["online"].traces]
+    assert ends[0] >= 160 and np.array_equal(fixed[: ends[0]], online[: ends[0]])
+    assert not np.isclose(fixed[ends[0] :], online[ends[0] :], rtol=1e-6).all()
+    values = [trace["temperature"]["temperature"] for trace in found["online"].traces]
+    assert len(set(values)) == len(values) and values[0] != 0.95
+
+
 @pytest.mark.parametrize("settings, names", [
     (settings_with(sliding=False), {"non_overlapping"}),
     (settings_with(), {"non_overlapping", "sliding", "sliding_published"}),

@@ -173,6 +173,24 @@ def test_strides_that_change_leave_no_target_out():
     assert 0 < (~same).sum() <= 6 and np.isfinite(nats).all()
 
 
+@pytest.mark.parametrize("count, learnt", [(400, [0, 1, 2]), (401, [0, 1, 2, 3]), (99, []), (100, [])])
+def test_every_chunk_but_the_last_teaches(count, learnt):
+    class Recorder(FakeAdapter):
+        chunk_tokens = 100
+
+        def learn(self, tokens, index, total, epochs):
+            assert total == -(-count // 100) and len(tokens) == 101
+            self.calls.append(index)
+            return 1
+
+    machine = Machine()
+    adapter = Recorder(machine)
+    planner = Planner(Budget(1e6, now=machine), targets=count, window=64, stride=4, epochs=1)
+    options = dict(bos=BOS, window=64, batch=8)
+    Pass(adapter.model, text(count), [Plain("adapted")], adapter=adapter, **options).run(planner)
+    assert adapter.calls == learnt
+
+
 def test_one_hiccup_is_not_taken_for_a_slow_machine():
     rate = Rate(1.0)
     rate.update(30.0, 3.0)

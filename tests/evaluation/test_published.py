@@ -104,4 +104,4 @@ def test_without_the_tail_published_and_honest_score_the_same_targets():
     one, nats = run(Toy(VOCAB), text(count), [Plain("sliding"), reader], chunk_tokens=512)
     assert not reader.repeated and one.windows_scored == len(sliding_windows(count, LENGTH, STRIDE))
     # in the warm-up the neural model scores alone
-    np.testing.assert_allclose(nats["published"], nats["sliding"], rtol=1e-12)
+    np.testing.assert_allclose(nats["published"], nats["sliding"], rtol=1e-6)

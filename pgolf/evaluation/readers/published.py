@@ -78,7 +78,8 @@ class Published(Reader):
         """What is kept of one window: logits (T, V) and targets (T,) of all its positions, padding included."""
         ids = torch.from_numpy(targets).to(logits.device)
         found = neural_statistics(logits, ids, temperature=heat_of(temperature, logits))
-        return array(found.target), array(found.entropy)
+        # float32: there are 32 times as many of these as there are targets, and all ranks get all of them
+        return array(found.target).astype(np.float32), array(found.entropy).astype(np.float32)
 
     def close_batch(self, everywhere: list[tuple]) -> None:
         """After a batch was forwarded, with what `of_window` kept of its windows, on every rank."""
@@ -89,12 +90,20 @@ class Published(Reader):
 
     # ---- where scores go
 
-    def file(self, span: Span, window: Window, nats: np.ndarray, out: np.ndarray) -> None:
-        """The scores of one window, from `scored_from` on: what was scored before counts again, apart."""
-        again = window.score_from - self.scored_from(window)
-        out[window.score_from - span.start : window.stop - span.start] = nats[again:]
-        if again:
-            self.repeated.append((window.score_from - again, nats[:again]))
+    def file(self, span: Span, windows: Sequence[Window], nats: np.ndarray, out: np.ndarray) -> None:
+        """The scores of windows, each from its `scored_from` on: what was scored before counts again, apart."""
+        first = windows[0].score_from
+        if sum(window.scored for window in windows) == len(nats):
+            out[first - span.start : first - span.start + len(nats)] = nats
+            return
+        done = 0
+        for window in windows:
+            again = window.score_from - self.scored_from(window)
+            found = nats[done : done + again + window.scored]
+            out[window.score_from - span.start : window.stop - span.start] = found[again:]
+            done += len(found)
+            if again:
+                self.repeated.append((window.score_from - again, found[:again]))
 
 
 class PublishedTail(Published):
@@ -116,7 +125,7 @@ class PublishedTail(Published):
         for window, known in zip(span.windows, self.kept(statistics), strict=True):
             if known is not None:
                 scored = slice(self.scored_from(window) - window.start, window.stop - window.start)
-                self.file(span, window, -known[0][scored], np.empty(len(span)))
+                self.file(span, [window], -known[0][scored], np.empty(len(span)))
         return statistics.nats
 
 
@@ -152,8 +161,7 @@ class PublishedHedge(Published):
                     [w.stop - w.start for w in plan], scored,
                 )  # fmt: skip
                 mixer.learn(scores)
-                for window, found in zip(plan, scores.nll.split(scored), strict=True):
-                    self.file(span, window, found.numpy(), nats)
+                self.file(span, plan, scores.nll.numpy(), nats)
             self.log_weights[rank] = mixer.log_weights
         mixer.count(context[span.start - base :])
         return nats
@@ -217,7 +225,7 @@ class PublishedBoost(Published):
             scored = slice(self.scored_from(window) - window.start, window.stop - window.start)
             known = [torch.from_numpy(numbers[scored]) for numbers in (target, entropy)]
             losses = self.cache.score(context, window.start + 1 - base, window.stop + 1 - base, *known)
-            self.file(span, window, losses[:, 0].numpy(), nats)
+            self.file(span, [window], losses[:, 0].numpy(), nats)
         return nats
 
     def trace(self):
