@@ -162,6 +162,7 @@ def _artifact(sections: dict[str, bytes]) -> Artifact:
     try:
         model_settings = from_table(meta["model"], ModelSettings(), "model")
         chosen = from_table(meta["artifact"], ArtifactSettings(), "artifact")
+        _check_believable(model_settings)
         check(Settings(model=model_settings, artifact=chosen))
     except (SettingsError, TypeError, ValueError, ArithmeticError) as error:
         raise ArtifactError(f"it describes no network: {error}") from None
@@ -230,17 +231,24 @@ def _read_ranks(meta: dict, large: Mapping[str, tuple[int, int]]) -> dict[str, i
     return ranks
 
 
-def _shapes(settings: ModelSettings, file_bytes: int) -> dict[str, torch.Size]:
-    """Names and shapes of the network's tensors, once they are believable."""
+def _check_believable(settings: ModelSettings) -> None:
+    """Before anything is as large or as many as the settings say."""
     sizes = (
         settings.vocab_size, settings.dim, settings.mlp_hidden, settings.bigram_buckets, settings.bigram_dim,
-        settings.value_embedding_dim,
+        settings.value_embedding_dim, settings.rotary_dims,
     )  # fmt: skip
-    counts = (settings.layers, settings.hyper_layers, settings.xsa_last, settings.mtp_heads, len(settings.virtual_layers))
-    if min(sizes + counts) < 0 or max(sizes) > 1_000_000 or max(counts) > 256 or settings.layers < 1:
+    counts = (
+        settings.layers, settings.heads, settings.kv_heads, settings.hyper_layers, settings.xsa_last, settings.mtp_heads,
+        len(settings.recurrence), *settings.recurrence, *settings.value_embedding_layers,
+    )  # fmt: skip
+    if min(sizes + counts) < 0 or max(sizes) > 1_000_000 or max(counts) > 256 or not settings.layers:
         raise ArtifactError("it describes a network of unbelievable size")
     if not all(math.isfinite(value) for value in _numbers(asdict(settings))):
         raise ArtifactError("it describes no network: a setting is not finite")
+
+
+def _shapes(settings: ModelSettings, file_bytes: int) -> dict[str, torch.Size]:
+    """Names and shapes of the network's tensors, once the file could hold them."""
     try:
         model = build_model(settings, device="meta")
     except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
