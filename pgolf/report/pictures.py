@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 # two colours that the colour-blind tell apart, and a quiet third
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#cccccc"
 
 
 def draw(folder: Path) -> list[Path]:
@@ -114,15 +114,16 @@ def _onion(path: Path, scores: dict[str, dict], best: str) -> Path:
     for row, name in enumerate(names):
         score = scores[name]
         colour = ORANGE if name == best else BLUE if score["legal"] else GREY
-        axes.barh(row, score["bpb"], color=colour, hatch=None if score["legal"] else "//", edgecolor="white")
+        axes.barh(row, score["bpb"], color=colour)
+        ink = "white" if score["legal"] else "black"
         words = f"{score['bpb']:.4f}"
         if "over" in score:
             error = f" ± {score['gain_error']:.4f}" if score["gain_error"] is not None else ""
             words += f"   {-score['gain']:+.4f}{error} on {score['over'].replace('_', ' ')}"
-        axes.text(0.01 * max(s["bpb"] for s in scores.values()), row, words, va="center", fontsize=8, color="white")
+        axes.text(0.01 * max(s["bpb"] for s in scores.values()), row, words, va="center", fontsize=8, color=ink)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.invert_yaxis()
-    axes.set(title="Readings of one stream (orange: the run's score; hatched: no code length)", xlabel="bits per byte")
+    axes.set(title="Readings of one stream (orange: the run's score; grey: no code length)", xlabel="bits per byte")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
@@ -137,7 +138,8 @@ def _where(path: Path, scoring: dict) -> Path:
     for axes, (kind, title) in zip(panels, titles.items(), strict=True):
         cells = scoring[kind]
         places = range(len(cells["from"]))
-        readings = [name for name in cells if name not in ("from", "bytes")]
+        # a published end of the stream is the honest reading everywhere else
+        readings = [name for name in cells if name not in ("from", "bytes") and not name.endswith("_published")]
         colours = pyplot.get_cmap("cividis")
         for i, name in enumerate(readings):
             colour = colours(i / max(len(readings) - 1, 1))

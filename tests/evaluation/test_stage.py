@@ -1,0 +1,64 @@
+"""The scoring stage on an artifact of random weights: its files, and a plan that is repeated."""
+
+import dataclasses
+import json
+
+import pytest
+
+from pgolf.artifact.pack import write_artifact
+from pgolf.cli import ScoreOptions, parse
+from pgolf.config import at_scale, load_preset, to_toml
+from pgolf.data import default_dataset
+from pgolf.folder import RunFolder
+from pgolf.model import build_model, submission_state
+from pgolf.run import main
+from pgolf.stages import CACHE
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    settings = at_scale(load_preset("pr745"), "tiny")
+    adaptation = dataclasses.replace(settings.evaluation.adaptation, chunk_tokens=256)
+    evaluation = dataclasses.replace(settings.evaluation, window=64, stride=32, max_tokens=900, adaptation=adaptation)
+    settings = dataclasses.replace(settings, evaluation=evaluation)
+    found = RunFolder(tmp_path_factory.mktemp("run"))
+    found.config.write_text(to_toml(settings))
+    tokenizer = default_dataset(CACHE, vocab_size=1024).tokenizer_path.read_bytes()
+    write_artifact(found.artifact, submission_state(build_model(settings.model, seed=1)), settings, tokenizer)
+    assert main(["score", str(found.path), "--device", "cpu"]) == 0
+    return found
+
+
+def test_the_summary_of_a_scoring(folder):
+    summary = folder.read_summary()
+    score = summary["score"]
+    readings = {"non_overlapping", "sliding", "adapted", "chain", "ngrams", "published", "adapted_published"}
+    assert readings <= score.keys() and summary["best"] in score and score[summary["best"]]["legal"]
+    assert score[summary["best"]]["bpb"] == min(reading["bpb"] for reading in score.values() if reading["legal"])
+    assert {"over", "gain", "gain_error"} <= score["chain"].keys()
+    scoring = summary["scoring"]
+    assert scoring["gave_up"] == {} and scoring["replayed"] is False and scoring["adaptation_steps"] > 0
+    assert sum(scoring["by_length"]["bytes"]) == score["sliding"]["bytes"]
+    assert {"loading", "scoring", "writing"} <= scoring["parts"].keys()
+    traces = [json.loads(line) for line in folder.weights_log.read_text().splitlines()]
+    assert traces[-1]["target"] == 900 and {"chain", "ngrams", "published"} <= traces[-1].keys()
+
+
+def test_a_plan_is_repeated(folder, tmp_path, capsys):
+    plan, scores = json.loads(folder.plan.read_text()), folder.scores.read_text()
+    assert [span[1:] for span in plan["spans"]] == [[32, 1]] * 4
+    main(["score", str(folder.path), "--device", "cpu", "--plan", str(folder.plan)])
+    assert folder.scores.read_text() == scores and folder.read_summary()["scoring"]["replayed"] is True
+    # another plan gives another score, and says what it did not do
+    other = tmp_path / "plan.json"
+    other.write_text(json.dumps(plan | {"spans": [[start, 64, 0] for start, *_ in plan["spans"]], "choices": {}}))
+    assert main(["score", str(folder.path), "--device", "cpu", "--plan", str(other)]) == 0
+    assert folder.scores.read_text() != scores
+    assert folder.read_summary()["scoring"]["gave_up"] == {"coarser_stride": 1.0, "adaptation": 1.0, "readings": ["sliding"]}
+    assert "given up for the clock" in capsys.readouterr().out
+    assert main(["score", str(folder.path), "--plan", str(tmp_path / "none.json")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_flag():
+    assert parse(ScoreOptions, ["runs/x", "--plan", "p.json"], positional="run") == ScoreOptions("runs/x", "", "p.json")
