@@ -1,9 +1,10 @@
 """Codes and float16 numbers to bits and back, near their entropy.
 
 A code is expected to be m + s z: z from one of a few unit shapes between Laplace and flat, s^2 = (the row's variance) x
-(the column's), m what a low-rank model of the matrix says. All of this is learnt on the way from codes that both sides
-know already, and goes on from one matrix to the next of the same role; nothing is stored. Because the model moves with
-every code, it cannot be handed to a library's coder in advance: the range coder is part of the loop.
+(the column's), m what a low-rank model of the matrix says. Or it is one of the zeros that pruning adds. All of this is
+learnt on the way from codes that both sides know already, and goes on from one matrix to the next of the same role;
+nothing is stored. Because the model moves with every code, it cannot be handed to a library's coder in advance: the range
+coder is part of the loop.
 
 Both sides must find the same bits on any machine. The shapes' tables are integers made with decimal arithmetic. The loop
 uses + - * / and square roots of float64 in a fixed order, which IEEE 754 defines to the last bit (numba, without
@@ -35,9 +36,11 @@ ROW_RATE, COLUMN_RATE, SHAPE_RATE, PREFERENCE_RATE = 0.2, 0.008, 0.02, 0.02
 COLUMN_START = 6.0
 TRUST_DECAY, FACTOR_DECAY = 0.999, 0.9995
 LEAST_VARIANCE = 0.01
+ZEROS_START, ZEROS_LEAST, ZEROS_MOST, ZEROS_RATE = 0.01, 0.0005, 0.98, 0.1
+"""The share of codes that are zero because they were pruned."""
 
 # one role's memory: a flat array of float64, by these places
-TRUST, TRUST_OF, KURTOSIS, VARIANCE, ROWS, PREFERENCE = 0, 1, 2, 3, 4, 5
+TRUST, TRUST_OF, KURTOSIS, VARIANCE, ROWS, ZEROS, PREFERENCE = 0, 1, 2, 3, 4, 5, 6
 MEMORY = PREFERENCE + RANK
 # the range coder: low end, width, bytes held back for a carry, next place in the buffer; the decoder's value
 LOW, RANGE, CACHE, HELD, AT, VALUE = 0, 1, 2, 3, 4, 5
@@ -80,6 +83,7 @@ class Model:
         self.memory[TRUST_OF] = 50.0 * columns
         self.memory[KURTOSIS] = 3.0
         self.memory[VARIANCE] = 16.0
+        self.memory[ZEROS] = ZEROS_START
         self.memory[PREFERENCE] = 1.0
         self.columns = np.ones(columns)
         # any directions will do to start from; small, so that they say nothing yet
@@ -145,6 +149,8 @@ def _walk(codes, largest, tables, guesses, kurtoses, memory, columns, factors, m
             for y in range(RANK):
                 spread[x, y] = 1.0 if x == y else 0.0
         fourth = 0.0
+        zeros = np.int64(memory[ZEROS] * TOTAL)
+        pruned = 0.0
         for j in range(width):
             foretold = 0.0
             for x in range(RANK):
@@ -154,26 +160,30 @@ def _walk(codes, largest, tables, guesses, kurtoses, memory, columns, factors, m
             narrow = 1.0 / np.sqrt(variance)
             if encoding:
                 code = np.int64(codes[row, j])
-                low = _below(code, mean, narrow, table, largest)
-                _encode(coder, stream, low, _below(code + 1, mean, narrow, table, largest) - low)
+                low = _below(code, mean, narrow, table, largest, zeros)
+                high = _below(code + 1, mean, narrow, table, largest, zeros)
+                _encode(coder, stream, low, high - low)
             else:
                 share = _peek(coder)
                 guess = mean + guesses[shape, share >> (TOTAL_BITS - GUESS_BITS)] * variance * narrow
                 code = min(max(np.int64(np.floor(guess + 0.5)), -largest), largest)
-                low = _below(code, mean, narrow, table, largest)
+                low = _below(code, mean, narrow, table, largest, zeros)
                 if low > share:
                     while low > share:
                         high = low
                         code -= 1
-                        low = _below(code, mean, narrow, table, largest)
+                        low = _below(code, mean, narrow, table, largest, zeros)
                 else:
-                    high = _below(code + 1, mean, narrow, table, largest)
+                    high = _below(code + 1, mean, narrow, table, largest, zeros)
                     while high <= share:
                         low = high
                         code += 1
-                        high = _below(code + 1, mean, narrow, table, largest)
+                        high = _below(code + 1, mean, narrow, table, largest, zeros)
                 _decode(coder, stream, low, high - low)
                 codes[row, j] = code
+            if code == 0:
+                # how likely it is that this zero is a pruned one
+                pruned += zeros / (high - low)
             # where the row lies among the low-rank directions: one Kalman step
             total = variance
             gain[:] = 0.0
@@ -204,13 +214,15 @@ def _walk(codes, largest, tables, guesses, kurtoses, memory, columns, factors, m
         memory[ROWS] += 1.0
         memory[VARIANCE] += (energy / seen - memory[VARIANCE]) * max(ROW_RATE, 1.0 / (memory[ROWS] + 1.0))
         memory[KURTOSIS] += (fourth / width - memory[KURTOSIS]) * max(SHAPE_RATE, 1.0 / (memory[ROWS] + 4.0))
+        memory[ZEROS] += (min(pruned / width, 1.0) - memory[ZEROS]) * ZEROS_RATE
+        memory[ZEROS] = min(max(memory[ZEROS], ZEROS_LEAST), ZEROS_MOST)
         memory[TRUST] *= TRUST_DECAY
         memory[TRUST_OF] *= TRUST_DECAY
         _learn(codes[row], part, memory, factors, moments)
 
 
 @numba.njit(cache=True, inline="always")
-def _below(code, mean, narrow, table, largest):
+def _below(code, mean, narrow, table, largest, zeros):
     """In 2^-16, the probability of all codes before this one; each code has at least 2^-16 to itself."""
     if code <= -largest:
         return np.int64(0)
@@ -220,7 +232,12 @@ def _below(code, mean, narrow, table, largest):
     place = np.int64((z + SPAN) * (CELLS << FRACTION_BITS))
     cell, fraction = place >> FRACTION_BITS, place & ((1 << FRACTION_BITS) - 1)
     value = table[cell] + ((table[cell + 1] - table[cell]) * fraction >> FRACTION_BITS)
-    return (value * (TOTAL - 2 * largest - 1) >> TABLE_BITS) + code + largest
+    room = TOTAL - 2 * largest - 1
+    shaped = value * room >> TABLE_BITS
+    shaped -= shaped * zeros >> TOTAL_BITS
+    if code > 0:
+        shaped += room * zeros >> TOTAL_BITS
+    return shaped + code + largest
 
 
 @numba.njit(cache=True)

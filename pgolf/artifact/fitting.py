@@ -57,7 +57,7 @@ def fit(
         return found
     raise ArtifactError(
         f"the limit of {settings.limit:,} bytes cannot be met: with {chosen.matrix_bits}-bit matrices, the widest clip and "
-        f"every code +-1 pruned, model and code still need {measure(weights.without_ones(1.0), chosen):,}; "
+        f"every code +-1 pruned, model and code still need {measure(weights.without_ones(1.0), chosen):,} bytes; "
         f"train a smaller network"
     )
 
@@ -102,13 +102,17 @@ def _pruned(
     """The least share of codes +-1 to zero that meets the limit, if any does."""
     if measure(weights, settings) <= limit:
         return weights, settings
+
+    def pruned(share: float) -> tuple[Weights, ArtifactSettings]:
+        return weights.without_ones(share), replace(settings, prune_ones=share)
+
     low, high = 0.0, 1.0
-    if measure(weights.without_ones(high), settings) > limit:
+    if measure(*pruned(high)) > limit:
         return None
     for _ in range(PRUNING_STEPS):
         middle = (low + high) / 2
-        if measure(weights.without_ones(middle), settings) > limit:
+        if measure(*pruned(middle)) > limit:
             low = middle
         else:
             high = middle
-    return weights.without_ones(high), replace(settings, prune_ones=high)
+    return pruned(high)

@@ -1,0 +1,232 @@
+import ast
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from pgolf import stages
+from pgolf.artifact import code
+from pgolf.artifact.errors import ArtifactError
+from pgolf.artifact.export import export, student_tail, welch
+from pgolf.artifact.pack import read_artifact
+from pgolf.cli import ExportOptions, UsageError, named_runs, parse
+from pgolf.config import ArtifactSettings, Settings, to_toml
+from pgolf.data import write_shard
+from pgolf.folder import RunFolder
+from pgolf.run import main
+from tests.model.common import SMALL, random_model
+
+# ---- the counted code
+
+def test_the_script_carries_every_source_as_it_is():
+    settings = dataclasses.replace(Settings(), seed=7)
+    script = code.make_script(settings)
+    names: dict = {"__name__": "not main"}
+    exec(compile(script, "train_gpt.py", "exec"), names)
+    files = names["FILES"]
+    for path, text in code.needed_sources().values():
+        assert files[path] == text
+    assert {"pgolf/run.py", "pgolf/kernels/__init__.py", "pgolf/training/loop.py", "pgolf/model/network.py"} <= files.keys()
+    assert not any("report/pictures" in path or "artifact/export" in path for path in files)
+    assert script == code.make_script(dataclasses.replace(settings, seed=8))
+    assert code.code_bytes(settings) == len(script.encode())
+    readable = [line for line in script.splitlines() if line.startswith(("def ", "class "))]
+    assert len(readable) > 300
+
+
+@pytest.mark.parametrize("text", ["a = 1\n", "'''", "ends with '", "back\\", 'r"""x"""\n', "tab\tand ü\n", "'''\\\n'", ""])
+def test_any_text_survives_as_a_literal(text):
+    assert ast.literal_eval(code.literal(text)) == text
+
+
+def test_every_module_of_the_script_imports_without_the_rest(tmp_path):
+    """As in a fresh environment: only the unpacked files, nothing that was left out, no installed package of ours."""
+    for path, text in code.needed_sources().values():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    modules = [name for name in code.needed_sources() if not name.endswith((".gpu", "__main__"))]
+    program = (
+        "import importlib, sys, pgolf\n"
+        f"assert pgolf.__file__.startswith({str(tmp_path)!r}), pgolf.__file__\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"strangers = [m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'pgolf' and m.__file__"
+        f" and not m.__file__.startswith({str(tmp_path)!r})]\n"
+        "assert not strangers, strangers\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_requirements_are_what_the_sources_import():
+    found = {line.split("==")[0].lower() for line in code.requirements()}
+    assert {"torch", "numpy", "numba", "zstandard", "safetensors", "sentencepiece", "tyro", "rich"} <= found
+    assert not found & {"pgolf", "pytest", "matplotlib"}
+
+
+# ---- significance
+
+@pytest.mark.parametrize(
+    ("t", "freedom", "tail"),
+    [(0, 3, 0.5), (1, 1, 0.25), (2.015048, 5, 0.05), (-2.015048, 5, 0.95), (4.604095, 4, 0.005), (2.326, 1e6, 0.01)],
+)
+def test_student_tails_are_those_of_the_tables(t, freedom, tail):
+    assert math.isclose(student_tail(t, freedom), tail, rel_tol=2e-3)
+
+
+def test_welch_is_one_sided_and_has_a_margin():
+    ours, theirs = [1.0600, 1.0606, 1.0603], [1.0710, 1.0722, 1.0716]
+    t, p = welch(ours, theirs)
+    spread = math.sqrt((0.0003**2 + 0.0006**2) / 3)
+    assert math.isclose(t, 0.0113 / spread, rel_tol=1e-6) and p < 1e-4
+    assert math.isclose(welch(ours, theirs, 0.0113)[1], 0.5, abs_tol=1e-6)
+    assert math.isclose(welch(theirs, ours)[1], 1 - p, abs_tol=1e-9)
+    assert welch([1.0, 1.0], [2.0, 2.0]) == (math.inf, 0.0)
+    with pytest.raises(ArtifactError, match="at least two seeds"):
+        welch([1.0], theirs)
+
+
+# ---- the folder
+
+def finished_run(path, seed, settings=None, **score):
+    """A run folder as the stages leave it, without their work."""
+    settings = dataclasses.replace(settings or Settings(preset="quick", description="a test"), seed=seed)
+    folder = RunFolder.create(path)
+    folder.config.write_text(to_toml(settings))
+    folder.log.write_text(f"log of seed {seed}\n")
+    unlawful = {"bpb": 0.5, "loss": 1.0, "tokens": 100, "bytes": 240, "seconds": 3.0, "legal": False}
+    legal = {"bpb": 1.2 + seed / 1000, "loss": 2.0 + seed / 500, "tokens": 100, "bytes": 240, "seconds": 3.0, "legal": True}
+    folder.update_summary(
+        preset="quick",
+        seed=seed,
+        train={"seconds": 50.0, "limit": 60.0, "parts": {"steps": 49.0, "rounding": 1.0}, "steps": 70, "tokens": 9},
+        artifact={
+            "model_bytes": 5000 + seed,
+            "code_bytes": code.code_bytes(settings),
+            "total_bytes": 5000 + seed + code.code_bytes(settings),
+            "parts": {"codes": 4000},
+        },
+        score={"worse": {**legal, "bpb": 1.9}, "plain": {**legal, **score}, "published": unlawful},
+        scoring={"seconds": 12.0, "limit": 120.0, "parts": {}},
+        device="a device",
+        versions={"torch": "2.0"},
+    )
+    return folder
+
+
+def export_of(*runs, out, **options):
+    return export(ExportOptions(runs=tuple(str(run.path) for run in runs), out=str(out), **options))
+
+
+def test_the_folder_holds_what_was_measured(tmp_path, capsys):
+    runs = [finished_run(tmp_path / f"r{seed}", seed) for seed in (1, 2, 3)]
+    baseline = {"seed_results": {str(i): {"val_loss": 2.2 + i / 1000, "val_bpb": 1.3 + i / 1000} for i in range(3)}}
+    (tmp_path / "base.json").write_text(json.dumps(baseline))
+    out = tmp_path / "out"
+    assert export_of(*runs, out=out, baseline=str(tmp_path / "base.json"), author="A", github_id="a") == 0
+    said = capsys.readouterr().out
+    record = json.loads((out / "submission.json").read_text())
+    script = (out / "train_gpt.py").stat().st_size
+    assert record["bytes_code"] == script and record["bytes_total"] == 5003 + script == record["artifact_bytes_max"]
+    assert f"{script:,}" in said and f"{5003 + script:,}" in said
+    assert math.isclose(record["val_bpb"], 1.202) and math.isclose(record["val_bpb_std"], 0.001)
+    assert record["seeds"] == [1, 2, 3] and record["seed_results"]["2"]["steps"] == 70
+    assert (record["author"], record["github_id"], record["name"]) == ("A", "a", "quick")
+    assert said.count("one-sided Welch") == 4 and "nats per byte" in said and "nats per token" in said
+    readme = (out / "README.md").read_text()
+    assert all(f"\n- C{n}, " in readme for n in (1, 2, 3, 4)) and "scored as `plain`" in readme and "| 2 | 2.00400 |" in readme
+    assert (out / "train_seed3.log").read_text() == "log of seed 3\n"
+    assert (out / "requirements.txt").read_text().splitlines() == code.requirements()
+
+
+def test_runs_that_do_not_belong_together_are_refused(tmp_path):
+    first = finished_run(tmp_path / "1", 1)
+    with pytest.raises(ArtifactError, match="same seed 1"):
+        export_of(first, finished_run(tmp_path / "1b", 1), out=tmp_path / "o")
+    other = dataclasses.replace(Settings(preset="quick", description="a test"), artifact=ArtifactSettings(matrix_bits=5))
+    with pytest.raises(ArtifactError, match="two configurations.*matrix_bits"):
+        export_of(first, finished_run(tmp_path / "2", 2, other), out=tmp_path / "o")
+    stale = finished_run(tmp_path / "3", 3)
+    stale.update_summary(artifact={**stale.read_summary()["artifact"], "code_bytes": 5})
+    with pytest.raises(ArtifactError, match="pack and score it again"):
+        export_of(stale, out=tmp_path / "o")
+    with pytest.raises(ArtifactError, match="no legal score"):
+        unlawful = finished_run(tmp_path / "4", 4, legal=False)
+        unlawful.update_summary(score={"published": unlawful.read_summary()["score"]["published"]})
+        export_of(unlawful, out=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_unfinished_run_and_a_full_folder_are_refused(tmp_path, capsys):
+    run = finished_run(tmp_path / "1", 1)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("kept")
+    assert main(["export", "--out", str(tmp_path / "full"), str(run.path)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    summary = run.read_summary()
+    run.summary.write_text(json.dumps({name: value for name, value in summary.items() if name != "score"}))
+    assert main(["export", "--out", str(tmp_path / "o"), str(run.path)]) == 1
+    assert "stage score first" in capsys.readouterr().err
+
+
+def test_runs_may_stand_anywhere_on_the_command_line():
+    for words in ("--out o a b", "a b --out=o", "a --out o b", "--runs a b --out o"):
+        assert parse(ExportOptions, named_runs(words.split())).runs == ("a", "b")
+    with pytest.raises(UsageError):
+        parse(ExportOptions, named_runs(["a"]))
+
+
+# ---- the stage that packs
+
+class Data:
+    """The little that packing wants of a dataset."""
+
+    def __init__(self, folder):
+        self.tokenizer_path = folder / "tokenizer"
+        self.tokenizer_path.write_bytes(b"pieces" * 50)
+        self.train_shards = [folder / "text_train_000000.bin"]
+        write_shard(self.train_shards[0], np.arange(400, dtype=np.uint16) % SMALL.vocab_size)
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    def make(**artifact):
+        chosen = ArtifactSettings(small_tensor=500, calibration_sequences=6, compressor="entropy", **artifact)
+        settings = dataclasses.replace(Settings(), model=SMALL, artifact=chosen)
+        settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, sequence_length=32))
+        folder = RunFolder.create(tmp_path / "run")
+        folder.config.write_text(to_toml(settings))
+        weights = random_model(SMALL).state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder.weights)
+        folder.update_summary(train={"seconds": 10.0, "limit": 600.0, "parts": {"steps": 9.0, "other": 1.0}})
+        return folder
+
+    monkeypatch.setattr(stages, "dataset_of", lambda *_: Data(tmp_path))
+    return make
+
+
+@pytest.mark.parametrize(("calibration", "counted"), [("train", True), ("generated", False)])
+def test_calibration_counts_where_it_reads_training_data(trained, calibration, counted):
+    folder = trained(rounding="gptq", calibration=calibration)
+    for _ in range(2):
+        assert stages.pack(folder, "cpu") == 0
+        train = folder.read_summary()["train"]
+        assert ("calibration" in train["parts"]) == counted and train["parts"]["rounding"] > 0
+        assert math.isclose(train["seconds"], 10.0 + train["parts"]["rounding"] + train["parts"].get("calibration", 0.0))
+
+
+def test_packing_counts_the_code_and_fits_the_limit(trained, capsys):
+    folder = trained(fit=True, limit=code.code_bytes(Settings()) + 40_000)
+    stages.pack(folder, "cpu")
+    artifact = folder.read_summary()["artifact"]
+    assert artifact["code_bytes"] > 300_000 and 0 <= artifact["margin"] < 1000
+    file = folder.artifact.stat().st_size
+    assert artifact["model_bytes"] == file - artifact["tokenizer_bytes"]
+    assert f"{artifact['total_bytes']:,} bytes" in capsys.readouterr().out
+    assert read_artifact(folder.artifact).model_settings == SMALL
