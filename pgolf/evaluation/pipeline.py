@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from pgolf.evaluation.planner import Decision, Planner, Steady
+from pgolf.evaluation.planner import Planner, Steady
 from pgolf.evaluation.readers.base import Reader, Span
 from pgolf.evaluation.readers.published import Published
 from pgolf.evaluation.readers.temperature import Temperature
@@ -118,7 +118,7 @@ class Pass:
                 self.temperature.learn(statistics)
             planner.scored(len(windows), len(span), forwarded - looked, now() - forwarded + looked - begun)
             self._trace()
-            self._learn(planner, decision)
+            self._learn(planner)
             self.progress(stream.cursor / len(stream))
         return stream.ledger.finished()
 
@@ -219,16 +219,18 @@ class Pass:
         if weights:
             self.traces.append({"target": self.stream.cursor, **weights})
 
-    def _learn(self, planner: Planner | Steady, decision: Decision) -> None:
+    def _learn(self, planner: Planner | Steady) -> None:
         """From every chunk that has become final, but not from the last one: nothing is scored after it."""
         now = planner.clock.now
-        while self.learnt < self.chunks - 1 and (self.learnt + 1) * self.chunk_tokens <= self.stream.cursor:
+        final = min(self.stream.cursor // self.chunk_tokens, self.chunks - 1) if self.chunks else 0
+        epochs = planner.epochs_now((final - self.learnt) * self.chunk_tokens) if self.learnt < final else 0
+        while self.learnt < final:
             start = self.learnt * self.chunk_tokens
             tokens = self.stream.learn(start, start + self.chunk_tokens)
-            if self.adapter and decision.epochs:
+            if self.adapter and epochs:
                 begun = now()
-                self.steps += self.adapter.learn(tokens, self.learnt, self.chunks, decision.epochs)
-                planner.learnt(self.chunk_tokens, decision.epochs, now() - begun)
+                self.steps += self.adapter.learn(tokens, self.learnt, self.chunks, epochs)
+                planner.learnt(self.chunk_tokens, epochs, now() - begun)
             if self.temperature:
                 model = self.adapter.model if self.adapter else self.model
                 self.temperature.calibrate(self._logits_of(model), tokens, self.window)

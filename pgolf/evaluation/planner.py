@@ -32,13 +32,14 @@ class Decision:
 
 
 class Rate:
-    """Seconds per unit: the lower of the last two measurements, so that one hiccup is not taken for a slow machine."""
+    """Seconds per unit: what to expect is the lower of the last two measurements, so that one hiccup is not taken for a
+    slow machine; what to be prepared for is the higher."""
 
     def __init__(self, first: float):
         self.before = self.last = first
 
-    def __call__(self) -> float:
-        return min(self.before, self.last)
+    def __call__(self, *, worst: bool = False) -> float:
+        return max(self.before, self.last) if worst else min(self.before, self.last)
 
     def update(self, seconds: float, units: float) -> None:
         if units > 0:
@@ -67,6 +68,9 @@ class Steady:
 
     def scored(self, windows: int, targets: int, forward: float, reading: float) -> None:
         self.forward.update(forward, windows)
+
+    def epochs_now(self, targets: int) -> int:
+        return 0
 
     def learnt(self, targets: int, epochs: int, seconds: float) -> None:
         raise ValueError("a steady pass learns nothing")
@@ -126,7 +130,7 @@ class Planner:
         left, rest, span = self.budget.left(), self.targets - start, stop - start
         cheapest = self.ladder[-1]
         for option in self.ladder:
-            safe = SLOWDOWN * (self.cost(option, span) + self.cost(cheapest, rest - span)) <= left
+            safe = SLOWDOWN * (self.cost(option, span, worst=True) + self.cost(cheapest, rest - span)) <= left
             if safe and MARGIN * self.cost(option, rest) <= left:
                 return option.stride, option.epochs
         # what cannot be finished like this either can still be handed to the first pass later
@@ -134,10 +138,19 @@ class Planner:
             return cheapest.stride, cheapest.epochs
         return 0, 0
 
-    def cost(self, decision: Decision, targets: int) -> float:
+    def cost(self, decision: Decision, targets: int, *, worst: bool = False) -> float:
         """Seconds for so many targets."""
-        windows = targets / decision.stride
-        return windows * self.forward() + targets * (self.reading() + decision.epochs * self.learning())
+        forward, reading, learning = (rate(worst=worst) for rate in (self.forward, self.reading, self.learning))
+        return targets / decision.stride * forward + targets * (reading + decision.epochs * learning)
+
+    def epochs_now(self, targets: int) -> int:
+        """How many of the epochs decided on still fit, now that the span is scored: another look at the clock."""
+        epochs = self.spans[-1][2]
+        if self._replay is None:
+            each = SLOWDOWN * targets * self.learning(worst=True)
+            (epochs,) = self.agree((min(epochs, int(max(self.budget.left(), 0.0) / each)) if each else epochs,))
+            self.spans[-1][2] = epochs
+        return epochs
 
     def scored(self, windows: int, targets: int, forward: float, reading: float) -> None:
         self.forward.update(forward, windows)

@@ -229,3 +229,23 @@ def test_a_pass_that_may_be_left_out_stops_when_it_cannot_end():
     planner = Planner(budget, targets=6000, window=64, stride=4, seconds_per_window=WINDOW_SECONDS)
     assert not planner.affords("sliding", 4) and planner.gave_up() == {"readings": ["sliding"]}
     assert not sliding_windows(0, 64, 4)
+
+
+def test_the_clock_is_looked_at_again_before_learning():
+    """Scoring a span took far longer than thought: its epochs no longer fit, and the plan says so."""
+    machine = Machine()
+    planner = Planner(Budget(100.0, now=machine), targets=1000, window=64, stride=4, epochs=3, seconds_per_window=0.001)
+    planner.learnt(100, 3, 3.0)
+    planner.learnt(100, 3, 3.0)
+    assert planner.next(0, 100).epochs == 3
+    machine.work(93.5)
+    # 6.5 seconds left, of which an epoch may need three
+    assert planner.epochs_now(100) == 2 and planner.spans == [[0, 4, 2]]
+    machine.work(10.0)
+    assert planner.epochs_now(100) == 0 and planner.spans == [[0, 4, 0]]
+
+
+def test_a_hiccup_is_prepared_for():
+    rate = Rate(1.0)
+    rate.update(30.0, 3.0)
+    assert rate() == 1.0 and rate(worst=True) == 10.0
