@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from pgolf import stages
@@ -16,7 +17,7 @@ from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.export import export, student_tail, welch
 from pgolf.artifact.pack import read_artifact
 from pgolf.cli import ExportOptions, UsageError, named_runs, parse
-from pgolf.config import ArtifactSettings, Settings, to_toml
+from pgolf.config import ArtifactSettings, Settings, read_toml, to_toml
 from pgolf.data import write_shard
 from pgolf.folder import RunFolder
 from pgolf.run import main
@@ -197,7 +198,7 @@ class Data:
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     def make(**artifact):
-        chosen = ArtifactSettings(small_tensor=500, calibration_sequences=6, compressor="entropy", **artifact)
+        chosen = ArtifactSettings(small_tensor=500, compressor="entropy", **{"calibration_sequences": 6, **artifact})
         settings = dataclasses.replace(Settings(), model=SMALL, artifact=chosen)
         settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, sequence_length=32))
         folder = RunFolder.create(tmp_path / "run")
@@ -219,6 +220,20 @@ def test_calibration_counts_where_it_reads_training_data(trained, calibration, c
         train = folder.read_summary()["train"]
         assert ("calibration" in train["parts"]) == counted and train["parts"]["rounding"] > 0
         assert math.isclose(train["seconds"], 10.0 + train["parts"]["rounding"] + train["parts"].get("calibration", 0.0))
+
+
+@pytest.mark.parametrize("setting", [{"gptq_embedding": True}, {"calibration_sequences": 2}, {"lqer_rank": 1}])
+def test_what_packing_is_asked_for_reaches_the_file(trained, setting):
+    folder = trained(rounding="gptq-sdclip")
+    stages.pack(folder, "cpu")
+    before = read_artifact(folder.artifact).state
+    settings = read_toml(folder.config)
+    asked = dataclasses.replace(settings.artifact, **setting)
+    folder.config.write_text(to_toml(dataclasses.replace(settings, artifact=asked)))
+    stages.pack(folder, "cpu")
+    after = read_artifact(folder.artifact).state
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"tok_emb.weight"} if "gptq_embedding" in setting else changed
 
 
 def test_packing_counts_the_code_and_fits_the_limit(trained, capsys):

@@ -100,6 +100,21 @@ def test_the_output_matrix_is_calibrated_where_it_has_inputs(state, moments):
     assert lost[0] < 0.7 * lost[1]
 
 
+def test_steps_and_damping_follow_the_settings(state, moments):
+    name = "blocks.1.mlp.fc.weight"
+    few = round_weights(state, settings_with(scale_steps=4).artifact).rounded[name]
+    logs = few.scales.double().log2() * 4
+    assert (logs - logs.round()).abs().max() < 0.01
+    floored = round_weights(state, settings_with(scale_floor=True).artifact).rounded[name]
+    assert (floored.scales >= torch.tensor(1 / 31).half()).all() and (few.scales < 1 / 31).any()
+    weak, strong = (
+        round_weights(state, settings_with(rounding="gptq-sdclip", damping=damping).artifact, moments).rounded[name]
+        for damping in (0.01, 1e6)
+    )
+    plain = round_weights(state, settings_with(rounding="sdclip").artifact).rounded[name]
+    assert torch.equal(strong.codes, plain.codes) and not torch.equal(weak.codes, plain.codes)
+
+
 def test_pruning_settings_reach_the_codes(state):
     plain = round_weights(state, settings_with().artifact).rounded
     half = round_weights(state, settings_with(prune=0.5).artifact).rounded
