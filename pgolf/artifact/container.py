@@ -58,8 +58,8 @@ def split_sections(data: bytes, where: str) -> dict[str, bytes]:
     if hashlib.sha256(data[:end]).digest() != data[end:]:
         raise ArtifactError(f"{where} is damaged: its checksum does not match; copy or make it again")
     sections = {}
-    for name, size in sizes.items():
-        sections[name] = data[at : at + size]
+    for title, size in sizes.items():
+        sections[title] = data[at : at + size]
         at += size
     return sections
 

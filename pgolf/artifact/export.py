@@ -177,7 +177,7 @@ def _significance(record: dict, baseline: str) -> list[str]:
     ):
         gain = mean(values[1]) - mean(values[0])
         for margin in (0.0, RECORD_NATS):
-            t, p = welch(*values, margin)
+            t, p = welch(values[0], values[1], margin)
             lines.append(
                 f"{gain:+.5f} {unit} below the baseline; by more than {margin:g}: "
                 f"t = {t:.2f}, p = {p:.2g} (one-sided Welch)"

@@ -16,7 +16,6 @@ from pgolf.config import ArtifactSettings
 # embeddings are kept two bits finer than matrices, as the submissions have it
 EMBEDDING_BITS = 2
 BITS = range(2, 9)
-SHORTCUT = {"gptq": "percentile", "gptq-published": "percentile", "gptq-sdclip": "sdclip"}
 CLIP_STEPS, PRUNING_STEPS, CORRECTIONS = 6, 8, 3
 
 Measure = Callable[[Weights, ArtifactSettings], int]
@@ -32,8 +31,8 @@ def fit(
     """Weights whose size, as `measure` tells it (model and code), is at most settings.limit; and the settings found."""
 
     def quick_size(chosen: ArtifactSettings) -> int:
-        plain = replace(chosen, rounding=SHORTCUT.get(chosen.rounding, chosen.rounding))
-        return measure(round_weights(state, plain), chosen)
+        # without inputs to calibrate with, GPTQ is the plain rounding it builds on
+        return measure(round_weights(state, chosen), chosen)
 
     target = float(settings.limit)
     for _ in range(CORRECTIONS):

@@ -204,9 +204,9 @@ def _weights(
     for number, name in enumerate(ranks):
         weights.corrections[name] = Correction(factors[2 * number], factors[2 * number + 1])
     at = 0
-    for name, shape in small.items():
-        weights.small[name] = torch.from_numpy(numbers[at : at + shape.numel()].copy())
-        at += shape.numel()
+    for name, extent in small.items():
+        weights.small[name] = torch.from_numpy(numbers[at : at + extent.numel()].copy())
+        at += extent.numel()
     return weights
 
 

@@ -72,7 +72,7 @@ def round_weights(
 ) -> Weights:
     """Round what is large, on the device where it is: pruning first, then matrices of one kind as a stack, then the
     codes +-1, then the correction of what all that has lost."""
-    weights = Weights()
+    weights, hessians = Weights(), hessians or {}
     stacks: dict[tuple, list[str]] = {}
     large = {}
     for name, tensor in state.items():
@@ -82,12 +82,11 @@ def round_weights(
             weights.small[name] = tensor.half().cpu()
             continue
         large[name] = tensor.float().reshape(-1, tensor.shape[-1])
-        calibrated = bool(hessians) and name in hessians
-        stacks.setdefault((kind_of(name), role, large[name].shape, calibrated), []).append(name)
+        stacks.setdefault((kind_of(name), role, large[name].shape, name in hessians), []).append(name)
     found: dict[str, Rounded] = {}
     for (_, role, _, calibrated), names in stacks.items():
         stack = rounding.without_smallest(torch.stack([large[name] for name in names]), settings.prune)
-        inputs = torch.stack([hessians[name] for name in names]) if calibrated and hessians else None
+        inputs = torch.stack([hessians[name] for name in names]) if calibrated else None
         matrices = _round_stack(stack, inputs, role, settings)
         for name, codes, scales in zip(names, matrices.codes.cpu(), matrices.scales.cpu(), strict=True):
             found[name] = Rounded(codes, scales)
