@@ -69,6 +69,8 @@ class ModelSettings:
     """Rows of the hashed bigram embedding; 0 leaves it out."""
     bigram_dim: int = 128
     """Width of the bigram embedding before its projection."""
+    bigram_scale: float = 0.05
+    """Where the scale of the bigram embedding starts."""
     value_embedding_layers: tuple[int, ...] = (9, 10)
     """Executed layers whose values get the shared value embedding."""
     value_embedding_dim: int = 128

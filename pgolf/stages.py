@@ -282,7 +282,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             display.say(f"given up for the clock: {', '.join(f'{name} {what}' for name, what in found.gave_up.items())}")
         folder.update_summary(
             score={name: {**reading, "partial": partial} for name, reading in readings.items()},
-            best=found.best,
+            main=found.main,
             scoring={
                 "seconds": spent["total"],
                 "limit": options.seconds,

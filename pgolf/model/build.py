@@ -57,7 +57,7 @@ def _initialise(network: Network, generator: torch.Generator | None) -> None:
     if network.bigram is not None:
         network.bigram.embed.weight.zero_()
         orthogonal(network.bigram.proj.weight, settings.embedding_projection_gain)
-        network.bigram.scale.fill_(0.05)
+        network.bigram.scale.fill_(settings.bigram_scale)
     if network.value_layers:
         normal(network.ve_shared.embed.weight, 0.01)
         orthogonal(network.ve_shared.proj.weight, settings.embedding_projection_gain)

@@ -27,7 +27,7 @@ def draw(folder: Path) -> list[Path]:
     if budgets:
         drawn.append(_budgets(pictures / "budget.png", budgets))
     if summary.get("score"):
-        drawn.append(_onion(pictures / "readings.png", summary["score"], summary.get("best", "")))
+        drawn.append(_onion(pictures / "readings.png", summary["score"], summary.get("main", "")))
     if "by_position" in summary.get("scoring", {}):
         drawn.append(_where(pictures / "where_bits_go.png", summary["scoring"]))
     traces = read_traces(folder / "weights.jsonl")

@@ -5,7 +5,7 @@ import json
 from pgolf.report.pictures import draw, read_traces
 
 SUMMARY = {
-    "best": "chain",
+    "main": "chain",
     "score": {
         "non_overlapping": {"bpb": 2.5, "legal": True},
         "sliding": {"bpb": 2.4, "legal": True, "over": "non_overlapping", "gain": 0.1, "gain_error": 0.01},

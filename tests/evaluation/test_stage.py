@@ -33,8 +33,8 @@ def test_the_summary_of_a_scoring(folder):
     summary = folder.read_summary()
     score = summary["score"]
     readings = {"non_overlapping", "sliding", "adapted", "chain", "ngrams", "published", "adapted_published"}
-    assert readings <= score.keys() and summary["best"] in score and score[summary["best"]]["legal"]
-    assert score[summary["best"]]["bpb"] == min(reading["bpb"] for reading in score.values() if reading["legal"])
+    assert readings <= score.keys() and summary["main"] in score and score[summary["main"]]["legal"]
+    assert summary["main"] == [name for name, reading in score.items() if reading["legal"]][-1]
     assert {"over", "gain", "gain_error"} <= score["chain"].keys()
     scoring = summary["scoring"]
     assert scoring["gave_up"] == {} and scoring["replayed"] is False and scoring["adaptation_steps"] > 0

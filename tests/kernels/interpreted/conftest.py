@@ -1,5 +1,5 @@
 """Triton's interpreter runs each kernel as numpy, on a CPU. Triton decides at import, so these files run in a process of
-their own (tests/kernels/test_interpreted.py starts them); bfloat16 is left out, because the interpreter gets it wrong in silence."""
+their own (tests/kernels/test_interpreted.py starts them); bfloat16 is left out: the interpreter gets it wrong in silence."""
 
 import os
 
