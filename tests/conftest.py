@@ -1,5 +1,7 @@
 """What every test gets: fixed seeds, memory that shows when it was not written, and GPU tests skipped with a reason."""
 
+import sys
+
 import pytest
 import torch
 
@@ -17,6 +19,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(42)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """Compiled graphs are counted per function: what one test compiles must not use up the next one's share."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 def _poisoned(make):
