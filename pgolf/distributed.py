@@ -130,5 +130,7 @@ def launch(device: str | torch.device = "cpu", stage: str = "train") -> Iterator
     dist.init_process_group(backend, store=dist.PrefixStore(stage, store), rank=rank, world_size=size, **place)
     try:
         yield World.current(device)
+        # leave together: the first rank keeps the store that the others still talk to
+        dist.barrier()
     finally:
         dist.destroy_process_group()
