@@ -1,6 +1,14 @@
-"""How a kernel is launched, as data: chosen by pure functions, tested without a device."""
+"""How a kernel is launched, as data: chosen by pure functions, tested without a device; and how an operator's forms are
+registered, within ranges that profilers can see."""
 
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+
+# Set PGOLF_NVTX=1 before the start to have ranges; without it nothing is wrapped, so that they cost nothing.
+RANGES = os.environ.get("PGOLF_NVTX", "0") not in ("", "0")
 
 
 @dataclass(frozen=True)
@@ -38,3 +46,44 @@ def capability_of(device) -> int:
 
 def cdiv(total: int, part: int) -> int:
     return -(-total // part)
+
+
+@contextmanager
+def span(name: str) -> Iterator[None]:
+    """A range of this name for torch's own profiler, and for Nsight (NVTX) where there is a GPU."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    with torch.profiler.record_function(name):
+        if on_gpu:
+            torch.cuda.nvtx.range_push(name)
+        try:
+            yield
+        finally:
+            if on_gpu:
+                torch.cuda.nvtx.range_pop()
+
+
+def implement(operator: str, device: str, form: Callable, ranges: bool = RANGES) -> None:
+    """Register one form of an operator ("pgolf::name") for a device ("CPU" or "CUDA"). Its range lies within the
+    dispatcher, where a compiled graph calls it too. It is named pgolf.name: profilers take nested ranges of one name for
+    one, and the dispatcher has one of its own."""
+    import torch
+
+    torch.library.impl(operator, device, within_span(operator.replace("::", "."), form) if ranges else form)
+
+
+def outside_graphs(name: str) -> AbstractContextManager:
+    """A span for work that no operator of ours does; a compiled graph leaves it out."""
+    import torch
+
+    return span(name) if RANGES and not torch.compiler.is_compiling() else nullcontext()
+
+
+def within_span(name: str, form: Callable) -> Callable:
+    @functools.wraps(form)
+    def work(*args, **kwargs):
+        with span(name):
+            return form(*args, **kwargs)
+
+    return work

@@ -1,8 +1,21 @@
 """The clocks: 600 seconds to train, 600 to score, and where they went."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+# as in kernels/launch.py, which is only imported where ranges are asked for
+RANGES = os.environ.get("PGOLF_NVTX", "0") not in ("", "0")
+
+
+def phase(name: str) -> AbstractContextManager:
+    """A range that profilers can see, "phase: name"; nothing at all unless the program was started with PGOLF_NVTX=1."""
+    if not RANGES:
+        return nullcontext()
+    from pgolf.kernels.launch import span
+
+    return span(f"phase: {name}")
 
 
 class Clock:
@@ -77,7 +90,8 @@ class Budget:
     def part(self, name: str) -> Iterator[None]:
         start = self.elapsed()
         try:
-            yield
+            with phase(name):
+                yield
         finally:
             self.parts[name] = self.parts.get(name, 0.0) + self.elapsed() - start
 
@@ -85,7 +99,7 @@ class Budget:
     def outside(self, name: str) -> Iterator[None]:
         start = self.clock.now()
         try:
-            with self.clock.untimed():
+            with self.clock.untimed(), phase(name):
                 yield
         finally:
             self.untimed_parts[name] = self.untimed_parts.get(name, 0.0) + self.clock.now() - start

@@ -7,7 +7,7 @@ import math
 import torch
 
 from pgolf.kernels.attention import reference
-from pgolf.kernels.launch import Launch, capability_of, cdiv
+from pgolf.kernels.launch import Launch, capability_of, cdiv, implement, outside_graphs
 
 LOG2E = math.log2(math.e)
 INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? gate, Tensor? start, Tensor? end"
@@ -63,12 +63,13 @@ def attention(q, k, v, *, xsa=False, gate=None, cu_seqlens=None, window=None, sc
         _check_fused(q)
         start, end = (None, None) if cu_seqlens is None else torch.ops.pgolf.document_bounds(cu_seqlens, q.shape[1])
         return torch.ops.pgolf.attention(q, k, v, gate, start, end, window or 0, scale, xsa)[0]
-    if core == "sdpa":
-        y = _sdpa(q, k, v, cu_seqlens, window, scale)
-    elif core in ("fa3", "fa2"):
-        y = _flash(core, q, k, v, cu_seqlens, window, scale)
-    else:
-        raise ValueError(f"attention: no core {core!r}; there are triton, fa3, fa2, sdpa and reference")
+    with outside_graphs(f"pgolf.attention by {core}"):
+        if core == "sdpa":
+            y = _sdpa(q, k, v, cu_seqlens, window, scale)
+        elif core in ("fa3", "fa2"):
+            y = _flash(core, q, k, v, cu_seqlens, window, scale)
+        else:
+            raise ValueError(f"attention: no core {core!r}; there are triton, fa3, fa2, sdpa and reference")
     if cu_seqlens is not None:
         inside = torch.arange(q.shape[1], device=q.device) < cu_seqlens[-1]
         y = torch.where(inside[:, None, None], y, 0)
@@ -607,8 +608,8 @@ for name, on_cpu, on_gpu in (
     ("xsa", _xsa_cpu, _xsa_triton),
     ("xsa_backward", _xsa_backward_cpu, _xsa_backward_triton),
 ):
-    torch.library.impl(f"pgolf::{name}", "CPU", on_cpu)
-    torch.library.impl(f"pgolf::{name}", "CUDA", on_gpu)
+    implement(f"pgolf::{name}", "CPU", on_cpu)
+    implement(f"pgolf::{name}", "CUDA", on_gpu)
 
 
 @torch.library.register_fake("pgolf::document_bounds")

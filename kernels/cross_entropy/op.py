@@ -2,7 +2,7 @@
 
 import torch
 
-from pgolf.kernels.launch import Launch, cdiv
+from pgolf.kernels.launch import Launch, cdiv, implement
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -378,15 +378,15 @@ torch.library.define(
     " bool want_gradient) -> (Tensor loss, Tensor unscaled, Tensor gradient)",
 )
 torch.library.define("pgolf::cross_entropy_rescale", "(Tensor(a!) gradient, Tensor upstream) -> ()")
-torch.library.impl("pgolf::cross_entropy", "CPU", forward_torch)
-torch.library.impl("pgolf::cross_entropy", "CUDA", forward_triton)
-torch.library.impl("pgolf::cross_entropy_rescale", "CPU", rescale_torch)
-torch.library.impl("pgolf::cross_entropy_rescale", "CUDA", rescale_triton)
+implement("pgolf::cross_entropy", "CPU", forward_torch)
+implement("pgolf::cross_entropy", "CUDA", forward_triton)
+implement("pgolf::cross_entropy_rescale", "CPU", rescale_torch)
+implement("pgolf::cross_entropy_rescale", "CUDA", rescale_triton)
 torch.library.register_fake("pgolf::cross_entropy", _fake_forward)
 torch.library.register_fake("pgolf::cross_entropy_rescale", lambda gradient, upstream: None)
 torch.library.register_autograd("pgolf::cross_entropy", _backward, setup_context=_setup_context)
-torch.library.impl("pgolf::linear_cross_entropy", "CPU", linear_forward(forward_torch))
-torch.library.impl("pgolf::linear_cross_entropy", "CUDA", linear_forward(forward_triton))
+implement("pgolf::linear_cross_entropy", "CPU", linear_forward(forward_torch))
+implement("pgolf::linear_cross_entropy", "CUDA", linear_forward(forward_triton))
 torch.library.register_fake("pgolf::linear_cross_entropy", _linear_fake_forward)
 torch.library.register_autograd(
     "pgolf::linear_cross_entropy", _linear_backward, setup_context=_linear_setup_context

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from pgolf.kernels.hedge import reference
-from pgolf.kernels.launch import Launch, capability_of, cdiv
+from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
 
 MOST_CANDIDATES = 16
 
@@ -709,8 +709,8 @@ for name, on_cpu, on_gpu in (
     ("mix", mix_cpu, mix_triton),
     ("mix_online", mix_online_cpu, mix_online_triton),
 ):
-    torch.library.impl(f"pgolf::hedge_{name}", "CPU", on_cpu)
-    torch.library.impl(f"pgolf::hedge_{name}", "CUDA", on_gpu)
+    implement(f"pgolf::hedge_{name}", "CPU", on_cpu)
+    implement(f"pgolf::hedge_{name}", "CUDA", on_gpu)
 torch.library.register_fake("pgolf::hedge_statistics", _fake_statistics)
 torch.library.register_fake(
     "pgolf::hedge_statistics_backward",

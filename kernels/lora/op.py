@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pgolf.kernels.compile import Case
-from pgolf.kernels.launch import Launch, capability_of, cdiv
+from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
 from pgolf.kernels.lora.reference import lora_backward_reference, lora_reference
 
 MAX_RANK = 128
@@ -430,10 +430,10 @@ torch.library.define(
     "(Tensor dy, Tensor x, Tensor t, Tensor? weight, Tensor a, Tensor b, float scale, Tensor? cu_seqlens, "
     "bool input_gradient) -> (Tensor, Tensor, Tensor)",
 )
-torch.library.impl("pgolf::lora", "CPU", lora_reference)
-torch.library.impl("pgolf::lora_backward", "CPU", _backward_cpu)
-torch.library.impl("pgolf::lora", "CUDA", forward_triton)
-torch.library.impl("pgolf::lora_backward", "CUDA", backward_triton)
+implement("pgolf::lora", "CPU", lora_reference)
+implement("pgolf::lora_backward", "CPU", _backward_cpu)
+implement("pgolf::lora", "CUDA", forward_triton)
+implement("pgolf::lora_backward", "CUDA", backward_triton)
 torch.library.register_fake("pgolf::lora", _forward_fake)
 torch.library.register_fake("pgolf::lora_backward", _backward_fake)
 torch.library.register_autograd("pgolf::lora", _differentiate, setup_context=_save)

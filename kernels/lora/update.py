@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pgolf.kernels.compile import Case
-from pgolf.kernels.launch import Launch, cdiv
+from pgolf.kernels.launch import Launch, cdiv, implement
 from pgolf.kernels.lora.reference import adam_reference
 
 
@@ -282,9 +282,9 @@ torch.library.define(
 torch.library.define(
     "pgolf::lora_reset", "(Tensor(a!)[] a, Tensor[] initial, Tensor(b!)[] cleared, Tensor? documents) -> ()"
 )
-torch.library.impl("pgolf::lora_adam", "CPU", _adam_cpu)
-torch.library.impl("pgolf::lora_reset", "CPU", _reset_cpu)
-torch.library.impl("pgolf::lora_adam", "CUDA", _adam_triton)
-torch.library.impl("pgolf::lora_reset", "CUDA", _reset_triton)
+implement("pgolf::lora_adam", "CPU", _adam_cpu)
+implement("pgolf::lora_reset", "CPU", _reset_cpu)
+implement("pgolf::lora_adam", "CUDA", _adam_triton)
+implement("pgolf::lora_reset", "CUDA", _reset_triton)
 torch.library.register_fake("pgolf::lora_adam", lambda *arguments: None)
 torch.library.register_fake("pgolf::lora_reset", lambda *arguments: None)

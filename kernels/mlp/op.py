@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from pgolf.kernels.launch import Launch, capability_of, cdiv
+from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
 
 
 def mlp(x: torch.Tensor, w_up: torch.Tensor, w_down: torch.Tensor, slope: float = 0.5) -> torch.Tensor:
@@ -378,10 +378,10 @@ torch.library.define(
     "(Tensor dy, Tensor x, Tensor w_up, Tensor w_down, Tensor saved, float slope, bool wants_x, bool wants_up,"
     " bool wants_down) -> (Tensor dx, Tensor d_up, Tensor d_down)",
 )
-torch.library.impl("pgolf::mlp", "CPU", forward_torch)
-torch.library.impl("pgolf::mlp_backward", "CPU", backward_torch)
-torch.library.impl("pgolf::mlp", "CUDA", forward_cuda)
-torch.library.impl("pgolf::mlp_backward", "CUDA", backward_cuda)
+implement("pgolf::mlp", "CPU", forward_torch)
+implement("pgolf::mlp_backward", "CPU", backward_torch)
+implement("pgolf::mlp", "CUDA", forward_cuda)
+implement("pgolf::mlp_backward", "CUDA", backward_cuda)
 torch.library.register_fake("pgolf::mlp", _fake_forward)
 torch.library.register_fake("pgolf::mlp_backward", _fake_backward)
 torch.library.register_autograd("pgolf::mlp", _backward, setup_context=_setup_context)

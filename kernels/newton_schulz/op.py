@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from pgolf.kernels.launch import Launch, capability_of, cdiv
+from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
 
 # The quintic of the first Muon: it lifts small singular values fast and leaves all of them between about 0.7 and 1.2.
 CLASSIC = ((3.4445, -4.7750, 2.0315),)
@@ -182,6 +182,6 @@ def iterate_cuda(g, coefficients, dtype):
 
 
 torch.library.define("pgolf::newton_schulz", "(Tensor g, float[] coefficients, ScalarType dtype) -> Tensor")
-torch.library.impl("pgolf::newton_schulz", "CPU", iterate_torch)
-torch.library.impl("pgolf::newton_schulz", "CUDA", iterate_cuda)
+implement("pgolf::newton_schulz", "CPU", iterate_torch)
+implement("pgolf::newton_schulz", "CUDA", iterate_cuda)
 torch.library.register_fake("pgolf::newton_schulz", lambda g, coefficients, dtype: g.new_empty(g.shape))

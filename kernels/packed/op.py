@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pgolf.kernels.launch import Launch, capability_of, cdiv
+from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
 from pgolf.kernels.packed import reference
 
 
@@ -359,12 +359,12 @@ def _expand_cpu(planes, scales, bits, cols, dtype):
     return reference.expand(reference.unpack_codes(planes, bits, cols), scales, dtype)
 
 
-torch.library.impl("pgolf::packed_matmul", "CPU", _matmul_cpu)
-torch.library.impl("pgolf::packed_matmul_backward", "CPU", _backward_cpu)
-torch.library.impl("pgolf::packed_expand", "CPU", _expand_cpu)
-torch.library.impl("pgolf::packed_matmul", "CUDA", _matmul_cuda)
-torch.library.impl("pgolf::packed_matmul_backward", "CUDA", _backward_cuda)
-torch.library.impl("pgolf::packed_expand", "CUDA", expand_triton)
+implement("pgolf::packed_matmul", "CPU", _matmul_cpu)
+implement("pgolf::packed_matmul_backward", "CPU", _backward_cpu)
+implement("pgolf::packed_expand", "CPU", _expand_cpu)
+implement("pgolf::packed_matmul", "CUDA", _matmul_cuda)
+implement("pgolf::packed_matmul_backward", "CUDA", _backward_cuda)
+implement("pgolf::packed_expand", "CUDA", expand_triton)
 
 
 @torch.library.register_fake("pgolf::packed_matmul")

@@ -2,7 +2,7 @@
 
 import torch
 
-from pgolf.kernels.launch import Launch, capability_of, cdiv
+from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
 from pgolf.kernels.rotary import reference
 
 INPUTS = "Tensor q, Tensor k, Tensor gain, Tensor cos, Tensor sin, float eps"
@@ -163,10 +163,10 @@ def _backward_cpu(grad_q, grad_k, q, k, gain, cos, sin, eps):
     return d_q.to(q.dtype).contiguous(), d_k.to(k.dtype).contiguous(), d_gain.to(gain.dtype)
 
 
-torch.library.impl("pgolf::rotary", "CPU", _forward_cpu)
-torch.library.impl("pgolf::rotary_backward", "CPU", _backward_cpu)
-torch.library.impl("pgolf::rotary", "CUDA", _forward_triton)
-torch.library.impl("pgolf::rotary_backward", "CUDA", _backward_triton)
+implement("pgolf::rotary", "CPU", _forward_cpu)
+implement("pgolf::rotary_backward", "CPU", _backward_cpu)
+implement("pgolf::rotary", "CUDA", _forward_triton)
+implement("pgolf::rotary_backward", "CUDA", _backward_triton)
 
 
 @torch.library.register_fake("pgolf::rotary")
