@@ -383,6 +383,8 @@ class EvaluationSettings:
     """Score plain sliding windows too."""
     max_tokens: int = 0
     """Score only this many validation tokens, marked as partial; 0: all."""
+    words: int = 256
+    """Tokens of each of two documents for which the report shows what was expected before them; 0 leaves that out."""
     adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     temperature: TemperatureSettings = field(default_factory=TemperatureSettings)

@@ -148,6 +148,7 @@ def write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
 def pack(folder: RunFolder, device: str = "") -> int:
     from pgolf.artifact.code import code_bytes
     from pgolf.artifact.fitting import fit
+    from pgolf.artifact.losses import rounding_losses
     from pgolf.artifact.pack import sections_of, size_of, write_weights
     from pgolf.artifact.weights import Weights, round_weights
     from pgolf.model import build_model, submission_state
@@ -179,6 +180,8 @@ def pack(folder: RunFolder, device: str = "") -> int:
             else:
                 weights = round_weights(state, settings.artifact, moments)
         size = write_weights(folder.artifact, weights, settings, tokenizer, code_bytes=code)
+        matrices = rounding_losses(state, weights, settings.artifact)
+        write_whole(folder.quantisation, json.dumps({"rounding": settings.artifact.rounding, "matrices": matrices}) + "\n")
         display.say(size_line(size.as_dict()))
         summary = {"artifact": {**size.as_dict(), "seconds": time.perf_counter() - begun}}
         if "train" in folder.read_summary():
@@ -230,7 +233,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     budget = Budget(read_toml(folder.config).evaluation.seconds)
     from pgolf.artifact.pack import read_artifact
     from pgolf.evaluation.evaluate import evaluate
-    from pgolf.evaluation.records import read_plan, readings_table, where_bits_go, write_scores, write_traces
+    from pgolf.evaluation.records import read_plan, readings_table, write_scores, write_traces, write_words
     from pgolf.model.rounding import FakeRounding
 
     settings = read_toml(folder.config)
@@ -270,9 +273,10 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             return 0
         with budget.part("writing"):
             per_target = table.count(tokens[:-1], tokens[1:])
-            readings = readings_table(found, per_target)
+            readings = readings_table(found, tokens, dataset.tokenizer.bos, per_target)
             columns = {name: reading.nats[: len(per_target)] for name, reading in found.readings.items()}
-            write_scores(folder.scores, tokens, per_target, columns)
+            write_scores(folder.scores, tokens, per_target, columns, dataset.tokenizer)
+            write_words(folder.words, found.words, tokens, per_target, columns, dataset.tokenizer.pieces)
             write_traces(folder.weights_log, found.traces)
             write_whole(folder.plan, json.dumps(found.plan) + "\n")
         spent = budget.report()
@@ -290,7 +294,6 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
                 "gave_up": found.gave_up,
                 "replayed": bool(plan),
                 "adaptation_steps": found.adaptation_steps,
-                **where_bits_go(tokens, dataset.tokenizer.bos, per_target, columns),
             },
             compressors=compressors(dataset, tokens),
         )

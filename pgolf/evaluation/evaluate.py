@@ -15,7 +15,7 @@ from pgolf.budget import Budget
 from pgolf.config import EvaluationSettings, SettingsError, nearest
 from pgolf.distributed import World
 from pgolf.evaluation.adaptation import ChunkAdapter
-from pgolf.evaluation.adaptation.lora import document_bounds, score_documents
+from pgolf.evaluation.adaptation.lora import document_bounds, document_starts, score_documents
 from pgolf.evaluation.metric import Score, score_of
 from pgolf.evaluation.pipeline import Collector, Pass
 from pgolf.evaluation.planner import OutOfTime, Planner, Steady
@@ -28,6 +28,7 @@ from pgolf.evaluation.readers.temperature import Plain, Temperature, Tempered, p
 from pgolf.evaluation.readers.tilt import BoostReader, TiltReader
 from pgolf.evaluation.statistics import gathered, statistics_of
 from pgolf.evaluation.stream import ScoredStream
+from pgolf.evaluation.words import Words, excerpts
 
 ADAPTER_SEED = 20_301
 
@@ -52,6 +53,7 @@ class Evaluation:
     gave_up: dict = field(default_factory=dict)
     traces: list[dict] = field(default_factory=list)
     adaptation_steps: int = 0
+    words: Words = field(default_factory=Words)
 
     @property
     def main(self) -> str:
@@ -123,7 +125,9 @@ class Scorer:
         self.bos, self.budget, self.device, self.world, self.report = bos, budget, device, world, report
         self.targets = len(tokens) - 1
         self.bytes_per_target = byte_table.count(tokens[:-1], tokens[1:])
-        self.found = Evaluation()
+        # a hundredth of the clock at most
+        stretches = excerpts(document_starts(tokens, bos), self.targets, settings.words)
+        self.found = Evaluation(words=Words(stretches, settings.seconds / 100, budget.clock.now))
 
     def timed(self, run: Callable[[], dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], float]:
         begun = self.budget.elapsed()
@@ -151,6 +155,7 @@ class Scorer:
             bos=self.bos,
             window=self.settings.window,
             batch=self.settings.batch,
+            words=self.found.words,
             device=self.device,
             rank=self.world.rank,
             world=self.world.size,
@@ -188,7 +193,7 @@ class Scorer:
     ) -> dict[str, np.ndarray]:
         """The main pass, with adapters for each document."""
         stream, world = ScoredStream(self.tokens), self.world
-        collector = Collector(readers, bos=self.bos, temperature=temperature)
+        collector = Collector(readers, bos=self.bos, temperature=temperature, words=self.found.words)
         score_documents(
             self.model,
             stream,

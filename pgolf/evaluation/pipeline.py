@@ -22,6 +22,7 @@ from pgolf.evaluation.readers.temperature import Temperature
 from pgolf.evaluation.statistics import Statistics, gathered, join, statistics_of
 from pgolf.evaluation.stream import Opened, ScoredStream
 from pgolf.evaluation.windows import Window, share, windows_from
+from pgolf.evaluation.words import Words
 
 # targets of one span where nothing else decides
 SPAN = 4096
@@ -55,6 +56,7 @@ class Pass:
 
     chunk_tokens  spans end with these chunks (of the first target that a window scores); 0: spans of a few thousand targets
     borrowed      nats of all targets by some earlier pass, for a planner that runs out of time
+    words         keeps what was expected before the tokens of a few stretches
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Pass:
         adapter: Adapter | None = None,
         chunk_tokens: int = 0,
         borrowed: np.ndarray | None = None,
+        words: Words | None = None,
         device="cpu",
         rank: int = 0,
         world: int = 1,
@@ -80,6 +83,7 @@ class Pass:
         self.borrowed = np.full(len(tokens) - 1, np.nan) if borrowed is None else borrowed
         self.chunk_tokens = adapter.chunk_tokens if adapter else chunk_tokens
         self.device, self.rank, self.world, self.progress = device, rank, world, progress
+        self.words = words or Words()
         self.stream = ScoredStream(tokens)
         self.chunks = -(-len(self.stream) // self.chunk_tokens) if self.chunk_tokens else 0
         self.learnt = 0
@@ -88,10 +92,7 @@ class Pass:
         self.batchwise = next((reader for reader in self.published if reader.batchwise), None)
         self.traces: list[dict] = []
         self.windows_scored = 0
-        self._columns, column = {}, 0
-        for reader in readers:
-            self._columns[reader.name] = slice(column, column + reader.levels)
-            column += reader.levels
+        self._columns = columns_of(readers)
 
     def run(self, planner: Planner | Steady) -> dict[str, np.ndarray]:
         """The nats of every target by every reader's name."""
@@ -106,6 +107,7 @@ class Pass:
                 self._borrow()
                 break
             windows = self._next_windows(decision.stride)
+            watched = self.words.watch(self.readers, self.temperature, stream.cursor, windows[-1].stop)
             begun = now()
             span, opened = self._open(windows)
             symbols = [reader.look(span) for reader in self.readers]
@@ -117,6 +119,7 @@ class Pass:
             if self.temperature:
                 self.temperature.learn(statistics)
             planner.scored(len(windows), len(span), forwarded - looked, now() - forwarded + looked - begun)
+            self.words.take(watched, span, statistics, self._columns)
             self._trace()
             self._learn(planner)
             self.progress(stream.cursor / len(stream))
@@ -191,7 +194,10 @@ class Pass:
             targets = np.concatenate([opened.targets(w.score_from, w.stop) for w in group])
             wanted = np.concatenate([symbols[w.score_from - opened.start : w.stop - opened.start] for w in group])
             dense = any(reader.wants_rows for reader in self.readers)
-            found = statistics_of(model.head(rows), targets, wanted, temperature=self.temperature, keep_rows=dense)
+            watched = self.words.among(np.concatenate([np.arange(w.score_from, w.stop) for w in group]))
+            found = statistics_of(
+                model.head(rows), targets, wanted, temperature=self.temperature, keep_rows=dense, watched=watched
+            )
             if self.published:
                 found = replace(found, everywhere=self._everywhere(model, opened, group, hidden))
             self.windows_scored += len(group)
@@ -240,6 +246,12 @@ class Pass:
         return lambda rows: model.logits(torch.from_numpy(rows).to(self.device))
 
 
+def columns_of(readers: Sequence[Reader]) -> dict[str, slice]:
+    """Where each reader's candidates stand among those of all."""
+    ends = np.cumsum([reader.levels for reader in readers]).tolist()
+    return {reader.name: slice(end - reader.levels, end) for reader, end in zip(readers, ends, strict=True)}
+
+
 class Collector:
     """Takes the statistics of documents that are scored side by side, in any order, at their places in the stream.
 
@@ -251,8 +263,18 @@ class Collector:
     every rank. Symbols are asked of readers that know the document alone.
     """
 
-    def __init__(self, readers: Sequence[Reader], *, bos: int, temperature: Temperature | None = None, name: str = "adapted"):
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        *,
+        bos: int,
+        temperature: Temperature | None = None,
+        name: str = "adapted",
+        words: Words | None = None,
+    ):
         self.readers, self.bos, self.temperature, self.name = readers, bos, temperature, name
+        self.words = words or Words()
+        self._columns = columns_of(readers)
         self._found: list[tuple[int, Statistics]] = []
         # by the target at which each document goes on
         self._documents: dict[int, list[Reader]] = {}
@@ -268,7 +290,8 @@ class Collector:
                 reader.begin(int(opened.inputs(opened.start, opened.start + 1)[0]))
         symbols = [reader.look(span) for reader in lookers]
         wanted = np.concatenate(symbols, 1) if symbols else None
-        statistics = statistics_of(logits, targets, wanted, temperature=self.temperature)
+        watched = self.words.among(np.arange(opened.start, opened.stop))
+        statistics = statistics_of(logits, targets, wanted, temperature=self.temperature, watched=watched)
         if not span.starts[-1]:
             self._documents[opened.stop] = lookers
         self._found.append((opened.start, statistics))
@@ -283,11 +306,11 @@ class Collector:
             opened = stream.open(start + len(statistics.nats))
             targets = opened.targets(opened.start, opened.stop).astype(np.int32)
             span = Span(start, targets, targets == self.bos)
-            scores, column = {}, 0
+            watched = self.words.watch(self.readers, self.temperature, start, opened.stop)
+            scores = {}
             for reader in self.readers:
                 reader.look(span)
-                part = statistics.of_candidates(slice(column, column + reader.levels))
-                scores[reader.name] = reader.score(span, part)
-                column += reader.levels
+                scores[reader.name] = reader.score(span, statistics.of_candidates(self._columns[reader.name]))
             stream.commit(scores)
+            self.words.take(watched, span, statistics, self._columns)
         return stream.ledger.finished()

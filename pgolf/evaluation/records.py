@@ -1,32 +1,44 @@
-"""What a scoring run leaves behind: the readings with their paired gains, where bits went, and every target's cost.
+"""What a scoring run leaves behind: the readings with their paired gains, and every target's cost.
 
 score.jsonl     the stream and what each of its targets cost, a few hundred targets a line
 weights.jsonl   the weights of temperature and mixers, span by span
+words.json      what was expected before each token of two stretches of text
 plan.json       what the clock decided; `score RUN --plan FILE` repeats it
 """
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pgolf.data import Tokenizer
+from pgolf.evaluation.adaptation.lora import document_starts
 from pgolf.evaluation.evaluate import Evaluation, Reading
 from pgolf.evaluation.planner import PlanError
+from pgolf.evaluation.words import Words
 from pgolf.folder import write_whole
 
 TARGETS_PER_LINE = 512
-# neighbouring targets share context and luck, so differences are compared over stretches of this many
-BLOCK = 512
-# tokens from a document's beginning, and tokens of a document
-EDGES = (0, 64, 256, 1024, 4096, 16_384, 65_536)
+TOKEN_KINDS = ("boundary", "byte", "space", "digit", "punctuation", "word start", "continuation")
 
 
-def write_scores(path: Path, tokens: np.ndarray, bytes_per_target: np.ndarray, readings: dict[str, np.ndarray]) -> None:
-    """First line: what follows. Then spans of targets: token ids, their bytes, and the nats of every reading."""
+def write_scores(
+    path: Path, tokens: np.ndarray, bytes_per_target: np.ndarray, readings: dict[str, np.ndarray], tokenizer: Tokenizer
+) -> None:
+    """First line: what follows, and what kind of thing each token is. Then spans of targets: token ids, their bytes, and
+    the nats of every reading."""
     temporary = path.with_name(f".{path.name}.part")
     with open(temporary, "w", encoding="utf-8") as file:
-        head = {"targets": len(tokens) - 1, "readings": list(readings), "unit": "nats"}
+        head = {
+            "targets": len(tokens) - 1,
+            "readings": list(readings),
+            "unit": "nats",
+            "bos": tokenizer.bos,
+            "kinds": TOKEN_KINDS,
+            "kind_of_token": "".join(str(TOKEN_KINDS.index(kind_of(piece))) for piece in tokenizer.pieces),
+        }
         file.write(json.dumps(head) + "\n")
         for start in range(0, len(tokens) - 1, TARGETS_PER_LINE):
             stop = min(start + TARGETS_PER_LINE, len(tokens) - 1)
@@ -38,6 +50,58 @@ def write_scores(path: Path, tokens: np.ndarray, bytes_per_target: np.ndarray, r
             }
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
     temporary.replace(path)
+
+
+def kind_of(piece: bytes) -> str:
+    """By the piece alone: a word starts where a space comes with it."""
+    if not piece:
+        return "boundary"
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        return "byte"
+    bare = text.strip()
+    if not bare:
+        return "space"
+    if bare.isnumeric():
+        return "digit"
+    if not any(character.isalnum() for character in bare):
+        return "punctuation"
+    return "word start" if text[0] == " " else "continuation"
+
+
+def write_words(
+    path: Path,
+    words: Words,
+    tokens: np.ndarray,
+    bytes_per_target: np.ndarray,
+    readings: dict[str, np.ndarray],
+    pieces: Sequence[bytes],
+) -> None:
+    """Each excerpt with its tokens, their nats by every reading, and the likeliest tokens before each by some of them.
+    Where the guesses stop, the time for them was used up."""
+    seen: set[int] = set()
+    found = []
+    for excerpt in words.excerpts:
+        targets = range(excerpt.start, excerpt.stop)
+        guesses = {name: [known[at] for at in targets if at in known] for name, known in words.guesses.items()}
+        mine = tokens[excerpt.start + 1 : excerpt.stop + 1].tolist()
+        seen.update(mine, (token for places in guesses.values() for place in places for token, _ in place))
+        span = slice(excerpt.start, excerpt.stop)
+        found.append({
+            "why": excerpt.why,
+            "start": excerpt.start,
+            "document": excerpt.document,
+            "tokens": mine,
+            "bytes": bytes_per_target[span].tolist(),
+            "nats": {name: [round(float(n), 4) for n in nats[span]] for name, nats in readings.items()},
+            "guesses": {
+                name: [[(token, round(share, 4)) for token, share in place] for place in places]
+                for name, places in guesses.items()
+            },
+        })
+    texts = {token: pieces[token].decode("utf-8", errors="backslashreplace") for token in sorted(seen)}
+    write_whole(path, json.dumps({"pieces": texts, "excerpts": found}, separators=(",", ":")) + "\n")
 
 
 def write_traces(path: Path, traces: list[dict]) -> None:
@@ -53,39 +117,29 @@ def read_plan(path: Path) -> dict:
         raise PlanError(f"{path} is no plan: {error}") from None
 
 
-def readings_table(evaluation: Evaluation, bytes_per_target: np.ndarray) -> dict[str, dict]:
+def readings_table(evaluation: Evaluation, tokens: np.ndarray, bos: int, bytes_per_target: np.ndarray) -> dict[str, dict]:
     """Each reading with its score and, over the one it builds on, its gain in bits per byte and that gain's standard
-    error. Readings are paired target by target, so what they have in common does not blur the difference."""
+    error. Readings are paired document by document, so what they have in common does not blur the difference."""
+    starts = document_starts(tokens, bos)
     table = {}
     for name, reading in evaluation.readings.items():
         table[name] = {**reading.score.as_dict(), "seconds": reading.seconds}
         if reading.base:
-            gain, error = paired_gain(evaluation.readings[reading.base], reading, bytes_per_target)
+            gain, error = paired_gain(evaluation.readings[reading.base], reading, bytes_per_target, starts)
             table[name] |= {"over": reading.base, "gain": gain, "gain_error": error}
     return table
 
 
-def paired_gain(below: Reading, reading: Reading, bytes_per_target: np.ndarray) -> tuple[float, float | None]:
-    count, unit = len(bytes_per_target), math.log(2) * int(bytes_per_target.sum())
-    differences = below.nats[:count] - reading.nats[:count]
-    blocks = np.add.reduceat(differences, np.arange(0, count, BLOCK))
-    error = float(blocks.std(ddof=1)) * math.sqrt(len(blocks)) / unit if len(blocks) > 1 else None
-    return float(differences.sum()) / unit, error
-
-
-def where_bits_go(tokens: np.ndarray, bos: int, bytes_per_target: np.ndarray, readings: dict[str, np.ndarray]) -> dict:
-    """Bits per byte of each reading by position in the document and by the document's length, in tokens."""
-    targets = np.arange(len(tokens) - 1)
-    begins = np.union1d([0], np.flatnonzero(tokens[:-1] == bos))
-    document = np.searchsorted(begins, targets, side="right") - 1
-    lengths = np.diff(np.append(begins, len(targets)))
-    found = {}
-    for name, numbers in (("by_position", targets - begins[document]), ("by_length", lengths[document])):
-        cell = np.searchsorted(EDGES, numbers, side="right") - 1
-        spent = np.bincount(cell, bytes_per_target, minlength=len(EDGES))
-        present = np.flatnonzero(spent)
-        found[name] = {"from": [EDGES[i] for i in present], "bytes": spent[present].astype(int).tolist()}
-        for reading, nats in readings.items():
-            bits = np.bincount(cell, nats[: len(targets)], minlength=len(EDGES)) / math.log(2)
-            found[name][reading] = (bits[present] / spent[present]).tolist()
-    return found
+def paired_gain(
+    below: Reading, reading: Reading, bytes_per_target: np.ndarray, starts: np.ndarray
+) -> tuple[float, float | None]:
+    """The gain, and the standard error of a ratio: of what each document gained to the bytes it has. Tokens of one
+    document share a subject and luck; documents are as good as drawn one by one."""
+    count = len(bytes_per_target)
+    gained = np.add.reduceat(below.nats[:count] - reading.nats[:count], starts) / math.log(2)
+    sizes = np.add.reduceat(bytes_per_target.astype(np.int64), starts)
+    gain, documents = gained.sum() / sizes.sum(), len(starts)
+    if documents < 2:
+        return float(gain), None
+    apart = ((gained - gain * sizes) ** 2).sum() * documents / (documents - 1)
+    return float(gain), float(math.sqrt(apart) / sizes.sum())

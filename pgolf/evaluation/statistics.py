@@ -27,6 +27,8 @@ class Statistics:
     """(n, V) logits / temperature in float32, only for readers that want them"""
     everywhere: list[dict] | None = None
     """of each window, what the published readers keep, by their names; None where there are none"""
+    kept: np.ndarray | None = None
+    """(m, V) logits in float32 of the targets that somebody watches, in order; None where nobody does"""
 
     def __getitem__(self, part: slice) -> "Statistics":
         """Some of the targets."""
@@ -45,10 +47,12 @@ def statistics_of(
     *,
     temperature=None,
     keep_rows: bool = False,
+    watched: np.ndarray | None = None,
 ) -> Statistics:
     """From logits (n, V), softcap applied, targets (n,) and candidates (n, K), -1 for none.
 
     temperature  None for one, or a policy of pgolf.evaluation.readers.temperature
+    watched      indices of targets whose logits are kept
     """
     device = logits.device
     ids = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64)).to(device)
@@ -64,7 +68,10 @@ def statistics_of(
         found = scaled.gather(1, symbols.clamp_min(0)).to(used.lse.dtype) - used.lse[:, None]
         picked = array(torch.where(symbols >= 0, found, -torch.inf))
     rows = scaled.float().cpu().numpy() if keep_rows else None
-    return Statistics(array(-plain.target), array(used.target), array(used.entropy), picked, rows)
+    kept = None
+    if watched is not None and len(watched):
+        kept = logits[torch.from_numpy(watched).to(device)].detach().float().cpu().numpy()
+    return Statistics(array(-plain.target), array(used.target), array(used.entropy), picked, rows, kept=kept)
 
 
 def array(values: torch.Tensor) -> np.ndarray:
@@ -99,7 +106,8 @@ def join(parts: Sequence[Statistics]) -> Statistics:
     windows = None
     if parts[0].everywhere is not None:
         windows = [window for part in parts for window in part.everywhere or ()]
-    return Statistics(**columns, everywhere=windows)
+    kept = [part.kept for part in parts if part.kept is not None]
+    return Statistics(**columns, everywhere=windows, kept=np.concatenate(kept) if kept else None)
 
 
 def gathered(mine: Sequence, world: int) -> list:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,16 +28,26 @@ from pgolf.config import (
     preset_names,
 )
 from pgolf.distributed import World, launch
-from pgolf.evaluation.evaluate import evaluate
+from pgolf.evaluation.evaluate import Reading, evaluate
 from pgolf.evaluation.metric import score_of
 from pgolf.evaluation.pipeline import Collector
 from pgolf.evaluation.readers.chain import ChainReader
 from pgolf.evaluation.readers.ngrams import NgramsReader
 from pgolf.evaluation.readers.table import learn_chain_table
 from pgolf.evaluation.readers.temperature import Plain, Tempered
-from pgolf.evaluation.records import paired_gain, read_plan, readings_table, where_bits_go, write_scores, write_traces
+from pgolf.evaluation.records import (
+    TOKEN_KINDS,
+    kind_of,
+    paired_gain,
+    read_plan,
+    readings_table,
+    write_scores,
+    write_traces,
+    write_words,
+)
 from pgolf.evaluation.stream import ScoredStream
 from pgolf.model import build_model
+from pgolf.evaluation.words import excerpts
 from tests.evaluation.toy import BOS, Bytes, Toy, text
 
 MODEL = ModelSettings(
@@ -306,42 +317,125 @@ def test_a_table_learnt_on_held_out_text_helps():
 
 def test_paired_gains():
     _, found = run(settings_with("none", "entropy", ("chain",)), 1300)
-    per_target = Bytes().count(*(lambda t: (t[:-1], t[1:]))(text(1300, document=90)))
-    table = readings_table(found, per_target)
+    tokens = text(1300, document=90)
+    per_target = Bytes().count(tokens[:-1], tokens[1:])
+    table = readings_table(found, tokens, BOS, per_target)
     assert "over" not in table["non_overlapping"]
     chain = table["chain"]
     assert chain["over"] == "temperature"
     assert chain["gain"] == pytest.approx(table["temperature"]["bpb"] - chain["bpb"], abs=1e-12)
     differences = found.readings["temperature"].nats - found.readings["chain"].nats
-    sums = np.array([differences[:512].sum(), differences[512:1024].sum(), differences[1024:].sum()])
-    expected = sums.std(ddof=1) * math.sqrt(3) / math.log(2) / per_target.sum()
-    assert chain["gain_error"] == pytest.approx(expected)
+    edges = [*np.flatnonzero(tokens[:-1] == BOS), 1300]
+    spans = list(zip(edges, edges[1:], strict=False))
+    gained = np.array([differences[a:b].sum() / math.log(2) for a, b in spans])
+    sizes = np.array([per_target[a:b].sum() for a, b in spans])
+    residual = gained - chain["gain"] * sizes
+    expected = math.sqrt(len(spans) / (len(spans) - 1) * (residual**2).sum()) / sizes.sum()
+    assert len(spans) > 10 and chain["gain_error"] == pytest.approx(expected)
     assert table["sliding_published"]["over"] == "sliding" and table["sliding_published"]["gain"] == 0
+    # one document says nothing of the spread between documents
     short = run(settings_with(), 90)[1].readings
-    assert paired_gain(short["non_overlapping"], short["sliding"], np.full(90, 3))[1] is None
+    gain, error = paired_gain(short["non_overlapping"], short["sliding"], np.full(90, 3), np.array([0]))
+    assert gain != 0 and error is None
 
 
-def test_where_bits_go():
-    tokens = np.array([BOS, *[5] * 70, BOS, 5, 5, BOS, *[5] * 299], dtype=np.uint16)
-    counted = np.arange(1, len(tokens))
-    found = where_bits_go(tokens, BOS, counted, {"a": counted * math.log(2) * 2.0})
-    by_position, by_length = found["by_position"], found["by_length"]
-    assert by_position["from"] == [0, 64, 256] and by_length["from"] == [0, 64, 256]
-    assert sum(by_position["bytes"]) == sum(by_length["bytes"]) == counted.sum()
-    # documents of 71, 3 and 299 targets: each predicts its own tokens and the BOS of the next
-    assert by_length["bytes"] == [sum(range(72, 75)), sum(range(1, 72)), sum(range(75, 374))]
-    first = sum(range(1, 65)) + sum(range(72, 75)) + sum(range(75, 139))
-    assert by_position["bytes"][0] == first
-    np.testing.assert_allclose(by_position["a"], 2.0)
+def test_the_spread_of_gains_is_that_of_other_streams():
+    """The standard error from one stream's documents is near the deviation of the gain between many streams."""
+    rng = np.random.default_rng(5)
+    starts, sizes = np.arange(0, 4000, 20), np.full(4000, 3)
+    gains, errors = [], []
+    for _ in range(200):
+        by_document = np.repeat(rng.normal(0.05, 0.2, 200), 20)
+        nothing = Reading(None, 0.0, np.zeros(4000))
+        gain, error = paired_gain(Reading(None, 0.0, by_document), nothing, sizes, starts)
+        gains.append(gain)
+        errors.append(error)
+    assert np.std(gains) == pytest.approx(np.mean(errors), rel=0.15)
+
+
+# ---- the words
+
+
+def test_which_documents_are_shown():
+    starts = np.array([0, 30, 100, 150, 400])
+    found = excerpts(starts, 430, 40)
+    assert [(e.start, e.stop, e.document) for e in found] == [(360, 400, (150, 400)), (30, 70, (30, 100))]
+    # where no other document has so many tokens, the middle one of all others
+    assert [(e.start, e.stop) for e in excerpts(starts, 430, 200)] == [(200, 400), (100, 150)]
+    assert len(excerpts(np.array([0]), 430, 40)) == 1 and excerpts(starts, 430, 0) == [] == excerpts(np.array([0]), 0, 9)
+
+
+WAYS = {
+    "fixed": settings_with("none", "online", ("tilt", "bias", "chain"), words=40),
+    "chunks": settings_with("chunks", "entropy", ("chain", "ngrams"), "hedge", words=40),
+    "lora": settings_with(
+        "lora",
+        "fixed",
+        ("chain",),
+        published_tail=False,
+        words=40,
+        lora=LoraSettings(rank=2, lr=0.01, chunk_tokens=8, context_tokens=32, batch_documents=4, minimum_tokens=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_expectations_are_those_that_were_scored(way, monkeypatch):
+    """The whole distribution that is written down gives each target what was committed for it, and changes nothing."""
+    monkeypatch.setattr("pgolf.evaluation.words.GUESSES", MODEL.vocab_size)
+    tokens, found = run(WAYS[way], 500)
+    plain = ["sliding"] if way == "fixed" else ["sliding", "adapted"]
+    main = [name for name in found.readings if found.readings[name].score.legal][-1]
+    assert set(found.words.guesses) == {"non_overlapping", *plain, main}
+    for name, known in found.words.guesses.items():
+        assert sorted(known) == sorted(t for e in found.words.excerpts for t in range(e.start, e.stop)) and len(known) > 60
+        for target, guesses in known.items():
+            said = dict(guesses)
+            assert len(said) == MODEL.vocab_size and sum(said.values()) == pytest.approx(1, abs=1e-6)
+            assert -math.log(said[int(tokens[target + 1])]) == pytest.approx(found.readings[name].nats[target], abs=2e-5)
+    _, without = run(dataclasses.replace(WAYS[way], words=0), 500)
+    assert not without.words.guesses
+    for name, reading in found.readings.items():
+        assert np.array_equal(reading.nats, without.readings[name].nats)
+
+
+def test_words_stop_when_their_time_is_up(tmp_path):
+    ticks = iter(range(100_000))
+    settings = dataclasses.replace(WAYS["fixed"], seconds=3000.0)
+    _, short = run(settings, 500, budget=Budget(1e6, now=lambda: float(next(ticks))))
+    assert 0 < sum(map(len, short.words.guesses.values())) < 80
+    pieces = [b"", b"", *[b" w%d" % i for i in range(MODEL.vocab_size - 2)]]
+    tokens = text(500, document=90)
+    columns = {"chain": short.readings["chain"].nats}
+    write_words(tmp_path / "words.json", short.words, tokens, np.full(500, 3), columns, pieces)
+    written = json.loads((tmp_path / "words.json").read_text())
+    first, second = written["excerpts"]
+    assert len(first["tokens"]) == 40 == len(first["nats"]["chain"]) == len(first["bytes"])
+    assert first["tokens"] == tokens[first["start"] + 1 : first["start"] + 41].tolist()
+    assert sum(len(places) for e in (first, second) for places in e["guesses"].values()) == sum(
+        map(len, short.words.guesses.values())
+    )
+    for excerpt in (first, second):
+        for places in excerpt["guesses"].values():
+            for place in places:
+                assert all(written["pieces"][str(token)] == pieces[token].decode() for token, _ in place)
+
+
+def test_what_a_token_is():
+    pieces = [b"", b"\xe2", b" \n", b" 12", b"),", b" Word", b"ing", b"7", "\u00fc".encode(), b"\x07"]
+    kinds = ["boundary", "byte", "space", "digit", "punctuation", "word start", "continuation", "digit", "continuation"]
+    assert [kind_of(piece) for piece in pieces] == [*kinds, "punctuation"] and set(kinds) == set(TOKEN_KINDS)
 
 
 def test_files(tmp_path):
     tokens, found = run(settings_with(), 600)
     columns = {name: reading.nats[:600] for name, reading in found.readings.items()}
     per_target = Bytes().count(tokens[:-1], tokens[1:])
-    write_scores(tmp_path / "score.jsonl", tokens, per_target, columns)
+    tokenizer = SimpleNamespace(bos=BOS, pieces=[b"", b"", b" a", b"7"])
+    write_scores(tmp_path / "score.jsonl", tokens, per_target, columns, tokenizer)
     head, *lines = [json.loads(line) for line in (tmp_path / "score.jsonl").read_text().splitlines()]
-    assert head == {"targets": 600, "readings": list(columns), "unit": "nats"}
+    assert head["targets"] == 600 and head["readings"] == list(columns) and head["unit"] == "nats" and head["bos"] == BOS
+    assert [head["kinds"][int(kind)] for kind in head["kind_of_token"]] == ["boundary", "boundary", "word start", "digit"]
     assert [token for line in lines for token in line["tokens"]] == tokens[1:].tolist()
     for name, nats in columns.items():
         written = np.array([number for line in lines for number in line[name]])

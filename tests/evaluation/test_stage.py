@@ -38,8 +38,9 @@ def test_the_summary_of_a_scoring(folder):
     assert {"over", "gain", "gain_error"} <= score["chain"].keys()
     scoring = summary["scoring"]
     assert scoring["gave_up"] == {} and scoring["replayed"] is False and scoring["adaptation_steps"] > 0
-    assert sum(scoring["by_length"]["bytes"]) == score["sliding"]["bytes"]
     assert {"loading", "scoring", "writing"} <= scoring["parts"].keys()
+    words = json.loads(folder.words.read_text())
+    assert len(words["excerpts"]) == 2 and set(words["excerpts"][0]["guesses"]) >= {"adapted", summary["main"]}
     traces = [json.loads(line) for line in folder.weights_log.read_text().splitlines()]
     assert traces[-1]["target"] == 900 and {"chain", "ngrams", "published"} <= traces[-1].keys()
 
