@@ -46,8 +46,8 @@ from pgolf.evaluation.records import (
     write_words,
 )
 from pgolf.evaluation.stream import ScoredStream
-from pgolf.model import build_model
 from pgolf.evaluation.words import excerpts
+from pgolf.model import build_model
 from tests.evaluation.toy import BOS, Bytes, Toy, text
 
 MODEL = ModelSettings(
