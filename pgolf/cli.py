@@ -36,7 +36,8 @@ class RunOptions:
     """Train a language model into 16,000,000 bytes, then score it on text it has not seen.
 
     Without arguments: the preset `quick` on a corpus that every Python carries, without network or GPU.
-    Other stages: train, pack, score, report, show (each with a run folder), and data. `--list` shows the presets.
+    Other stages: train, pack, score, report, show (each with a run folder), data, export, compress and decompress.
+    `--list` shows the presets.
     Settings come from the preset, then from the environment names of the challenge (SEED, DATA_PATH, TOKENIZER_PATH,
     MAX_WALLCLOCK_SECONDS, RUN_ID, ...), then from the flags below.
     """
@@ -98,6 +99,18 @@ class DataOptions:
     """Fetch the challenge's public set instead: sp1024, sp8192, ..."""
     shards: int = 1
     """How many training shards to fetch."""
+
+
+@dataclass(frozen=True)
+class CodecOptions:
+    """A file to bits, or back, with what an artifact predicts."""
+
+    file: str
+    """The file to read."""
+    artifact: str
+    """The model.pgolf of a run; to decompress, the one that compressed."""
+    out: str
+    """The file to write."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +226,7 @@ def run_path(options: RunOptions, environment=os.environ) -> Path | None:
 
 
 __all__ = [
+    "CodecOptions",
     "DataOptions",
     "ExportOptions",
     "RunOptions",

@@ -443,6 +443,29 @@ def to_table(settings) -> dict:
     return dataclasses.asdict(settings)
 
 
+def changed(settings, base) -> dict:
+    """The (nested) table of what differs from `base`: laid over it by `from_table`, it gives `settings`."""
+    table = {}
+    for item in dataclasses.fields(settings):
+        value, before = getattr(settings, item.name), getattr(base, item.name)
+        if dataclasses.is_dataclass(value):
+            value, before = changed(value, before), {}
+        if value != before:
+            table[item.name] = value
+    return table
+
+
+def scoring_table(settings: Settings) -> dict:
+    """What a scorer has to know beside the weights, as it differs from the defaults: how to score, and what rounding
+    training has left on in the network."""
+    table = changed(settings, Settings())
+    kept = {"evaluation": table.get("evaluation", {})}
+    if settings.training.qat_threshold:
+        rounding = {name: value for name, value in table["training"].items() if name.startswith("qat_")}
+        kept["training"] = rounding
+    return kept
+
+
 def to_toml(settings: Settings) -> str:
     """The same settings as a TOML text that `from_table` reads back unchanged."""
     lines: list[str] = []

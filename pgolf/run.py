@@ -8,6 +8,8 @@
     python -m pgolf.run report RUN           pictures
     python -m pgolf.run show RUN             the figures, in the terminal
     python -m pgolf.run data --out DIR ...   make a dataset from text
+    python -m pgolf.run compress FILE --artifact A --out F
+                                             a file to as many bits as the score says, and back with `decompress`
     python -m pgolf.run export --out DIR RUN [RUN RUN]
                                              the folder that the challenge asks for, with one self-contained script
     python -m pgolf.run --list               the presets
@@ -19,6 +21,7 @@ import subprocess
 import sys
 
 from pgolf.cli import (
+    CodecOptions,
     DataOptions,
     ExportOptions,
     ScoreOptions,
@@ -63,9 +66,15 @@ def dispatch(words: list[str]) -> int:
         from pgolf.artifact.export import export
 
         return export(parse(ExportOptions, named_runs(words[1:])))
+    if stage in ("compress", "decompress"):
+        from pgolf.evaluation.codec import commands
+
+        return getattr(commands, stage)(parse(CodecOptions, words[1:], positional="file"))
     known = ["pack", "score", "report", "show"]
     if stage not in known:
-        raise UsageError(f"no stage {stage!r}{nearest(stage, known)}; there are train, data, export, {', '.join(known)}")
+        others = ["train", "data", "export", "compress", "decompress"]
+        hint = nearest(stage, known + others)
+        raise UsageError(f"no stage {stage!r}{hint}; there are {', '.join(others + known)}")
     if len(words) < 2:
         raise UsageError(f"{stage} needs the folder of a run: python -m pgolf.run {stage} RUN")
     from pgolf import stages

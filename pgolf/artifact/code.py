@@ -19,6 +19,7 @@ LEFT_OUT = (
     "pgolf.artifact.export",
     "pgolf.artifact.script",
     "pgolf.data.fineweb",
+    "pgolf.evaluation.codec",
     "pgolf.report",
 )
 KEPT = ("pgolf.report", "pgolf.report.tables")

@@ -19,7 +19,7 @@ from pgolf.artifact.container import join_sections, read_container
 from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.rounding import FACTOR_BITS, Correction, Rounded, largest_code
 from pgolf.artifact.weights import Weights, kind_of, role_of, round_weights, steps_of
-from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, check, from_table
+from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, check, from_table, scoring_table
 from pgolf.folder import write_whole
 from pgolf.model import build_model, count_parameters, import_checkpoint, submission_state
 
@@ -86,6 +86,7 @@ def sections_of(
         "model": asdict(settings.model),
         "artifact": asdict(chosen),
         "corrections": ranks,
+        "scoring": scoring_table(settings),
     }
     return {
         "meta": compression.pack_text(json.dumps(meta, separators=(",", ":")).encode()),

@@ -34,6 +34,8 @@ SMALLEST_VOCAB = 4 + 256 + 16
 LARGEST_VOCAB = 1 << 16
 CHARACTER_COVERAGE = 0.9999
 LINE_CHARACTERS = 1 << 12
+# how Python decodes bytes that are not UTF-8, if told to keep them
+NO_TEXT = "[\udc80-\udcff]+"
 PROBES = (
     "  two  spaces ",
     "\t\n\r\n\0\x7f",
@@ -106,12 +108,12 @@ def _training_lines(documents: Iterable[str], vocab_size: int) -> Iterable[str]:
 
 
 class Tokenizer:
-    """A SentencePiece model from a file."""
+    """A SentencePiece model from a file, or from its bytes, which `path` then tells the origin of."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, model: bytes | None = None):
         self.path = Path(path)
         try:
-            model = self.path.read_bytes()
+            model = self.path.read_bytes() if model is None else model
         except OSError as error:
             raise system_error("read tokenizer", path, error) from error
         try:
@@ -169,6 +171,20 @@ class Tokenizer:
                 tokens += (self._mark if number else []) + next(encoded)
             joined.append(tokens)
         return joined
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """The tokens of any bytes, without BOS. A lossless tokenizer has a token for each byte that is not UTF-8, and gives
+        all of them back; another one reads U+FFFD there."""
+        if not self.lossless:
+            return self.encode(data.decode("utf-8", "replace"))
+        stretches = re.split(f"({NO_TEXT})", data.decode("utf-8", "surrogateescape"))
+        tokens = []
+        for stretch in stretches:
+            if re.fullmatch(NO_TEXT, stretch):
+                tokens += [self._byte_tokens[bytes([byte])] for byte in stretch.encode("utf-8", "surrogateescape")]
+            elif stretch:
+                tokens += self.encode(stretch)
+        return tokens
 
     @staticmethod
     def _parts(text: str) -> tuple[bool, list[str]]:

@@ -101,8 +101,7 @@ def evaluate(
     )
     adapting = settings.adaptation.method != "none"
     temperature = policy(settings.temperature)
-    mixing = settings.mixer.honest or settings.mixer.published != "none"
-    if adapting or settings.sliding or temperature or mixing:
+    if wants_main_pass(settings):
         readers = readers_of(settings, model.settings.vocab_size, scorer.targets, temperature, chain_table)
         if settings.adaptation.method == "lora":
             nats, seconds = scorer.timed(lambda: scorer.by_documents(readers, temperature, planner))
@@ -244,6 +243,12 @@ class Scorer:
 
 
 # ---- which readers
+
+def wants_main_pass(settings: EvaluationSettings) -> bool:
+    """Whether the settings ask for more than windows side by side."""
+    mixing = settings.mixer.honest or settings.mixer.published != "none"
+    return bool(settings.sliding or mixing or settings.adaptation.method != "none" or settings.temperature.method != "none")
+
 
 def readers_of(
     settings: EvaluationSettings,

@@ -21,11 +21,9 @@ from pgolf.evaluation.readers.published import Published
 from pgolf.evaluation.readers.temperature import Temperature
 from pgolf.evaluation.statistics import Statistics, gathered, join, statistics_of
 from pgolf.evaluation.stream import Opened, ScoredStream
-from pgolf.evaluation.windows import Window, share, windows_from
+from pgolf.evaluation.windows import Window, begins_span, share, targets_per_span, windows_from
 from pgolf.evaluation.words import Words
 
-# targets of one span where nothing else decides
-SPAN = 4096
 # how far the hashes of #1014 reach back before a window
 REACH = 16
 
@@ -136,7 +134,7 @@ class Pass:
     def _targets_per_span(self, stride: int) -> int:
         if self.batchwise:
             return self.batch * stride
-        return max(SPAN, self.batch * self.world * stride)
+        return targets_per_span(self.batch, stride, self.world)
 
     def _next_windows(self, stride: int) -> list[Window]:
         """Of one span; at the stream's end also those that only the published rule has."""
@@ -151,11 +149,9 @@ class Pass:
         return found
 
     def _begins_span(self, before: list[Window], window: Window, stride: int) -> bool:
-        if self.chunk_tokens:
-            return window.score_from // self.chunk_tokens != before[0].score_from // self.chunk_tokens
-        if self.batchwise:
+        if self.batchwise and not self.chunk_tokens:
             return len(self.batchwise.batches([*before, window])) > 1
-        return window.stop - before[0].score_from > self._targets_per_span(stride)
+        return begins_span(before[0].score_from, window, self.chunk_tokens, self._targets_per_span(stride))
 
     # ---- one span
 

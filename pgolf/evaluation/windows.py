@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
+# targets of one span where nothing else decides
+SPAN = 4096
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,19 @@ def sliding_windows(targets: int, length: int, stride: int) -> list[Window]:
     """Windows of `length` that advance by `stride` and score every target exactly once: the first scores all it holds,
     every later one what its predecessors did not reach. The last may be shorter. At stride = length they lie side by side."""
     return list(windows_from(0, targets, length, stride))
+
+
+def targets_per_span(batch: int, stride: int, ranks: int = 1) -> int:
+    """How many targets are scored before anything is learnt from them, where there are no chunks."""
+    return max(SPAN, batch * ranks * stride)
+
+
+def begins_span(begun: int, window: Window, chunk_tokens: int, most: int) -> bool:
+    """Whether a window begins a new span of the stream, given where the last one began: spans end with the chunks of the
+    first target that a window scores or, without chunks, before they exceed `most` targets."""
+    if chunk_tokens:
+        return window.score_from // chunk_tokens != begun // chunk_tokens
+    return window.stop - begun > most
 
 
 def published_tail(targets: int, length: int, stride: int) -> tuple[int, list[Window]]:

@@ -1,0 +1,76 @@
+"""Tokens to bits and back, with what a reading predicts for each of them. The range coder is constriction's."""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import constriction
+import numpy as np
+
+from pgolf.errors import PgolfError
+
+# the coder counts probabilities in 2^-24, and gives every symbol at least one
+PRECISION = 24
+# its last words may hold this many bits more than what they were written for
+SLACK_BITS = 96
+
+
+class CodecError(PgolfError):
+    """A file that cannot be compressed, or a stream that cannot be turned back, in one line."""
+
+
+class Reading(Protocol):
+    def predict(self) -> np.ndarray:
+        """(V,) log-probabilities of the next token."""
+
+    def observe(self, token: int) -> None:
+        """The token that came after a `predict`."""
+
+
+def silent(share: float) -> None:
+    """Progress that nobody watches."""
+
+
+def encode(reading: Reading, tokens: np.ndarray, progress: Callable[[float], None] = silent) -> tuple[bytes, float]:
+    """The code of the tokens, and what they cost by the reading's own word, in nats."""
+    coder, spent = constriction.stream.queue.RangeEncoder(), []
+    for done, token in enumerate(map(int, tokens)):
+        log_probs = reading.predict()
+        coder.encode(token, model_of(log_probs))
+        spent.append(-log_probs[token])
+        reading.observe(token)
+        progress(done / len(tokens))
+    return coder.get_compressed().astype("<u4").tobytes(), math.fsum(spent)
+
+
+def decode(reading: Reading, code: bytes, count: int, progress: Callable[[float], None] = silent) -> np.ndarray:
+    """The `count` tokens of a code. One that cannot hold so many is refused, at the latest where it ends."""
+    coder = constriction.stream.queue.RangeDecoder(np.frombuffer(code, "<u4").astype(np.uint32))
+    left, found = 8.0 * len(code) + SLACK_BITS, []
+    for done in range(count):
+        log_probs = reading.predict()
+        try:
+            token = coder.decode(model_of(log_probs))
+        except AssertionError:
+            raise CodecError("the code is damaged: it stands for no token") from None
+        # what the coder really spends is no less: it has rounded the probability up by less than one unit
+        left += math.log2(math.exp(log_probs[token]) + 2.0**-PRECISION)
+        if left < 0:
+            raise CodecError(f"the code ends after {done} of {count} tokens; it is damaged, or was made for another artifact")
+        found.append(token)
+        reading.observe(token)
+        progress(done / count)
+    return np.array(found, np.int64)
+
+
+def model_of(log_probs: np.ndarray) -> constriction.stream.model.Categorical:
+    """What the coder makes of a distribution. `lazy` is as exact and quicker for a single symbol."""
+    if np.isnan(log_probs).any():
+        raise CodecError("the artifact's model predicts what is not a number; train and pack the run again")
+    return constriction.stream.model.Categorical(np.exp(log_probs), lazy=True)
+
+
+def believable(count: int, code_bytes: int, vocabulary: int) -> bool:
+    """Whether a code of so many bytes can stand for so many tokens. The cheapest leaves one unit to each other symbol."""
+    cheapest = (vocabulary - 1) / 2**PRECISION
+    return count * cheapest <= 8 * code_bytes + SLACK_BITS
