@@ -42,10 +42,10 @@ class Codec:
         self.path = path
         self.artifact = read_artifact(path)
         self.digest = bytes.fromhex(sha256_of(path))[:DIGEST]
-        self.own = self.artifact.meta.get("scoring")
-        if settings is None and not isinstance(self.own, dict):
+        self.own = self.artifact.meta.get("scoring", {})
+        if settings is None and (not self.own or not isinstance(self.own, dict)):
             raise CodecError(f"{path} does not say how it is scored: an older program packed it; pack its run again")
-        self.table = self.own if settings is None else scoring_table(settings)
+        self.table: dict = self.own if settings is None else scoring_table(settings)
         self.tokenizer = Tokenizer(f"{path}, its tokenizer", self.artifact.tokenizer)
         if self.tokenizer.vocab_size > self.artifact.model_settings.vocab_size:
             raise CodecError(f"{path}: its tokenizer has more entries than its network")
@@ -268,6 +268,7 @@ def prove(
     code_bits     the range coder's words
     real_bits     all of the bitstream: its words, and the header that says what it depends on
     equal         whether the decoded tokens are these
+    said          what the decoding process said if it failed
     seconds       in all; with encode_seconds and decode_seconds, loading included
     """
     begun = time.perf_counter()

@@ -151,7 +151,7 @@ class ChunkwiseNetwork:
         return min(self.history.known // self.chunk_tokens, self.chunks - 1) if self.chunks else 0
 
     def _learn_temperature(self) -> None:
-        if self.of_span:
+        if self.temperature and self.of_span:
             target, entropy = np.array(self.of_span).T
             self.temperature.learn(Statistics(-target, target, entropy, np.empty((len(target), 0))))
             self.of_span = []
