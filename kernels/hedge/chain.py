@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pgolf.kernels.hedge import reference
@@ -12,6 +13,7 @@ MOST_ORDER = 16
 MOST_GRANULARITY = 1 << 20
 FLOOR = 2e-3
 FLOOR_FOR_TABLES = 5e-4
+CUTS = np.array(reference.Q_CUTS)
 
 
 class Evidence(NamedTuple):
@@ -151,11 +153,15 @@ class Chain:
         """Apply what the last group taught."""
         from pgolf.kernels.hedge import cpu
 
-        state = [x.cpu() for x in (self.table.double(), self.visits, self.places, self.posteriors.double(), self.waiting)]
+        if not self.waiting[0]:
+            return
+        own = (self.table, self.visits, self.places, self.posteriors, self.waiting)
+        state = [x.cpu().double() if x.is_floating_point() else x.cpu() for x in own]
         table, visits, *rest = (x.reshape(-1).numpy() for x in state)
         cpu.settle(table, visits, *rest, self.floor, reference.LEAST_WEIGHT, reference.MOST_WEIGHT)
-        for own, settled in ((self.table, state[0]), (self.visits, state[1]), (self.waiting, state[4])):
-            own.copy_(settled)
+        for mine, settled in zip(own, state, strict=True):
+            if settled is not mine:
+                mine.copy_(settled)
 
     def distribution(
         self, log_probs: torch.Tensor, tokens: torch.Tensor, documents: torch.Tensor | None, at: torch.Tensor
@@ -244,23 +250,51 @@ class ChainStream:
         """The distribution (V,) of the next token, float64, from the neural log-softmax (V,)."""
         if log_probs.shape != (self.vocab,):
             raise ValueError(f"ChainStream.predict: log_probs are {tuple(log_probs.shape)}; they must be ({self.vocab},)")
-        if self.learn and (self.opened or self.position % self.chain.granularity == 0):
+        from pgolf.kernels.hedge import cpu
+
+        if self.learn and self._begins_group():
             self.chain.settle()
         self.log_probs = log_probs.detach().double().cpu()
-        top, cell, total = (torch.cat(parts, 1) for parts in zip(*(trie.peek() for trie in self.tries), strict=True))
-        counts = torch.cat([torch.from_numpy(trie.successors(self.vocab)) for trie in self.tries])[None]
-        return self.chain._dense(self.log_probs[None], top, cell, counts, total)[0]
+        neural, table = self.log_probs.numpy(), self.chain.table.double().cpu().numpy()
+        mixed, level = np.exp(neural), 0
+        for trie in self.tries:
+            top, cell, total = (x.numpy()[0] for x in trie.peek())
+            levels = table[level : level + len(cell)]
+            cpu.mix_dense(neural, top, cell, trie.successors(self.vocab), total, levels, CUTS, mixed)
+            level += len(cell)
+        return torch.from_numpy(mixed)
 
     def observe(self, token: int, start: bool = False) -> None:
         """The token that came; `start` if it opens a document."""
-        evidence = self.read(torch.tensor([token]), torch.tensor([start]))
+        if self.learn and self.log_probs is None:
+            raise ValueError("ChainStream.observe: a stream that learns must predict each token before it observes it")
+        fresh = self._begins_group()
+        tokens = torch.tensor([token], dtype=torch.int32)
+        starts = torch.tensor([start or self.position == 0])
+        parts = []
+        for trie in self.tries:
+            parts.append(trie.new_evidence(1))
+            trie.follow(tokens, starts, parts[-1])
+        self.opened = start or self.position == 0
+        self.position = 1 if start else self.position + 1
         if self.learn:
-            if self.log_probs is None:
-                raise ValueError("ChainStream.observe: a stream that learns must predict each token before it observes it")
-            picked = self.log_probs[evidence.top.long().clamp_min(0)]
-            none = picked.new_zeros(1)
-            self.chain.mix_and_learn(NeuralStatistics(none, none, self.log_probs[token].reshape(1), picked), evidence)
+            self._learn(token, fresh, *(np.concatenate([x.numpy() for x in part], 1) for part in zip(*parts, strict=True)))
             self.log_probs = None
+
+    def _learn(self, token: int, fresh: bool, top, cell, hits, total) -> None:
+        """One row of `Chain.mix_and_learn`, without a dispatcher on the way."""
+        from pgolf.kernels.hedge import cpu
+
+        chain, neural = self.chain, self.log_probs.numpy()
+        state = (x.numpy() for x in (chain.table, chain.visits, chain.places, chain.posteriors, chain.waiting))
+        cpu.mix_online(
+            neural[token : token + 1], neural[np.maximum(top, 0)], cell, hits, total, np.array([fresh]), *state, CUTS,
+            chain.floor, reference.LEAST_WEIGHT, reference.MOST_WEIGHT, np.empty(1), np.empty(1),
+        )  # fmt: skip
+
+    def _begins_group(self) -> bool:
+        """Whether all that came before the next token may be known."""
+        return self.opened or self.position % self.chain.granularity == 0
 
 
 def learn_table(

@@ -482,6 +482,11 @@ def successors(records, table, scalars, multiplier, reading, orders, counts):
     """How often each symbol of the vocabulary followed the context of each level: (L, V)."""
     for level in range(orders.shape[0]):
         node = reading[orders[level]]
+        counts[level] = 0
+        if node < 0 or records[node, DISTINCT] < 2:
+            if node >= 0 and records[node, DISTINCT] == 1:
+                counts[level, records[node, TOP]] = records[node, TOP_COUNT]
+            continue
         for symbol in range(counts.shape[1]):
             edge = find(records, table, scalars, multiplier, node, symbol)
             counts[level, symbol] = records[edge, COUNT] if edge >= 0 else 0
@@ -554,6 +559,17 @@ def mix(target, candidates, cell, count, total, weights, cuts, nll, share):
                 left *= 1 - w
                 backed = (1 - w) * backed + w * (count[t, level] / total[t, level])
         nll[t], share[t] = finish(target[t], left, backed)
+
+
+@njit(nogil=True, cache=True)
+def mix_dense(log_probs, top, cell, counts, total, weights, cuts, mixed):
+    """The whole distribution `mixed` (V,) of one token, carried through the levels of one row."""
+    for level in range(cell.shape[0]):
+        if cell[level]:
+            w = weights[level, q_cell_of(log_probs[top[level]], cuts), cell[level]]
+            kept, share = 1 - w, w / total[level]
+            for symbol in range(mixed.shape[0]):
+                mixed[symbol] = kept * mixed[symbol] + share * counts[level, symbol]
 
 
 @njit(nogil=True, cache=True)

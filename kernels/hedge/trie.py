@@ -64,9 +64,9 @@ class Trie:
 
     def _reserve(self, tokens, starts):
         """Room for what this piece may add: to the document at hand, and to documents it opens."""
-        ends = [*np.flatnonzero(starts.numpy()), len(tokens)]
         if self.shared:
             return self._reserve_edges(len(tokens))
+        ends = [*np.flatnonzero(starts.numpy()), len(tokens)]
         self._reserve_edges(ends[0])
         longest = max((end - begin for begin, end in zip(ends, ends[1:], strict=False)), default=0)
         self._reserve_records(1 + longest * len(self.reading))
