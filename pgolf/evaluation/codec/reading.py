@@ -13,8 +13,8 @@ import torch
 from pgolf.config import EvaluationSettings
 from pgolf.evaluation.adaptation import ChunkAdapter
 from pgolf.evaluation.evaluate import readers_of, wants_main_pass
-from pgolf.evaluation.readers.temperature import policy
-from pgolf.evaluation.statistics import Statistics, log_probabilities
+from pgolf.evaluation.readers.temperature import Temperature, policy
+from pgolf.evaluation.statistics import Statistics, heat_of
 from pgolf.evaluation.windows import begins_span, targets_per_span, windows_from
 
 
@@ -82,6 +82,15 @@ class History:
         return self._tokens[start : self.known + 1]
 
 
+def log_softmax(logits: torch.Tensor, temperature: Temperature | None) -> np.ndarray:
+    """(V,) log-probabilities: one row of what `log_probabilities` computes for many."""
+    raised = logits.double().numpy()
+    if temperature:
+        raised = raised / float(heat_of(temperature, logits[None]))
+    raised = raised - raised.max()
+    return raised - np.log(np.exp(raised).sum())
+
+
 class ChunkwiseNetwork:
     """The network in the scorer's windows, which learns from every chunk that has become final, if it is to adapt.
 
@@ -119,7 +128,7 @@ class ChunkwiseNetwork:
             logits = self.decoder.prefill(torch.from_numpy(self.history.since(self.window.start)[None]))
         else:
             logits = self.decoder.step(torch.from_numpy(self.history.since(known)))
-        self.log_probs = log_probabilities(logits, self.temperature)[0]
+        self.log_probs = log_softmax(logits[0], self.temperature)
         return self.log_probs
 
     def observe(self, token: int) -> None:
