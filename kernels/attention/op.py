@@ -45,6 +45,7 @@ def attention(q, k, v, *, xsa=False, gate=None, cu_seqlens=None, window=None, sc
       "fa3"        FlashAttention-3 (flash_attn_interface, or through Hugging Face's kernels), then `xsa`
       "fa2"        FlashAttention-2 (flash_attn), then `xsa`
       "sdpa"       torch's own, then `xsa`; with documents or a window it builds a T x T mask
+      "dense"      two batched products around a softmax, T x T scores in q's dtype, then `xsa`
       "reference"  plain torch, T x T matrices
     None takes the first usable one from `PREFERENCE`. All agree to rounding.
 
@@ -66,10 +67,12 @@ def attention(q, k, v, *, xsa=False, gate=None, cu_seqlens=None, window=None, sc
     with outside_graphs(f"pgolf.attention by {core}"):
         if core == "sdpa":
             y = _sdpa(q, k, v, cu_seqlens, window, scale)
+        elif core == "dense":
+            y = _dense(q, k, v, cu_seqlens, window, scale)
         elif core in ("fa3", "fa2"):
             y = _flash(core, q, k, v, cu_seqlens, window, scale)
         else:
-            raise ValueError(f"attention: no core {core!r}; there are triton, fa3, fa2, sdpa and reference")
+            raise ValueError(f"attention: no core {core!r}; there are triton, fa3, fa2, sdpa, dense and reference")
     if cu_seqlens is not None:
         inside = torch.arange(q.shape[1], device=q.device) < cu_seqlens[-1]
         y = torch.where(inside[:, None, None], y, 0)
@@ -154,9 +157,14 @@ def _usable(core, dtype, head_dim):
     return True
 
 
+# Up to this length a CPU that multiplies 16-bit numbers is faster with T x T scores than with its SDPA, which computes in
+# float32.
+DENSE_LENGTH = 512
+
+
 def _best_core(q):
     if q.device.type != "cuda":
-        return "sdpa"
+        return "dense" if q.dtype in (torch.bfloat16, torch.float16) and q.shape[1] <= DENSE_LENGTH else "sdpa"
     return choose_core(capability_of(q.device), q.dtype, q.shape[3], _installed_cores().split())
 
 
@@ -221,6 +229,18 @@ def _sdpa(q, k, v, cu_seqlens, window, scale):
         attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True if q.shape[2] != k.shape[2] else False,
     )  # fmt: skip
     return y.transpose(1, 2)
+
+
+def _dense(q, k, v, cu_seqlens, window, scale):
+    batch, length, heads, dim = q.shape
+    groups, share = k.shape[2], heads // k.shape[2]
+    visible = _same_document(length, cu_seqlens, window, q.device)
+    hidden = torch.zeros(length, length, dtype=q.dtype, device=q.device).masked_fill(~visible, -math.inf)
+    # the heads that share keys stand below each other, so that one product serves them all
+    rows = (q * scale).unflatten(2, (groups, share)).permute(0, 2, 3, 1, 4).reshape(batch * groups, share * length, dim)
+    keys, values = (x.transpose(1, 2).reshape(batch * groups, length, dim) for x in (k, v))
+    weights = ((rows @ keys.mT).unflatten(1, (share, length)) + hidden).softmax(-1).flatten(1, 2)
+    return (weights @ values).view(batch, groups, share, length, dim).permute(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def _same_document(length, cu_seqlens, window, device):

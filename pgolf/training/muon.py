@@ -36,11 +36,13 @@ class Muon:
         iterations: int,
         coefficients: str,
         world: World,
+        iterate_in: torch.dtype | None = None,
     ):
         self.parameters = list(parameters)
         self.weight_decay = weight_decay
         self.iterations = iterations
         self.coefficients = coefficients
+        self.iterate_in = iterate_in
         self.world = world
 
     def start(self) -> None:
@@ -86,7 +88,7 @@ class Muon:
 
     def orthogonal(self, momentum: torch.Tensor, gradient: torch.Tensor, mu: float) -> torch.Tensor:
         momentum.mul_(mu).add_(gradient)
-        return newton_schulz(torch.add(gradient, momentum, alpha=mu), self.iterations, self.coefficients)
+        return newton_schulz(torch.add(gradient, momentum, alpha=mu), self.iterations, self.coefficients, self.iterate_in)
 
     def apply(self, parameter: torch.Tensor, update: torch.Tensor, lr: float) -> None:
         rows, columns = parameter.shape[-2:]

@@ -20,7 +20,7 @@ class Optimisers:
 
     clip_scope says which gradient clip_norm looks at. "global": the average over the ranks, so the curve does not
     depend on their number. "local": each rank's own, before averaging, as #549 does; shorter vectors are clipped less,
-    so there the curve does depend on it.
+    so there the curve does depend on it. iterate_in is the precision of Muon's iterations, where not the device's own.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class Optimisers:
         names: dict[torch.nn.Parameter, str],
         settings: TrainingSettings,
         world: World,
+        iterate_in: torch.dtype | None = None,
     ):
         self.settings, self.world, self.names = settings, world, names
         matrices, projections = list(groups["matrix"]), list(groups["projection"])
@@ -44,6 +45,7 @@ class Optimisers:
             iterations=settings.muon_iterations,
             coefficients=settings.muon_coefficients,
             world=world,
+            iterate_in=iterate_in,
         )
         tables = [*groups["token"], *groups.get("head", ())]
         self.small = tables + scalars

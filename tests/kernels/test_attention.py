@@ -65,7 +65,7 @@ def test_reference_against_the_definition(options, gate):
 
 @EVERY_OPTION
 @GATES
-@pytest.mark.parametrize("core", ["triton", "sdpa", None])
+@pytest.mark.parametrize("core", ["triton", "sdpa", "dense", None])
 def test_cores_and_gradients_equal_the_reference(core, options, gate):
     arguments = inputs(gate=gate)
     q, k, v, gate = arguments
@@ -78,7 +78,7 @@ def test_cores_and_gradients_equal_the_reference(core, options, gate):
         assert_close(one, other, 1e-11, name)
 
 
-@pytest.mark.parametrize("core", ["reference", "triton", "sdpa"])
+@pytest.mark.parametrize("core", ["reference", "triton", "sdpa", "dense"])
 def test_tail_is_zero_and_passes_nothing_back(core):
     q, k, v, gate = inputs()
     out = attention(q, k, v, gate=gate, xsa=True, cu_seqlens=boundaries(4, 3), core=core)
@@ -87,7 +87,7 @@ def test_tail_is_zero_and_passes_nothing_back(core):
         assert gradient[:, 7:].eq(0).all() and gradient[:, :7].ne(0).any()
 
 
-@pytest.mark.parametrize("core", ["reference", "triton", "sdpa"])
+@pytest.mark.parametrize("core", ["reference", "triton", "sdpa", "dense"])
 def test_first_tokens_and_zero_values(core):
     """Alone with itself a token has y = v, so XSA leaves nothing; with v = 0 there is no direction to remove."""
     q, k, v, _ = inputs(gate=False)
@@ -98,7 +98,7 @@ def test_first_tokens_and_zero_values(core):
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), (q, k, v)))
 
 
-@pytest.mark.parametrize("core", ["reference", "triton", "sdpa"])
+@pytest.mark.parametrize("core", ["reference", "triton", "sdpa", "dense"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_dtypes(core, dtype):
     q, k, v, gate = inputs(2, 33, 4, 2, 16, dtype)
