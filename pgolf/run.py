@@ -36,10 +36,12 @@ from pgolf.config import SettingsError, load_preset, nearest, preset_names, read
 from pgolf.distributed import rank_from_environment
 from pgolf.errors import PgolfError
 from pgolf.folder import RunFolder, new_run_path, write_whole
+from pgolf.memory import keep_freed_memory
 
 
 def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
+    keep_freed_memory()
     try:
         return dispatch(words)
     except (UsageError, SettingsError) as error:

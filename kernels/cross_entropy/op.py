@@ -1,8 +1,10 @@
 """Softcapped cross-entropy as a registered operator: choice of launch, launchers, autograd and the public function."""
 
+import numpy as np
 import torch
 
 from pgolf.kernels.launch import Launch, cdiv, implement
+from pgolf.kernels.threads import in_parallel
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -248,6 +250,39 @@ def rescale_triton(gradient, upstream):
     )
 
 
+def forward_cpu(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient, gradient=None):
+    """In numba, which computes in float32; float64 stays with torch."""
+    if logits.dtype == torch.float64:
+        return forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient, gradient)
+    from pgolf.kernels.cross_entropy import cpu
+
+    count, vocabulary = logits.shape
+    losses, unscaled = torch.empty_like(scale), torch.empty_like(scale)
+    if gradient is None:
+        gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
+    kept = _kept(targets, vocabulary, ignore_index)
+    own = logits.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    arrays = [x.detach().numpy() for x in (own, own.amax(1), targets, kept, scale, losses, unscaled)]
+    share = cdiv(count, torch.get_num_threads())
+
+    def work(start):
+        *given, loss, plain = (array[start : start + share] for array in arrays)
+        cpu.rows(*given, np.float32(softcap), np.float32(z_loss), loss, plain, want_gradient)
+
+    if count:
+        in_parallel(work, range(0, count, share))
+    if want_gradient:
+        gradient.copy_(own)
+    return losses, unscaled, gradient
+
+
+def _kept(targets, vocabulary, ignore_index):
+    kept = targets != ignore_index
+    if bool((kept & ((targets < 0) | (targets >= vocabulary))).any()):
+        raise ValueError(f"cross_entropy: a target is neither in 0..{vocabulary - 1} nor the ignore index {ignore_index}")
+    return kept
+
+
 def forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient, gradient=None):
     """Rows in groups that stay in the cache, so that memory sees each logit once, as on a GPU."""
     count, vocabulary = logits.shape
@@ -255,9 +290,7 @@ def forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gr
     if gradient is None:
         gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
     group = max(1, CACHED_ELEMENTS // max(1, vocabulary))
-    kept = targets != ignore_index
-    if bool((kept & ((targets < 0) | (targets >= vocabulary))).any()):
-        raise ValueError(f"cross_entropy: a target is neither in 0..{vocabulary - 1} nor the ignore index {ignore_index}")
+    kept = _kept(targets, vocabulary, ignore_index)
     columns = torch.where(kept, targets, 0)
     for start in range(0, count, group):
         here = slice(start, start + group)
@@ -312,6 +345,8 @@ def _fake_forward(logits, targets, scale, softcap, z_loss, ignore_index, want_gr
 def _setup_context(ctx, inputs, output):
     _, unscaled, gradient = output
     ctx.mark_non_differentiable(unscaled, gradient)
+    # what has no gradient would get one of zeros, as large as the logits
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(unscaled, gradient)
     ctx.walked = False
 
@@ -355,6 +390,7 @@ def _linear_setup_context(ctx, inputs, output):
     x, w = inputs[:2]
     _, unscaled, gradient = output
     ctx.mark_non_differentiable(unscaled, gradient)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w, unscaled, gradient)
 
 
@@ -378,14 +414,14 @@ torch.library.define(
     " bool want_gradient) -> (Tensor loss, Tensor unscaled, Tensor gradient)",
 )
 torch.library.define("pgolf::cross_entropy_rescale", "(Tensor(a!) gradient, Tensor upstream) -> ()")
-implement("pgolf::cross_entropy", "CPU", forward_torch)
+implement("pgolf::cross_entropy", "CPU", forward_cpu)
 implement("pgolf::cross_entropy", "CUDA", forward_triton)
 implement("pgolf::cross_entropy_rescale", "CPU", rescale_torch)
 implement("pgolf::cross_entropy_rescale", "CUDA", rescale_triton)
 torch.library.register_fake("pgolf::cross_entropy", _fake_forward)
 torch.library.register_fake("pgolf::cross_entropy_rescale", lambda gradient, upstream: None)
 torch.library.register_autograd("pgolf::cross_entropy", _backward, setup_context=_setup_context)
-implement("pgolf::linear_cross_entropy", "CPU", linear_forward(forward_torch))
+implement("pgolf::linear_cross_entropy", "CPU", linear_forward(forward_cpu))
 implement("pgolf::linear_cross_entropy", "CUDA", linear_forward(forward_triton))
 torch.library.register_fake("pgolf::linear_cross_entropy", _linear_fake_forward)
 torch.library.register_autograd(

@@ -1,13 +1,12 @@
 """The mixer's operators: statistics of the neural distribution, launch choice, launchers, registration and autograd."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 
 from pgolf.kernels.hedge import reference
 from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
+from pgolf.kernels.threads import in_parallel
 
 MOST_CANDIDATES = 16
 
@@ -87,18 +86,8 @@ def exact_dtype(device) -> torch.dtype:
 
 # ---- on a CPU
 
-# Logits of one group of rows: small enough that the sweep for their peaks leaves them in the cache.
+# Logits of one group of rows: small enough to stay in the cache.
 CACHED_ELEMENTS = 131_072
-
-
-def in_parallel(work, parts):
-    """Run work(part) for each part; the interpreter's lock is free while numba computes."""
-    parts = list(parts)
-    workers = min(len(parts), torch.get_num_threads(), os.cpu_count() or 1)
-    if workers <= 1:
-        return [work(part) for part in parts]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(work, parts))
 
 
 def within(ids, least, most, what):
@@ -118,18 +107,14 @@ def statistics_cpu(logits, targets, candidates, temperature):
     lse, entropy, target = (torch.empty(count, dtype=torch.float64) for _ in range(3))
     picked = torch.empty(candidates.shape, dtype=torch.float64)
     targets, candidates = targets.int().contiguous(), candidates.int().contiguous()
-    step = max(1, CACHED_ELEMENTS // max(1, vocabulary))
-    share = max(step, -(-count // torch.get_num_threads()))
+    rows = logits.detach().contiguous()
+    rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    tensors = (rows, rows.amax(1), targets, candidates, temperature.contiguous(), lse, entropy, target, picked)
+    arrays = [x.detach().numpy() for x in tensors]
+    share = max(1, cdiv(count, torch.get_num_threads()))
 
     def sweep(first):
-        for begin in range(first, min(first + share, count), step):
-            here = slice(begin, min(begin + step, first + share, count))
-            rows = logits[here].contiguous()
-            rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-            own = temperature[here] if len(temperature) > 1 else temperature
-            arrays = (rows, rows.amax(1), targets[here], candidates[here], own.contiguous())
-            outputs = (lse[here], entropy[here], target[here], picked[here])
-            cpu.statistics(*(x.detach().numpy() for x in arrays + outputs))
+        cpu.statistics(*(x[first : first + share] if len(x) == count else x for x in arrays))
 
     in_parallel(sweep, range(0, count, share))
     return lse, entropy, target, picked

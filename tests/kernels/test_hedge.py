@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pgolf.kernels import threads as pool
 from pgolf.kernels.hedge import (
     BoostedCache,
     Chain,
@@ -583,7 +584,7 @@ def test_evidence_is_the_same_for_any_number_of_threads(threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     alone = chain.evidence(tokens, documents)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(op.os, "cpu_count", lambda: threads)
+    monkeypatch.setattr(pool.os, "cpu_count", lambda: threads)
     assert all(torch.equal(a, b) for a, b in zip(alone, chain.evidence(tokens, documents), strict=True))
     spans = op.spans_of_documents(documents.tolist(), threads)
     assert spans[0][0] == 0 and spans[-1][1] == 400 and 1 < len(spans) <= threads

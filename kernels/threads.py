@@ -1,0 +1,24 @@
+"""How a CPU shares an operator's work among threads."""
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+
+def in_parallel(work, parts):
+    """Run work(part) for each part; the interpreter's lock is free while numba computes. `work` should leave torch's own
+    operators to the caller: in a thread of the pool they would start a second team of threads."""
+    parts = list(parts)
+    workers = min(len(parts), torch.get_num_threads(), os.cpu_count() or 1)
+    return list(_pool(workers).map(work, parts)) if workers > 1 else [work(part) for part in parts]
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers)
+
+
+# a forked process has the pools but not their threads
+os.register_at_fork(after_in_child=_pool.cache_clear)
