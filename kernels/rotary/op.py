@@ -3,8 +3,8 @@
 import torch
 
 from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
-from pgolf.kernels.threads import in_parallel
 from pgolf.kernels.rotary import reference
+from pgolf.kernels.threads import in_parallel
 
 INPUTS = "Tensor q, Tensor k, Tensor gain, Tensor cos, Tensor sin, float eps"
 torch.library.define("pgolf::rotary", f"({INPUTS}) -> (Tensor, Tensor)")

@@ -169,7 +169,7 @@ def test_mtp_heads_train(tmp_path):
 
 def test_embedding_tables_may_be_bfloat16(tmp_path, monkeypatch):
     """As on CUDA: mixed dtypes in clip, averages and checkpoints."""
-    monkeypatch.setattr(loop, "build_model", lambda *args, **kwargs: build_model(*args, dtype=torch.bfloat16, **kwargs))
+    monkeypatch.setattr(loop, "build_model", lambda *args, **kwargs: build_model(*args, **kwargs | {"dtype": torch.bfloat16}))
     result, events = run(tiny(steps=12, checkpoint_seconds=0.0), tmp_path)
     assert losses(events)[-1] < losses(events)[0] - 0.3
     assert all(value.dtype == torch.float32 for value in result.exported.values())
@@ -502,3 +502,16 @@ def test_a_dataset_gives_its_own_loader(tmp_path):
     assert curves[0] != curves[1]
 
 
+
+
+def test_native_precision_is_that_of_the_processor(tmp_path, monkeypatch):
+    """bfloat16 where it is multiplied, float32 elsewhere and where it is asked for; the weights are float32 anyway."""
+    found = {}
+    for able in (True, False):
+        monkeypatch.setattr(loop, "multiplies_bfloat16", lambda able=able: able)
+        for precision in ("native", "float32"):
+            result, events = run(tiny(precision=precision, steps=3), tmp_path / f"{able}-{precision}")
+            assert all(tensor.dtype == torch.float32 for tensor in result.exported.values())
+            found[able, precision] = losses(events)
+    assert found[False, "native"] == found[False, "float32"] == found[True, "float32"] != found[True, "native"]
+    assert found[True, "native"] == pytest.approx(found[True, "float32"], abs=0.02)

@@ -29,6 +29,7 @@ TRAINING = TrainingSettings(
     batch_tokens=4 * 2 * 16,
     sequence_length=16,
     micro_batches=4,
+    precision="float32",
     warmup_steps=0,
     muon_momentum_steps=5,
     warmdown_steps=0,
