@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["pgolf", "pgolf.*"]) + operators,
     package_dir={"pgolf": "pgolf", "pgolf.kernels": "kernels"},
-    package_data={"pgolf": ["presets/*.toml", "py.typed"]},
+    package_data={"pgolf": ["presets/*.toml", "report/*.css", "report/*.js", "py.typed"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",

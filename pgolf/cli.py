@@ -82,6 +82,26 @@ class ScoreOptions(StageOptions):
 
 
 @dataclass(frozen=True)
+class ReportOptions(StageOptions):
+    """Pictures and report.html of a run, from its folder's files."""
+
+    watch: bool = False
+    """Serve the page on this machine while the run goes on; it refreshes itself. Ctrl-C ends it."""
+    port: int = 8188
+    """Port to serve it at; 0: any that is free."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """One page of several runs, and the table of their differences."""
+
+    runs: tuple[str, ...]
+    """Folders of the runs; may be given without the flag. Those of one configuration are taken together."""
+    out: str = "compare.html"
+    """The page to write."""
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """Make a dataset: any text, or the challenge's public shards."""
 
@@ -227,8 +247,10 @@ def run_path(options: RunOptions, environment=os.environ) -> Path | None:
 
 __all__ = [
     "CodecOptions",
+    "CompareOptions",
     "DataOptions",
     "ExportOptions",
+    "ReportOptions",
     "RunOptions",
     "ScoreOptions",
     "SettingsError",

@@ -29,6 +29,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.log = self.path / "log.txt"
         self.pictures = self.path / "pictures"
+        self.report = self.path / "report.html"
 
     @classmethod
     def create(cls, path: str | Path, *, first: bool = True) -> "RunFolder":

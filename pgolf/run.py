@@ -5,8 +5,9 @@
     python -m pgolf.run pack RUN             weights to model.pgolf
     python -m pgolf.run score RUN            from model.pgolf alone, in a process that has never seen training;
                                              --plan FILE repeats what the clock decided in an earlier scoring
-    python -m pgolf.run report RUN           pictures
+    python -m pgolf.run report RUN           pictures and report.html; --watch serves the page while the run goes on
     python -m pgolf.run show RUN             the figures, in the terminal
+    python -m pgolf.run compare RUN RUN ...  one page of several runs, and their differences in the terminal
     python -m pgolf.run data --out DIR ...   make a dataset from text
     python -m pgolf.run compress FILE --artifact A --out F
                                              a file to as many bits as the score says, and back with `decompress`
@@ -22,8 +23,10 @@ import sys
 
 from pgolf.cli import (
     CodecOptions,
+    CompareOptions,
     DataOptions,
     ExportOptions,
+    ReportOptions,
     ScoreOptions,
     StageOptions,
     UsageError,
@@ -72,9 +75,13 @@ def dispatch(words: list[str]) -> int:
         from pgolf.evaluation.codec import commands
 
         return getattr(commands, stage)(parse(CodecOptions, words[1:], positional="file"))
+    if stage == "compare":
+        from pgolf import stages
+
+        return stages.compare(parse(CompareOptions, named_runs(words[1:])))
     known = ["pack", "score", "report", "show"]
     if stage not in known:
-        others = ["train", "data", "export", "compress", "decompress"]
+        others = ["train", "data", "export", "compare", "compress", "decompress"]
         hint = nearest(stage, known + others)
         raise UsageError(f"no stage {stage!r}{hint}; there are {', '.join(others + known)}")
     if len(words) < 2:
@@ -84,6 +91,10 @@ def dispatch(words: list[str]) -> int:
     if stage == "score":
         scoring = parse(ScoreOptions, words[1:], positional="run")
         return stages.score(RunFolder.existing(scoring.run), scoring.device, scoring.plan)
+    if stage == "report":
+        reporting = parse(ReportOptions, words[1:], positional="run")
+        folder = RunFolder.existing(reporting.run)
+        return stages.watch(folder, reporting.port) if reporting.watch else stages.report(folder)
     options = parse(StageOptions, words[1:], positional="run")
     return getattr(stages, stage)(RunFolder.existing(options.run), options.device)
 
@@ -128,7 +139,7 @@ def run(words: list[str], *, only_training: bool) -> int:
     if done.returncode or not first:
         return done.returncode
     if not embedded():
-        stages.report(folder, options.device)
+        stages.report(folder)
     return stages.show(folder, options.device)
 
 

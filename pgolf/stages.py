@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import pgolf
 from pgolf.budget import Budget
-from pgolf.cli import DataOptions, UsageError
+from pgolf.cli import CompareOptions, DataOptions, UsageError
 from pgolf.config import ArtifactSettings, Settings, read_toml
 from pgolf.data import ByteTable, Dataset, build_dataset, default_dataset, open_dataset, read_documents
 from pgolf.distributed import launch
@@ -323,20 +323,51 @@ def compressors(dataset: Dataset, tokens: np.ndarray, limit: int = 20_000_000) -
     return {"xz -9e": {"bytes": size, "bpb": 8 * size / len(text), "of": len(text)}}
 
 
-# ---- report and show
+# ---- report, compare and show
 
-def report(folder: RunFolder, device: str = "") -> int:
+def report(folder: RunFolder) -> int:
+    from pgolf.report.files import read_run
+    from pgolf.report.page import page
     from pgolf.report.pictures import draw
 
-    for picture in draw(folder.path):
+    run = read_run(folder.path)
+    for picture in draw(run, folder.pictures):
         print(f"picture {picture}")
+    write_whole(folder.report, page(run))
+    print(f"report {folder.report}")
+    return 0
+
+
+def watch(folder: RunFolder, port: int) -> int:
+    from pgolf.report.watch import watch as serve
+
+    serve(folder.path, port)
+    return 0
+
+
+def compare(options: CompareOptions) -> int:
+    from pgolf.report.compare import page, tables
+    from pgolf.report.files import read_run
+
+    if len(options.runs) < 2:
+        raise UsageError("compare needs the folders of two runs or more: python -m pgolf.run compare RUN RUN")
+    runs = [read_run(RunFolder.existing(run).path) for run in options.runs]
+    write_whole(Path(options.out), page(runs))
+    print(tables(runs))
+    print(f"report {options.out}")
     return 0
 
 
 def show(folder: RunFolder, device: str = "") -> int:
+    from pgolf.artifact.code import embedded
     from pgolf.report.tables import tables
 
     print(tables(folder.read_summary()))
+    if not embedded():
+        from pgolf.report.files import read_run
+        from pgolf.report.terminal import further_tables
+
+        print("\n" + further_tables(read_run(folder.path)))
     return 0
 
 

@@ -49,7 +49,7 @@ def test_the_files_of_a_run(run):
     folder, said = run
     names = {path.name for path in folder.iterdir()}
     assert {"config.toml", "train.jsonl", "checkpoint.safetensors", "model.pgolf"} <= names
-    assert {"score.jsonl", "summary.json", "log.txt"} <= names
+    assert {"score.jsonl", "summary.json", "log.txt", "words.json", "quantisation.json", "report.html"} <= names
     assert not [name for name in names if name.startswith(".")]
     assert {path.name for path in (folder / "pictures").iterdir()} >= {"loss.png", "learning_rate.png", "budget.png"}
     assert "bits per byte" in said and "xz -9e" in said

@@ -14,6 +14,7 @@ from pgolf.artifact.errors import ArtifactError
 from pgolf.cli import ExportOptions, UsageError
 from pgolf.config import Settings, read_toml, to_toml
 from pgolf.folder import FolderError, RunFolder, write_whole
+from pgolf.significance import welch
 
 # the challenge's bar for a record, which it gives in nats without saying of what
 RECORD_NATS = 0.005
@@ -142,29 +143,6 @@ def _size_line(record: dict) -> str:
 
 
 # ---- significance
-
-def welch(ours: list[float], theirs: list[float], margin: float = 0.0) -> tuple[float, float]:
-    """(t, p) of Welch's one-sided test that ours are lower than theirs by more than the margin."""
-    if min(len(ours), len(theirs)) < 2:
-        raise ArtifactError("a significance needs at least two seeds on either side")
-    parts = [stdev(sample) ** 2 / len(sample) for sample in (ours, theirs)]
-    difference = mean(theirs) - mean(ours) - margin
-    if not sum(parts):
-        return math.copysign(math.inf, difference), float(difference <= 0)
-    t = difference / math.sqrt(sum(parts))
-    freedom = sum(parts) ** 2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (ours, theirs), strict=True))
-    return t, student_tail(t, freedom)
-
-
-def student_tail(t: float, freedom: float, slices: int = 2000) -> float:
-    """P(T > t) of Student's distribution. With T = sqrt(freedom) tan(a) its density is that of cos(a)^(freedom - 1),
-    which Simpson's rule integrates from 0 to t."""
-    end = math.atan(abs(t) / math.sqrt(freedom))
-    heights = [math.cos(end * i / slices) ** (freedom - 1) for i in range(slices + 1)]
-    area = end / slices / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
-    half = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi) * area
-    return max(0.0, 0.5 - math.copysign(half, t))
-
 
 def _significance(record: dict, baseline: str) -> list[str]:
     """One line for each reading of the challenge's bar: per token and per byte, with and without it."""

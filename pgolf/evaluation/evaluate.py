@@ -124,9 +124,9 @@ class Scorer:
         self.bos, self.budget, self.device, self.world, self.report = bos, budget, device, world, report
         self.targets = len(tokens) - 1
         self.bytes_per_target = byte_table.count(tokens[:-1], tokens[1:])
-        # a hundredth of the clock at most
+        # a fiftieth of the clock at most
         stretches = excerpts(document_starts(tokens, bos), self.targets, settings.words)
-        self.found = Evaluation(words=Words(stretches, settings.seconds / 100, budget.clock.now))
+        self.found = Evaluation(words=Words(stretches, settings.seconds / 50, budget.clock.now))
 
     def timed(self, run: Callable[[], dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], float]:
         begun = self.budget.elapsed()

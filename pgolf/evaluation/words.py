@@ -98,15 +98,18 @@ class Words:
         begun = self.now()
         places = self.among(span.start + np.arange(len(span)))
         logits = torch.from_numpy(statistics.kept)
+        said = []
         for reader in watched.readers:
             rows = log_probabilities(logits, watched.temperature if reader.tempered else None)
             mine = statistics.of_candidates(columns[reader.name])
-            found = self.guesses.setdefault(reader.name, {})
-            for place, said in zip(places, expectations(reader, span, mine, places, rows), strict=True):
-                if self.spent + self.now() - begun > self.seconds:
-                    break
-                best = np.argsort(-said, kind="stable")[:GUESSES]
-                found[span.start + int(place)] = [(int(token), float(np.exp(said[token]))) for token in best]
+            said.append(expectations(reader, span, mine, places, rows))
+        for place, *rows in zip(places.tolist(), *said, strict=True):
+            for reader, row in zip(watched.readers, rows, strict=True):
+                best = np.argsort(-row, kind="stable")[:GUESSES]
+                guesses = [(int(token), float(np.exp(row[token]))) for token in best]
+                self.guesses.setdefault(reader.name, {})[span.start + place] = guesses
+            if self.spent + self.now() - begun > self.seconds:
+                break
         self.spent += self.now() - begun
 
 

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-EMPTY = {"path", "line", "rect", "input", "meta", "br"}
+EMPTY = {"input", "meta", "br"}
 
 
 class Html(str):
     """Markup that is safe as it stands."""
 
 
-def h(name: str, *children, **attributes) -> Html:
+def h(name: str, /, *children, **attributes) -> Html:
     """An element. Children that are no Html are escaped; lists are flattened; None is left out. In the names of attributes
     an underscore stands for a hyphen, and one at the end is dropped (class_)."""
     words = [name]
@@ -78,5 +78,6 @@ def document(title: str, body: Html, *, refresh: str = "") -> str:
         h("title", title),
         Html(f"<style>{style}</style>"),
     )
-    page = h("html", head, h("body", body, Html(f"<script>{script}</script>"), data_refresh=refresh or None), lang="en")
+    body = h("body", body, Html(f"<script>{script}</script>"))
+    page = h("html", head, body, lang="en", data_refresh=refresh or None)
     return f"<!doctype html>\n{page}\n"

@@ -1,65 +1,36 @@
 """PNG pictures of a run: loss and learning rate, where the budgets went, and what each layer of scoring is worth."""
 
-import json
 from pathlib import Path
+
+from pgolf.report.files import Run
+from pgolf.report.sections import readings_shown
 
 # two colours that the colour-blind tell apart, and a quiet third
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#cccccc"
 
 
-def draw(folder: Path) -> list[Path]:
-    """All pictures that the folder's files allow; the names of those drawn."""
+def draw(run: Run, folder: Path) -> list[Path]:
+    """All pictures that the run's files allow; the names of those drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
-    events = read_events(folder / "train.jsonl")
-    summary_file = folder / "summary.json"
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.exists() else {}
-    pictures = folder / "pictures"
-    pictures.mkdir(exist_ok=True)
-    steps = [event for event in events if event["kind"] == "step"]
+    folder.mkdir(exist_ok=True)
+    summary, steps = run.summary, run.steps
     drawn = []
     if steps:
-        drawn.append(_curves(pictures / "loss.png", steps, "loss", "nats per token", "Training loss", BLUE))
-        rate = _curves(pictures / "learning_rate.png", steps, "multiplier", "share of the base rate", "Learning rate", ORANGE)
+        drawn.append(_curves(folder / "loss.png", steps, "loss", "nats per token", "Training loss", BLUE))
+        rate = _curves(folder / "learning_rate.png", steps, "multiplier", "share of the base rate", "Learning rate", ORANGE)
         drawn.append(rate)
     budgets = [(name, summary[name]) for name in ("train", "scoring") if "parts" in summary.get(name, {})]
     if budgets:
-        drawn.append(_budgets(pictures / "budget.png", budgets))
+        drawn.append(_budgets(folder / "budget.png", budgets))
     if summary.get("score"):
-        drawn.append(_onion(pictures / "readings.png", summary["score"], summary.get("main", "")))
-    if "by_position" in summary.get("scoring", {}):
-        drawn.append(_where(pictures / "where_bits_go.png", summary["scoring"]))
-    traces = read_traces(folder / "weights.jsonl")
-    if traces:
-        drawn.append(_weights(pictures / "weights.png", traces))
+        drawn.append(_onion(folder / "readings.png", summary["score"], summary.get("main", "")))
+    if run.scores and summary.get("score"):
+        drawn.append(_where(folder / "where_bits_go.png", run))
+    if run.traces:
+        drawn.append(_weights(folder / "weights.png", run.traces))
     return drawn
-
-
-def read_events(path: Path) -> list[dict]:
-    """The events of a run in order. A resumed run repeats steps: the later account of a step replaces the earlier."""
-    if not path.exists():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue  # the line a killed run did not finish
-    latest = {event["step"]: i for i, event in enumerate(events) if event["kind"] == "step"}
-    return [event for i, event in enumerate(events) if event["kind"] != "step" or latest[event["step"]] == i]
-
-
-def read_traces(path: Path) -> dict[str, list[tuple[int, dict[str, float]]]]:
-    """The weights of each reader along the stream."""
-    found: dict[str, list[tuple[int, dict[str, float]]]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            trace = json.loads(line)
-            target = trace.pop("target")
-            for reader, weights in trace.items():
-                found.setdefault(reader, []).append((target, weights))
-    return found
 
 
 def _curves(path: Path, steps: list[dict], key: str, unit: str, title: str, colour: str) -> Path:
@@ -129,22 +100,21 @@ def _onion(path: Path, scores: dict[str, dict], best: str) -> Path:
     return path
 
 
-def _where(path: Path, scoring: dict) -> Path:
+def _where(path: Path, run: Run) -> Path:
     """Bits per byte by position in the document and by the document's length."""
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
     titles = {"by_position": "tokens from the document's beginning", "by_length": "tokens of the document"}
     for axes, (kind, title) in zip(panels, titles.items(), strict=True):
-        cells = scoring[kind]
-        places = range(len(cells["from"]))
-        # a published end of the stream is the honest reading everywhere else
-        readings = [name for name in cells if name not in ("from", "bytes") and not name.endswith("_published")]
+        cells = getattr(run.scores, kind)
+        places = range(len(cells.names))
+        shown = readings_shown(run)
         colours = pyplot.get_cmap("cividis")
-        for i, name in enumerate(readings):
-            colour = colours(i / max(len(readings) - 1, 1))
-            axes.plot(places, cells[name], marker="o", markersize=3, color=colour, label=name.replace("_", " "))
-        axes.set_xticks(places, [f"{start:,}" for start in cells["from"]])
+        for i, (column, name, _) in enumerate(shown):
+            colour = colours(i / max(len(shown) - 1, 1))
+            axes.plot(places, cells.per_byte(column), marker="o", markersize=3, color=colour, label=name.replace("_", " "))
+        axes.set_xticks(places, cells.names, fontsize=7)
         axes.set(xlabel=f"{title}, from", ylabel="bits per byte" if kind == "by_position" else "")
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=7)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from pgolf import stages
 from pgolf.artifact import code
 from pgolf.artifact.errors import ArtifactError
-from pgolf.artifact.export import export, student_tail, welch
+from pgolf.artifact.export import export
 from pgolf.artifact.pack import read_artifact
 from pgolf.cli import ExportOptions, UsageError, named_runs, parse
 from pgolf.config import ArtifactSettings, Settings, read_toml, to_toml
@@ -69,28 +69,6 @@ def test_requirements_are_what_the_sources_import():
     found = {line.split("==")[0].lower() for line in code.requirements()}
     assert {"torch", "numpy", "numba", "zstandard", "safetensors", "sentencepiece", "tyro", "rich"} <= found
     assert not found & {"pgolf", "pytest", "matplotlib"}
-
-
-# ---- significance
-
-@pytest.mark.parametrize(
-    ("t", "freedom", "tail"),
-    [(0, 3, 0.5), (1, 1, 0.25), (2.015048, 5, 0.05), (-2.015048, 5, 0.95), (4.604095, 4, 0.005), (2.326, 1e6, 0.01)],
-)
-def test_student_tails_are_those_of_the_tables(t, freedom, tail):
-    assert math.isclose(student_tail(t, freedom), tail, rel_tol=2e-3)
-
-
-def test_welch_is_one_sided_and_has_a_margin():
-    ours, theirs = [1.0600, 1.0606, 1.0603], [1.0710, 1.0722, 1.0716]
-    t, p = welch(ours, theirs)
-    spread = math.sqrt((0.0003**2 + 0.0006**2) / 3)
-    assert math.isclose(t, 0.0113 / spread, rel_tol=1e-6) and p < 1e-4
-    assert math.isclose(welch(ours, theirs, 0.0113)[1], 0.5, abs_tol=1e-6)
-    assert math.isclose(welch(theirs, ours)[1], 1 - p, abs_tol=1e-9)
-    assert welch([1.0, 1.0], [2.0, 2.0]) == (math.inf, 0.0)
-    with pytest.raises(ArtifactError, match="at least two seeds"):
-        welch([1.0], theirs)
 
 
 # ---- the folder

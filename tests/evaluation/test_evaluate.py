@@ -401,7 +401,7 @@ def test_the_expectations_are_those_that_were_scored(way, monkeypatch):
 
 def test_words_stop_when_their_time_is_up(tmp_path):
     ticks = iter(range(100_000))
-    settings = dataclasses.replace(WAYS["fixed"], seconds=3000.0)
+    settings = dataclasses.replace(WAYS["fixed"], seconds=1500.0)
     _, short = run(settings, 500, budget=Budget(1e6, now=lambda: float(next(ticks))))
     assert 0 < sum(map(len, short.words.guesses.values())) < 80
     pieces = [b"", b"", *[b" w%d" % i for i in range(MODEL.vocab_size - 2)]]

@@ -1,0 +1,133 @@
+"""The page's figures as tables for the terminal, beyond what the summary alone tells."""
+
+import math
+
+from pgolf.report import sections
+from pgolf.report.files import Run
+from pgolf.report.sections import spoken
+from pgolf.report.tables import columns
+
+
+def further_tables(run: Run) -> str:
+    parts = [
+        _verdict(run), _audit(run), _training(run), _gains(run), *_where(run), _kinds(run), _weights(run), _planner(run),
+        _quantisation(run), "\n".join(run.damaged),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def _verdict(run: Run) -> str:
+    rows = [[name, sections.WORDS[holds], says] for name, holds, says in sections.checks(run)]
+    return _left([["rule", "", ""], *rows])
+
+
+def _left(rows: list[list[str]]) -> str:
+    """Columns of words, all to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _audit(run: Run) -> str:
+    rows = [
+        [str(test.get("title", "")), spoken(str(test.get("reading") or "")),
+         {True: "passed", False: "failed"}.get(test.get("passed"), "not applicable"), str(test.get("says") or "")]
+        for test in sections.audit_tests(run)
+    ]  # fmt: skip
+    return _left([["audit", "reading", "verdict", ""], *rows]) if rows else ""
+
+
+def _training(run: Run) -> str:
+    steps = run.steps
+    if not steps:
+        return ""
+    picked = [steps[i] for i in sorted({round(share * (len(steps) - 1)) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)})]
+    head = ["training", "tokens", "seconds", "loss", "gradient norm", "rate", "tokens/s"]
+    rows = [
+        [
+            f"  step {step['step']:,}",
+            f"{step['step'] * run.batch_tokens:,}",
+            f"{step['elapsed']:.1f}",
+            f"{step['loss']:.4f}",
+            f"{step['gradient_norm']:.3f}",
+            f"x{step['multiplier']:.2f}",
+            f"{step['tokens_per_second']:,.0f}",
+        ]
+        for step in picked
+    ]
+    return columns([head, *rows])
+
+
+def _gains(run: Run) -> str:
+    rows = []
+    for name, score in run.summary.get("score", {}).items():
+        if "over" not in score:
+            continue
+        error = score.get("gain_error")
+        better = ""
+        if run.scores and {name, score["over"]} <= set(run.scores.readings):
+            better = f"{run.scores.paired(score['over'], name):.0%}"
+        spread = f"{error:.5f}" if error is not None else "–"
+        rows.append([f"  {spoken(name)}", spoken(score["over"]), f"{score['gain']:+.5f}", spread, better])
+    head = ["gain in bits per byte", "over", "gain", "standard error", "documents better"]
+    return columns([head, *rows]) if rows else ""
+
+
+def _where(run: Run) -> list[str]:
+    if not run.scores:
+        return []
+    shown = [(i, name) for i, name, _ in sections.readings_shown(run)]
+    tables = []
+    for title, cells in (("tokens from", run.scores.by_position), ("documents of tokens from", run.scores.by_length)):
+        head = [f"bits per byte, {title}", "bytes", *(spoken(name) for _, name in shown)]
+        rows = []
+        for k, name in enumerate(cells.names):
+            figures = [f"{cells.per_byte(i)[k]:.4f}" if cells.bytes[k] else "–" for i, _ in shown]
+            rows.append([f"  {name}", f"{int(cells.bytes[k]):,}", *figures])
+        tables.append(columns([head, *rows]))
+    return tables
+
+
+def _kinds(run: Run) -> str:
+    cells = run.scores.by_kind if run.scores else None
+    if cells is None:
+        return ""
+    shown = [(i, name) for i, name, _ in sections.readings_shown(run)]
+    head = ["bits per token", "tokens", *(spoken(name) for _, name in shown)]
+    rows = []
+    for k, name in enumerate(cells.names):
+        rows.append([f"  {name}", f"{int(cells.tokens[k]):,}", *(f"{cells.per_token(i)[k]:.3f}" for i, _ in shown)])
+    return columns([head, *rows])
+
+
+def _weights(run: Run) -> str:
+    rows = []
+    for reader, points in run.traces.items():
+        for name in points[0][1]:
+            values = [weights.get(name, math.nan) for _, weights in points]
+            rows.append([f"  {spoken(reader)}: {spoken(name)}", f"{values[0]:.4f}", f"{values[-1]:.4f}"])
+    return columns([["weights along the stream", "first", "last"], *rows]) if rows else ""
+
+
+def _planner(run: Run) -> str:
+    given = run.summary.get("scoring", {}).get("gave_up")
+    if given is None:
+        return ""
+    return "given up for the clock: " + (", ".join(sections.given_up(given)) or "nothing")
+
+
+def _quantisation(run: Run) -> str:
+    head = ["rounding", "bits", "entropy", "error %", "clip σ", "beyond %", "farthest σ"]
+    rows = [
+        [
+            f"  {m['name']}",
+            str(m["bits"]),
+            f"{m['entropy']:.3f}",
+            f"{100 * m['error']:.3f}",
+            f"{m['clip']:.2f}",
+            f"{100 * m['outliers']:.4f}",
+            f"{m['farthest']:.1f}",
+        ]
+        for m in run.quantisation.get("matrices", [])
+    ]
+    return columns([head, *rows]) if rows else ""

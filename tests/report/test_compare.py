@@ -1,0 +1,124 @@
+"""The page of several runs and its figures."""
+
+import json
+import math
+import re
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+
+from pgolf.report.compare import common_reading, groups_of, page, paired, tables
+from pgolf.report.files import read_run
+from pgolf.run import main
+from pgolf.significance import welch
+from tests.report.folders import READINGS, scored, stream, trained, write_scores
+from tests.report.reader import parse
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three seeds of one configuration, two of another that is better by 0.05, and one that was cut off."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed, shift in ((1, 0.0), (2, 0.004), (3, -0.005)):
+        scored(folder / f"a{seed}", seed=seed, shift=shift)
+    for seed, shift in ((1, -0.05), (2, -0.058)):
+        scored(folder / f"b{seed}", seed=seed, shift=shift, rate=0.02)
+    trained(folder / "c", rate=0.01, ended=False)
+    return [read_run(folder / name) for name in ("a1", "a2", "a3", "b1", "b2", "c")]
+
+
+def test_groups_are_configurations(runs):
+    groups = groups_of(runs)
+    assert [(group.letter, len(group.runs)) for group in groups] == [("A", 3), ("B", 2), ("C", 1)]
+    assert groups[0].name == "A: quick" and groups[1].name == "B: quick, training.muon_lr 0.02 instead of 0.04"
+
+
+def test_the_table_of_differences(runs):
+    root = parse(page(runs))
+    section = next(one for one in root.all("section") if one.attributes.get("id") == "differences")
+    rows = [[cell.text for cell in row.all("td") + row.all("th")] for row in section.one("table").all("tr")[1:]]
+    assert len(rows) == 4
+    for unit, key in (("nats per token", "loss"), ("bits per byte", "bpb")):
+        ours, theirs = ([run.summary["score"]["chain"][key] for run in part] for part in (runs[3:5], runs[:3]))
+        t, p = welch(ours, theirs)
+        (row,) = (row for row in rows if row[-1] == "B" and unit in row)
+        assert row[:7] == [
+            "2", unit, f"{mean(ours):.5f}", f"{stdev(ours):.5f}", f"{mean(theirs) - mean(ours):+.5f}", f"{t:.2f}", f"{p:.2g}",
+        ]  # fmt: skip
+        assert p < 0.05
+    assert "one-sided" in section.text
+
+
+def test_curves_lie_over_each_other(runs):
+    root = parse(page(runs))
+    figure = root.one("figure", "curves")
+    names = [series["n"] for series in json.loads(figure.one("script").text)["s"]]
+    assert names == ["a1 (A)", "a2 (A)", "a3 (A)", "b1 (B)", "b2 (B)", "c (C)"]
+    for chart in root.all("figure", "chart"):
+        assert re.fullmatch(r".+ \(.+\)", chart.one("div", "xlabel").text) and chart.one("h3").text
+    assert "in training, or cut off after step 120" in root.text
+    dots = [figure for figure in root.all("figure", "dots")][0]
+    assert len(dots.all("div", "row")[1].all("b", "dot")) == 5
+
+
+def test_pairs_of_runs_on_the_same_documents(runs):
+    pair = paired(runs[0], runs[3], "chain")
+    assert pair.gain == pytest.approx(0.05, abs=1e-6) and pair.documents == 6 and pair.better == 1.0
+    # the same shift for every byte leaves no spread but that of rounding
+    assert pair.error < 1e-5 and pair.p < 1e-6
+    assert paired(runs[0], runs[0], "chain").p == 1.0
+    assert paired(runs[0], runs[5], "chain") is None and paired(runs[0], runs[1], "none") is None
+
+
+def test_the_error_of_a_pair(tmp_path):
+    first, second = (scored(tmp_path / name) for name in ("one", "two"))
+    tokens, size, nats = stream()
+    rng = np.random.default_rng(1)
+    gained = rng.random(len(tokens)) * 0.1
+    write_scores(second / "score.jsonl", tokens, size, {name: nats[name] - gained for name in READINGS})
+    pair = paired(read_run(first), read_run(second), "chain")
+    ends = np.flatnonzero(tokens == 1) + 1
+    bits = np.add.reduceat(gained, [0, *ends[:-1]]) / math.log(2)
+    sizes = np.add.reduceat(size, [0, *ends[:-1]])
+    rate = bits.sum() / sizes.sum()
+    assert pair.gain == pytest.approx(rate, abs=1e-5)
+    expected = math.sqrt(6 / 5 * ((bits - rate * sizes) ** 2).sum()) / sizes.sum()
+    assert pair.error == pytest.approx(expected, rel=1e-3)
+
+
+def test_other_text_is_not_paired(tmp_path):
+    first, second = (scored(tmp_path / name) for name in ("one", "two"))
+    summary = json.loads((second / "summary.json").read_text())
+    summary["corpus"]["digest"] = "cd" * 32
+    (second / "summary.json").write_text(json.dumps(summary))
+    assert paired(read_run(first), read_run(second), "chain") is None
+    assert "not scored on the same documents" in page([read_run(first), read_run(second)])
+
+
+def test_runs_with_other_readings_share_the_last_code_length(tmp_path):
+    first, second = (scored(tmp_path / name) for name in ("one", "two"))
+    summary = json.loads((second / "summary.json").read_text())
+    summary["score"].pop("chain")
+    summary["main"] = "adapted"
+    (second / "summary.json").write_text(json.dumps(summary))
+    runs = [read_run(first), read_run(second)]
+    assert common_reading(runs) == "adapted" and common_reading([runs[0], runs[0]]) == "chain"
+
+
+def test_the_command(runs, tmp_path, capsys):
+    folders = [str(run.path) for run in runs]
+    assert main(["compare", *folders, "--out", str(tmp_path / "page.html")]) == 0
+    said = capsys.readouterr().out
+    assert tables(runs) in said and "page.html" in said and "by document" in said
+    assert (tmp_path / "page.html").read_text() == page(runs)
+    assert main(["compare", folders[0], "--out", str(tmp_path / "x.html")]) == 2
+    assert "two runs or more" in capsys.readouterr().err
+    assert main(["compare", folders[0], str(tmp_path), "--out", str(tmp_path / "x.html")]) == 1
+    assert "is no run folder" in capsys.readouterr().err and not (tmp_path / "x.html").exists()
+
+
+def test_nothing_scored_yet(runs):
+    text = page([runs[5], runs[5]])
+    assert "None of the runs has readings yet" in text and "Fewer than two of the runs are scored" in text
+    assert "nothing to compare" in tables([runs[5], runs[0]])
