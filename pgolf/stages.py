@@ -362,12 +362,12 @@ def show(folder: RunFolder, device: str = "") -> int:
     from pgolf.artifact.code import embedded
     from pgolf.report.tables import tables
 
-    print(tables(folder.read_summary()))
     if not embedded():
         from pgolf.report.files import read_run
         from pgolf.report.terminal import further_tables
 
-        print("\n" + further_tables(read_run(folder.path)))
+        print(further_tables(read_run(folder.path)) + "\n")
+    print(tables(folder.read_summary()))
     return 0
 
 

@@ -28,7 +28,9 @@ def rounding_losses(state: Mapping[str, Tensor], weights: Weights, settings: Art
             value = value + correction.values()
         role = role_of(name, codes.numel(), settings)
         steps = steps_of(role, settings)
-        sigma = row_sigma(weight).clamp_min(torch.finfo(torch.float32).tiny)
+        sigma = row_sigma(weight)
+        # rows of zeros, as of a table's entries that never came, have no deviation
+        alive = sigma > 0
         edge = scales * (steps.largest + 0.5)
         shares = torch.bincount(codes.flatten().int() + 128).double() / codes.numel()
         shares = shares[shares > 0]
@@ -39,9 +41,9 @@ def rounding_losses(state: Mapping[str, Tensor], weights: Weights, settings: Art
             "bits": steps.bits,
             "entropy": float(-(shares * shares.log2()).sum()),
             "error": float((weight - value).norm() / weight.norm().clamp_min(1e-30)),
-            "clip": float((scales * steps.largest / sigma).mean()),
+            "clip": float((scales * steps.largest / sigma)[alive].mean()) if alive.any() else 0.0,
             "outliers": float((weight.abs() > edge[:, None]).float().mean()),
-            "farthest": float((weight.abs().amax(1) / sigma).max()),
+            "farthest": float((weight.abs().amax(1) / sigma)[alive].max()) if alive.any() else 0.0,
             "zeros": float((codes == 0).float().mean()),
             "correction": len(correction.left.codes) if correction else 0,
         })

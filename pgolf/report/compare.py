@@ -72,7 +72,7 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
 
 
 def flat(table: dict, path: str = "") -> dict:
-    found = {}
+    found: dict = {}
     for key, value in table.items():
         name = f"{path}.{key}" if path else key
         found |= flat(value, name) if isinstance(value, dict) else {name: value}
@@ -255,15 +255,15 @@ class Paired:
 
 def paired(first: Run, other: Run, reading: str) -> Paired | None:
     """None where the runs were not scored on the same documents, or on one only."""
-    if not first.scores or not other.scores or first.summary.get("corpus") != other.summary.get("corpus"):
+    ours, theirs = first.scores, other.scores
+    if not ours or not theirs or first.summary.get("corpus") != other.summary.get("corpus"):
         return None
-    if not all(reading in run.scores.readings for run in (first, other)):
+    sizes = ours.document_bytes
+    if reading not in ours.readings or reading not in theirs.readings or not np.array_equal(sizes, theirs.document_bytes):
         return None
-    sizes = first.scores.document_bytes
-    if len(sizes) < 2 or not np.array_equal(sizes, other.scores.document_bytes) or not sizes.sum():
+    if len(sizes) < 2 or not sizes.sum():
         return None
-    below, above = (run.scores.document_bits[:, run.scores.readings.index(reading)] for run in (first, other))
-    gained = below - above
+    gained = ours.bits_of(reading) - theirs.bits_of(reading)
     gain, documents = gained.sum() / sizes.sum(), len(sizes)
     apart = ((gained - gain * sizes) ** 2).sum() * documents / (documents - 1)
     return Paired(float(gain), math.sqrt(apart) / float(sizes.sum()), float((gained > 0).mean()), documents)

@@ -27,7 +27,7 @@ def h(name: str, /, *children, **attributes) -> Html:
 
 
 def join(children: Iterable) -> Html:
-    parts = []
+    parts: list[str] = []
     for child in children:
         if child is None:
             continue

@@ -57,10 +57,13 @@ class Breakdown:
     def tokens(self) -> int:
         return int(self.along.tokens.sum())
 
+    def bits_of(self, reading: str) -> np.ndarray:
+        """Of each document."""
+        return self.document_bits[:, self.readings.index(reading)]
+
     def paired(self, below: str, above: str) -> float:
         """The share of documents that the second reading needs fewer bits for."""
-        gained = self.document_bits[:, self.readings.index(below)] - self.document_bits[:, self.readings.index(above)]
-        return float((gained > 0).mean())
+        return float((self.bits_of(below) > self.bits_of(above)).mean())
 
 
 @dataclass

@@ -126,12 +126,15 @@ def _audit_words(run: Run) -> str:
 
 
 def audit_tests(run: Run) -> list[dict]:
+    """With a verdict that is true, false or None."""
     tests = run.audit.get("tests", [])
-    return [test for test in tests if isinstance(test, dict)] if isinstance(tests, list) else []
+    found = [test for test in tests if isinstance(test, dict)] if isinstance(tests, list) else []
+    return [test | {"passed": test["passed"] if isinstance(test.get("passed"), bool) else None} for test in found]
 
 
 SIGNS = {True: "✓", False: "✗", None: "?"}
 WORDS = {True: "holds", False: "broken", None: "not known"}
+VERDICTS = {True: ("good", "✓ passed"), False: ("bad", "✗ failed"), None: ("open", "– not applicable")}
 
 
 def verdict(run: Run) -> Html:
@@ -261,13 +264,12 @@ def audit(run: Run) -> Html:
         return section("audit", title, missing("Not audited", why))
     rows = []
     for test in audit_tests(run):
-        passed = test.get("passed")
-        sign = {True: "✓ passed", False: "✗ failed", None: "– not applicable"}.get(passed, "?")
+        kind, sign = VERDICTS[test["passed"]]
         figure = test.get("figure")
         rows.append([
             str(test.get("title", test.get("id", ""))),
             spoken(str(test.get("reading") or "")),
-            h("span", sign, class_={True: "good", False: "bad"}.get(passed, "open")),
+            h("span", sign, class_=kind),
             number(figure, 3) if isinstance(figure, (int, float)) else str(figure if figure is not None else ""),
             str(test.get("says") or ""),
         ])
@@ -277,7 +279,9 @@ def audit(run: Run) -> Html:
         told = ", ".join(f"{spoken(str(name))} {_plain(value)}" for name, value in decoded.items())
         lines.append(h("p", f"Decoded again from the bitstream: {told}."))
     passed, seconds = run.audit.get("passed"), run.audit.get("seconds")
-    says = {True: "Every test that applies passed", False: "At least one test failed"}.get(passed, "The audit has no verdict")
+    says = "The audit has no verdict"
+    if isinstance(passed, bool):
+        says = "Every test that applies passed" if passed else "At least one test failed"
     says += f", in {seconds:.1f} s." if isinstance(seconds, (int, float)) else "."
     return section(
         "audit",
@@ -534,8 +538,8 @@ def _weights(run: Run) -> Html:
             x, y, _, _ = thinned(at, [weights.get(name, math.nan) for _, weights in points])
             series.append(Series(spoken(name), x, y))
         temperature = reader == "temperature"
-        y = Axis("temperature", "divides the logits") if temperature else Axis("weight", "share, 0 to 1")
-        charts.append(curves(f"Weights along the stream: {spoken(reader)}", Axis("targets scored", "tokens"), y, series))
+        axis = Axis("temperature", "divides the logits") if temperature else Axis("weight", "share, 0 to 1")
+        charts.append(curves(f"Weights along the stream: {spoken(reader)}", Axis("targets scored", "tokens"), axis, series))
     return h("div", charts, class_="grid")
 
 
@@ -566,7 +570,7 @@ def _gave_up(run: Run) -> Html:
     spans = run.plan.get("spans", [])
     ends = [*(span[0] for span in spans[1:]), run.plan.get("targets", 0)]
     charts = []
-    for name, y, place in (
+    for name, axis, place in (
         ("Stride, span by span", Axis("stride (0: the first pass stands)", "tokens", low=0.0), 1),
         ("Epochs of adaptation, span by span", Axis("epochs", "passes over a span", low=0.0), 2),
     ):
@@ -574,7 +578,7 @@ def _gave_up(run: Run) -> Html:
         if len(set(decided)) > 1:
             across = [edge for span, end in zip(spans, ends, strict=True) for edge in (span[0], end)]
             series = [Series("decided", across, np.repeat(decided, 2), style=place - 1)]
-            charts.append(curves(name, Axis("targets scored", "tokens"), y, series))
+            charts.append(curves(name, Axis("targets scored", "tokens"), axis, series))
     return join([told, h("div", charts, class_="grid") if charts else None])
 
 
@@ -670,8 +674,8 @@ def _shade(bits: float, most: float = HEAT_BITS) -> int:
 def _visible(piece: str) -> tuple[str, str | None]:
     """A token as it can be seen."""
     if not piece:
-        return "⏹", "end"
-    return piece.replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍"), None
+        return "¶", "end"
+    return piece.replace("\n", "↵").replace("\t", "⇥").replace("\r", "\\r"), None
 
 
 # ---- compression

@@ -31,7 +31,7 @@ def _left(rows: list[list[str]]) -> str:
 def _audit(run: Run) -> str:
     rows = [
         [str(test.get("title", "")), spoken(str(test.get("reading") or "")),
-         {True: "passed", False: "failed"}.get(test.get("passed"), "not applicable"), str(test.get("says") or "")]
+         {True: "passed", False: "failed", None: "not applicable"}[test.get("passed")], str(test.get("says") or "")]
         for test in sections.audit_tests(run)
     ]  # fmt: skip
     return _left([["audit", "reading", "verdict", ""], *rows]) if rows else ""
@@ -117,17 +117,22 @@ def _planner(run: Run) -> str:
 
 
 def _quantisation(run: Run) -> str:
-    head = ["rounding", "bits", "entropy", "error %", "clip σ", "beyond %", "farthest σ"]
-    rows = [
-        [
-            f"  {m['name']}",
-            str(m["bits"]),
-            f"{m['entropy']:.3f}",
-            f"{100 * m['error']:.3f}",
-            f"{m['clip']:.2f}",
-            f"{100 * m['outliers']:.4f}",
-            f"{m['farthest']:.1f}",
-        ]
-        for m in run.quantisation.get("matrices", [])
-    ]
+    """Layers of one kind together; report.html has them one by one."""
+    kinds: dict[str, list[dict]] = {}
+    for matrix in run.quantisation.get("matrices", []):
+        kinds.setdefault(sections.kind_of(matrix["name"]), []).append(matrix)
+    head = ["rounding", "matrices", "bits", "entropy", "error %", "clip σ", "beyond %", "farthest σ"]
+    rows = []
+    for kind, some in kinds.items():
+        means = {key: sum(m[key] for m in some) / len(some) for key in ("entropy", "error", "clip", "outliers")}
+        rows.append([
+            f"  {kind}",
+            str(len(some)),
+            str(some[0]["bits"]),
+            f"{means['entropy']:.3f}",
+            f"{100 * means['error']:.3f}",
+            f"{means['clip']:.2f}",
+            f"{100 * means['outliers']:.4f}",
+            f"{max(m['farthest'] for m in some):.1f}",
+        ])
     return columns([head, *rows]) if rows else ""
