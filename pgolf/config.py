@@ -208,7 +208,7 @@ class TrainingSettings:
     complement_alpha: float = 0.0
     """Down-weight tokens that training bigrams predict well."""
     validate_every: int = 0
-    """Untimed validation every n steps; 0: only at the end."""
+    """The loss on a little validation text every n steps, off the clock and for people to watch; 0: never."""
     checkpoint_seconds: float = 60.0
     """Longest loss when a run is killed."""
 

@@ -23,6 +23,8 @@ from pgolf.distributed import launch
 from pgolf.folder import FolderError, RunFolder, write_whole
 from pgolf.progress import Display, clock
 
+# of the validation stream, that are looked at while training goes on
+VALIDATION_TOKENS = 16_384
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pgolf"
 
 
@@ -39,7 +41,14 @@ def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -
         display.say(f"run {folder.path}: preset {settings.preset}, seed {settings.seed}")
         display.say(f"corpus {dataset.name} (digest {dataset.digest[:12]}), vocabulary {dataset.vocab_size}")
         result = train_model(
-            settings, dataset, folder=folder.path, device=world.device, log=narrator, resume=resume, stop=stop
+            settings,
+            dataset,
+            folder=folder.path,
+            device=world.device,
+            log=narrator,
+            resume=resume,
+            validate=validation_of(settings, dataset, world.device),
+            stop=stop,
         )
         display.settle()
         if result.interrupted:
@@ -66,6 +75,26 @@ def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -
                 versions=versions(),
             )
     return 0
+
+
+def validation_of(settings: Settings, dataset: Dataset, device: torch.device):
+    """model -> its loss on the beginning of the validation stream, in sequences side by side. Nothing learns from it."""
+    if not settings.training.validate_every:
+        return None
+    length = settings.training.sequence_length
+    tokens = np.asarray(dataset.val_tokens()[: VALIDATION_TOKENS + 1]).astype(np.int64)
+    count = (len(tokens) - 1) // length * length
+    inputs, targets = (torch.from_numpy(part).reshape(-1, length) for part in (tokens[:count], tokens[1 : count + 1]))
+
+    @torch.no_grad()
+    def validate(model) -> dict:
+        nats = 0.0
+        for row, target in zip(inputs.split(16), targets.split(16), strict=True):
+            logits = model.logits(row.to(device)).flatten(0, 1).float()
+            nats += float(torch.nn.functional.cross_entropy(logits, target.to(device).flatten(), reduction="sum"))
+        return {"loss": nats / count}
+
+    return validate
 
 
 class StopOnSignal:

@@ -89,3 +89,28 @@ def test_a_port_that_is_none(tmp_path, capsys):
     path = trained(tmp_path / "run", ended=False)
     assert main(["report", str(path), "--watch", "--port", "70000"]) == 1
     assert "port 70000 cannot be served" in capsys.readouterr().err
+
+
+def test_validation_is_the_loss_of_the_first_sequences(tmp_path):
+    """Of whole sequences only, whatever the stream's length, and only where it is asked for."""
+    import dataclasses
+    from types import SimpleNamespace
+
+    import numpy as np
+    import torch
+
+    from pgolf.config import Settings
+    from pgolf.stages import validation_of
+
+    tokens = np.random.default_rng(0).integers(0, 11, 75).astype(np.uint16)
+    dataset = SimpleNamespace(val_tokens=lambda: tokens)
+    table = torch.randn(11, 11, generator=torch.Generator().manual_seed(0))
+    model = SimpleNamespace(logits=lambda inputs: table[inputs])
+    training = dataclasses.replace(Settings().training, sequence_length=20, validate_every=5)
+    settings = dataclasses.replace(Settings(), training=training)
+    said = validation_of(settings, dataset, torch.device("cpu"))(model)
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    expected = torch.nn.functional.cross_entropy(table[ids[:60]], ids[1:61])
+    assert said["loss"] == pytest.approx(float(expected), rel=1e-6)
+    never = dataclasses.replace(settings, training=dataclasses.replace(training, validate_every=0))
+    assert validation_of(never, dataset, torch.device("cpu")) is None
