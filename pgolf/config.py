@@ -31,6 +31,9 @@ class DataSettings:
     """SentencePiece model the shards were made with. Empty: the one in the data folder."""
     loader: Literal["sequential", "coprime"] = "sequential"
     """sequential: one stream through the sorted shards. coprime: blocks of many shards at coprime strides."""
+    held_out_tokens: int = 0
+    """Tokens at the end of the training text (at most a tenth of its last shard) that training leaves out; the weights of
+    the honest chain are learnt on them when the run is packed. 0: none, and the chain starts without."""
 
 
 @dataclass(frozen=True)
@@ -636,6 +639,7 @@ def at_scale(settings: Settings, scale: str) -> Settings:
     window = min(evaluation.window, 256)
     return dataclasses.replace(
         settings,
+        data=dataclasses.replace(settings.data, held_out_tokens=min(settings.data.held_out_tokens, 8192)),
         model=dataclasses.replace(
             model,
             dim=dim,
@@ -723,6 +727,8 @@ def check(settings: Settings) -> None:
     for layer in model.value_embedding_layers:
         if layer >= executed:
             raise SettingsError(f"model.value_embedding_layers names layer {layer}, but {executed} are executed")
+    if settings.data.held_out_tokens < 0:
+        raise SettingsError(f"data.held_out_tokens {settings.data.held_out_tokens} must not be negative")
     part = training.batch_tokens / training.micro_batches / training.sequence_length
     if part != int(part) or part < 1:
         raise SettingsError(

@@ -174,6 +174,10 @@ def write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
 
 # ---- pack
 
+# parts of packing that are on the training clock
+PACKING = ("calibration", "rounding", "chain table")
+
+
 def pack(folder: RunFolder, device: str = "") -> int:
     from pgolf.artifact.code import code_bytes
     from pgolf.artifact.fitting import fit
@@ -194,30 +198,31 @@ def pack(folder: RunFolder, device: str = "") -> int:
         dataset = dataset_of(settings, display)
         tokenizer = dataset.tokenizer_path.read_bytes()
         code = code_bytes(settings)
-        # calibration and rounding belong to the training clock; coding does not
+        # what reads training data and rounding belong to the training clock; coding does not
         clock = Budget(settings.training.seconds)
         moments = calibration_of(model, settings, dataset, place, clock, display)
+        extra = chain_section(model, settings, dataset, place, clock, display)
         with clock.part("rounding"):
             if settings.artifact.fit:
 
                 def total(weights: Weights, chosen: ArtifactSettings) -> int:
                     found = replace(settings, artifact=chosen)
-                    return size_of(sections_of(weights, found, tokenizer), chosen.limit, code).total_bytes
+                    return size_of(sections_of(weights, found, tokenizer, extra), chosen.limit, code).total_bytes
 
                 weights, chosen = fit(state, settings.artifact, moments, total, display.say)
                 settings = replace(settings, artifact=chosen)
             else:
                 weights = round_weights(state, settings.artifact, moments)
-        size = write_weights(folder.artifact, weights, settings, tokenizer, code_bytes=code)
+        size = write_weights(folder.artifact, weights, settings, tokenizer, code_bytes=code, extra=extra)
         matrices = rounding_losses(state, weights, settings.artifact)
         write_whole(folder.quantisation, json.dumps({"rounding": settings.artifact.rounding, "matrices": matrices}) + "\n")
         display.say(size_line(size.as_dict()))
         summary = {"artifact": {**size.as_dict(), "seconds": time.perf_counter() - begun}}
         if "train" in folder.read_summary():
-            summary["train"] = train = with_rounding(folder.read_summary()["train"], clock.parts)
+            summary["train"] = train = with_packing(folder.read_summary()["train"], clock.parts)
             if train["seconds"] > train["limit"] and not settings.training.steps:
                 display.say(
-                    f"training, calibration and rounding took {train['seconds']:.1f} s of {train['limit']:.0f}: "
+                    f"training and what of packing is on its clock took {train['seconds']:.1f} s of {train['limit']:.0f}: "
                     f"raise training.reserve"
                 )
         folder.update_summary(**summary)
@@ -241,9 +246,29 @@ def calibration_of(model, settings: Settings, dataset: Dataset, place: torch.dev
         return hessians(model, batches, head=options.gptq_embedding)
 
 
-def with_rounding(train: dict, parts: dict) -> dict:
+def chain_section(model, settings: Settings, dataset: Dataset, place, clock: Budget, display: Display) -> dict[str, bytes]:
+    """The chain's weights as a section of the artifact: learnt on the training text that training left out."""
+    from pgolf.evaluation.readers.chain import table_to_bytes
+    from pgolf.evaluation.readers.table import learn_chain_table
+
+    tokens = dataset.held_out(settings.data.held_out_tokens)
+    if "chain" not in settings.evaluation.mixer.honest or len(tokens) < 2:
+        return {}
+
+    def learn(tokens):
+        return learn_chain_table(model, tokens, settings.evaluation, bos=dataset.tokenizer.bos, device=place)
+
+    with clock.outside("warm-up"):
+        learn(tokens[:2])
+    with clock.part("chain table"):
+        table = learn(tokens)
+    display.say(f"chain: weights learnt on {len(tokens):,} tokens that training left out")
+    return {"chain": table_to_bytes(table)}
+
+
+def with_packing(train: dict, parts: dict) -> dict:
     """Training's seconds with those of packing, which takes the place of what an earlier packing took."""
-    before = {name: seconds for name, seconds in train["parts"].items() if name not in ("calibration", "rounding")}
+    before = {name: seconds for name, seconds in train["parts"].items() if name not in PACKING}
     parts = {**before, **parts}
     return {**train, "parts": parts, "seconds": sum(parts.values())}
 

@@ -78,6 +78,14 @@ class Dataset:
             )
         return tokens[: whole * seq_len + 1]
 
+    def held_out(self, count: int) -> np.ndarray:
+        """The end of the training text, for what is learnt after training: `count` tokens, at most a tenth of the last
+        shard."""
+        if not self.train_shards:
+            return np.empty(0, np.uint16)
+        shard = open_shard(max(self.train_shards, key=lambda path: path.name))
+        return shard[len(shard) - min(count, len(shard) // 10) :]
+
     def documents(self, tokens: np.ndarray) -> np.ndarray:
         """Where documents begin: the positions of BOS."""
         return np.flatnonzero(np.asarray(tokens) == self.tokenizer.bos)

@@ -44,7 +44,9 @@ class Loader(ABC):
         rank: int,
         seed: int,
         vocab_size: int | None = None,
+        held_out: int = 0,
     ):
+        """held_out   tokens at the end of the last shard that are not read"""
         self.shards = sorted((Path(shard) for shard in shards), key=lambda path: path.name)
         self.sequence_length = sequence_length
         self.world_size = world_size
@@ -64,6 +66,8 @@ class Loader(ABC):
         self._slices_per_part = self.slices // parts
         self.accumulation = accumulation
         self.counts = [token_count(shard) for shard in self.shards]
+        if held_out:
+            self.counts[-1] -= held_out
         self._open: dict[int, np.ndarray] = {}
 
     @abstractmethod

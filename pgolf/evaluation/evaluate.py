@@ -26,7 +26,7 @@ from pgolf.evaluation.readers.ngrams import NgramsReader
 from pgolf.evaluation.readers.published import Published, PublishedBoost, PublishedHedge, PublishedTail
 from pgolf.evaluation.readers.temperature import Plain, Temperature, Tempered, policy
 from pgolf.evaluation.readers.tilt import BoostReader, TiltReader
-from pgolf.evaluation.statistics import gathered, statistics_of
+from pgolf.evaluation.statistics import gathered
 from pgolf.evaluation.stream import ScoredStream
 from pgolf.evaluation.words import Words, excerpts
 
@@ -140,16 +140,20 @@ class Scorer:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compile and load what the first window would wait for: its time is taken as a measure of the machine."""
-        nothing = torch.zeros(1, self.settings.window, dtype=torch.int64, device=self.device)
-        statistics_of(self.model.eval().head(self.model.hidden(nothing)[0, :2]), np.zeros(2))
+        """Compile and load what the first windows and their readers would wait for: that time is taken as a measure of the
+        machine. Two windows of one repeated token, which is nobody's text."""
+        settings, targets = self.settings, self.settings.window + self.settings.stride
+        temperature = policy(settings.temperature)
+        readers = readers_of(settings, self.model.eval().settings.vocab_size, targets, temperature)
+        tried = self.new_pass(readers, np.zeros(targets + 1, np.uint16), temperature=temperature, progress=lambda share: None)
+        tried.run(Steady(self.budget.clock, targets, settings.stride))
 
-    def new_pass(self, readers: Sequence[Reader], **options) -> Pass:
+    def new_pass(self, readers: Sequence[Reader], tokens: np.ndarray | None = None, **options) -> Pass:
+        options = {"progress": lambda share: self.report(readers[0].name, share), **options}
         return Pass(
             self.model,
-            self.tokens,
+            self.tokens if tokens is None else tokens,
             readers,
             bos=self.bos,
             window=self.settings.window,
@@ -158,7 +162,6 @@ class Scorer:
             device=self.device,
             rank=self.world.rank,
             world=self.world.size,
-            progress=lambda share: self.report(readers[0].name, share),
             **options,
         )
 

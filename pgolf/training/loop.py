@@ -116,6 +116,7 @@ def _loader(settings: Settings, data: Dataset | Loader, world: World) -> Iterato
         rank=world.rank,
         seed=settings.seed,
         vocab_size=settings.model.vocab_size,
+        held_out=len(data.held_out(settings.data.held_out_tokens)),
     )
     with Prefetch(loader, world.device) as prefetch:
         yield prefetch

@@ -67,6 +67,15 @@ def test_equal_documents_never_stand_on_both_sides(dataset, tmp_path, tiny_token
     assert open_dataset(tmp_path, tiny_tokenizer).shared_documents() == 1
 
 
+def test_the_end_of_the_training_text_is_held_out(tmp_path, tiny_tokenizer):
+    write_shard(tmp_path / "x_val_000000.bin", [1, 5])
+    assert len(open_dataset(tmp_path, tiny_tokenizer).held_out(30)) == 0
+    write_shard(tmp_path / "x_train_000001.bin", np.arange(100, 299))
+    write_shard(tmp_path / "x_train_000000.bin", np.full(5000, 1))
+    dataset = open_dataset(tmp_path, tiny_tokenizer)
+    assert [dataset.held_out(count).tolist() for count in (0, 3, 30)] == [[], [296, 297, 298], [*range(280, 299)]]
+
+
 def test_a_given_tokenizer_is_used(tmp_path, some, tiny_tokenizer):
     built = build_dataset(some, tmp_path / "d", vocab_size=None, tokenizer=tiny_tokenizer, name="mine")
     assert (tmp_path / "d" / "tokenizer.model").read_bytes() == tiny_tokenizer.read_bytes()

@@ -110,6 +110,16 @@ def test_a_corpus_smaller_than_a_step_goes_round(tmp_path):
     assert loader.batch(0, 1)[0].tolist()[0] == [6, 7, 8, 9, 5]
 
 
+@pytest.mark.parametrize("kind", [SequentialLoader, CoprimeStrideLoader])
+def test_what_is_held_out_is_never_read(shards, kind):
+    kept = len(STREAM) - 100
+    for held_out in (0, 100):
+        (loader,) = loaders(kind, shards[::-1], 1, parts=1, held_out=held_out)
+        seen = np.concatenate([np.concatenate([part.flatten() for part in loader.batch(step, 0)]) for step in range(40)])
+        assert (seen.max() < kept) == bool(held_out)
+        assert seen.max() >= len(STREAM) - held_out - 2 * LENGTH, "and all that comes before it is"
+
+
 def windows_of(loader, steps):
     """The windows of the first steps, as drawn: slice j holds every eighth window from j."""
     order = []

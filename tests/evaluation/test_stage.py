@@ -4,15 +4,18 @@ import dataclasses
 import json
 
 import pytest
+from safetensors.torch import load_file
 
-from pgolf.artifact.pack import write_artifact
+from pgolf.artifact.pack import read_artifact
 from pgolf.cli import ScoreOptions, parse
-from pgolf.config import at_scale, load_preset, to_toml
+from pgolf.config import at_scale, load_preset, read_toml, to_toml
 from pgolf.data import default_dataset
+from pgolf.evaluation.readers.chain import table_to_bytes
+from pgolf.evaluation.readers.table import learn_chain_table
 from pgolf.folder import RunFolder
-from pgolf.model import build_model, submission_state
+from pgolf.model import build_model
 from pgolf.run import main
-from pgolf.stages import CACHE
+from pgolf.stages import CACHE, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +23,38 @@ def folder(tmp_path_factory):
     settings = at_scale(load_preset("pr745"), "tiny")
     adaptation = dataclasses.replace(settings.evaluation.adaptation, chunk_tokens=256)
     evaluation = dataclasses.replace(settings.evaluation, window=64, stride=32, max_tokens=900, adaptation=adaptation)
-    settings = dataclasses.replace(settings, evaluation=evaluation)
+    data = dataclasses.replace(settings.data, held_out_tokens=2500)
+    settings = dataclasses.replace(settings, evaluation=evaluation, data=data)
     found = RunFolder(tmp_path_factory.mktemp("run"))
     found.config.write_text(to_toml(settings))
-    tokenizer = default_dataset(CACHE, vocab_size=1024).tokenizer_path.read_bytes()
-    write_artifact(found.artifact, submission_state(build_model(settings.model, seed=1)), settings, tokenizer)
+    write_weights(found.weights, build_model(settings.model, seed=1).state_dict())
+    found.update_summary(train={"seconds": 10.0, "limit": 30.0, "parts": {"steps": 10.0}})
+    assert main(["pack", str(found.path), "--device", "cpu"]) == 0
     assert main(["score", str(found.path), "--device", "cpu"]) == 0
     return found
+
+
+def test_the_chain_has_weights_of_its_own(folder, tmp_path):
+    """Learnt on training text that was left out, on training's clock, counted, and used; a run without them scores too."""
+    settings, summary = read_toml(folder.config), folder.read_summary()
+    section = read_artifact(folder.artifact).sections["chain"]
+    model = build_model(settings.model)
+    model.load_state_dict(load_file(folder.weights))
+    data = default_dataset(CACHE, vocab_size=1024)
+    table = learn_chain_table(model, data.held_out(2500), settings.evaluation, bos=data.tokenizer.bos)
+    assert section == table_to_bytes(table) and summary["artifact"]["parts"]["chain"] == len(section)
+    train = summary["train"]
+    assert train["parts"]["chain table"] > 0 and train["seconds"] == pytest.approx(sum(train["parts"].values()))
+
+    other = RunFolder(tmp_path)
+    other.weights.symlink_to(folder.weights)
+    other.config.write_text(to_toml(dataclasses.replace(settings, data=dataclasses.replace(settings.data, held_out_tokens=0))))
+    for stage in ("pack", "score"):
+        assert main([stage, str(tmp_path), "--device", "cpu"]) == 0
+    assert read_artifact(other.artifact).sections == {}
+    mine, theirs = folder.read_summary()["score"], other.read_summary()["score"]
+    assert theirs["adapted"]["nats"] == mine["adapted"]["nats"]
+    assert theirs["chain"]["nats"] > mine["chain"]["nats"]
 
 
 def test_the_summary_of_a_scoring(folder):

@@ -1,14 +1,18 @@
+import dataclasses
 import math
 import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from pgolf.budget import Budget
+from pgolf.config import DataSettings
+from pgolf.data import DataError, Dataset, write_shard
 from pgolf.distributed import World
 from pgolf.model import build_model, parameter_groups
 from pgolf.training import checkpoint, loop
@@ -482,10 +486,6 @@ def test_ranks_must_divide_the_micro_batches(tmp_path, monkeypatch):
 
 
 def test_a_dataset_gives_its_own_loader(tmp_path):
-    import dataclasses
-
-    from pgolf.data import Dataset, write_shard
-
     tokens = torch.arange(5000).mul(17).remainder(60).numpy().astype("uint16")
     shards = []
     for number in range(2):
@@ -515,3 +515,16 @@ def test_native_precision_is_that_of_the_processor(tmp_path, monkeypatch):
             found[able, precision] = losses(events)
     assert found[False, "native"] == found[False, "float32"] == found[True, "float32"] != found[True, "native"]
     assert found[True, "native"] == pytest.approx(found[True, "float32"], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "coprime"])
+def test_held_out_text_is_not_trained_on(tmp_path, kind):
+    # tokens that no loader hands out unnoticed, where nothing may be read
+    tokens = torch.arange(600).mul(17).remainder(60)
+    tokens[-50:] = 60
+    write_shard(tmp_path / "text_train_000000.bin", tokens.numpy())
+    dataset = Dataset(tmp_path, "text", (tmp_path / "text_train_000000.bin",), (), tmp_path / "tokenizer.model", 60, "digest")
+    for held_out in (50, 0):
+        data = DataSettings(loader=kind, held_out_tokens=held_out)
+        with pytest.raises(DataError, match="holds token 60") if not held_out else nullcontext():
+            run(dataclasses.replace(tiny(steps=10), data=data), tmp_path, dataset)

@@ -5,13 +5,10 @@ import torch
 
 from pgolf.budget import Clock
 from pgolf.config import EvaluationSettings
-from pgolf.data import Dataset, open_shard
 from pgolf.evaluation.pipeline import Pass
 from pgolf.evaluation.planner import Steady
 from pgolf.evaluation.readers.chain import ChainReader
 from pgolf.kernels.hedge.chain import FLOOR_FOR_TABLES
-
-HELD_OUT_TOKENS = 262_144
 
 
 def learn_chain_table(
@@ -30,11 +27,3 @@ def learn_chain_table(
     one_pass.run(Steady(Clock(), targets, stride))
     reader.chain.settle()
     return reader.chain.table.clone()
-
-
-def held_out_tokens(dataset: Dataset, count: int = HELD_OUT_TOKENS) -> np.ndarray:
-    """Whole documents from the end of the last training shard, which a run of a few minutes does not reach."""
-    tokens = open_shard(dataset.train_shards[-1])
-    begins = dataset.documents(tokens)
-    late = begins[begins >= len(tokens) - count]
-    return np.asarray(tokens[late[0] if len(late) else 0 :])

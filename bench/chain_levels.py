@@ -1,0 +1,142 @@
+"""What the document-local chain gains over the neural model, level by level, on a trained run:
+
+    python bench/chain_levels.py RUN [--targets N] [--held-out N]
+
+The chain's weights stay where they start, are learnt while scoring, or beforehand on training text that training left out,
+or both. A level l is an order counted in the document at hand, a level g one counted in all documents so far.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pgolf.artifact.pack import read_artifact
+from pgolf.budget import Clock
+from pgolf.config import read_toml
+from pgolf.data import ByteTable, default_dataset, open_dataset
+from pgolf.evaluation.evaluate import Reading
+from pgolf.evaluation.metric import score_of
+from pgolf.evaluation.pipeline import Pass
+from pgolf.evaluation.planner import Steady
+from pgolf.evaluation.readers.base import Reader
+from pgolf.evaluation.readers.chain import as_neural, as_tensor
+from pgolf.evaluation.records import paired_gain, where_bits_go
+from pgolf.evaluation.statistics import Statistics, join
+from pgolf.kernels.hedge import Chain, Evidence, NeuralStatistics
+from pgolf.kernels.hedge.chain import learn_table
+from pgolf.stages import CACHE
+
+LOCAL, SHARED = (1, 2, 3, 4, 5, 6), (3, 4, 5, 6)
+WAYS = ("never (all .05)", "while scoring", "beforehand", "both")
+PLACES = 1000
+
+
+class Recorder(Reader):
+    """Keeps what every level and the neural model know of each target, and some whole rows."""
+
+    name, wants_rows, levels = "neural", True, len(LOCAL + SHARED)
+
+    def __init__(self, vocab: int, granularity: int, every: int):
+        self.stream, self.every = Chain(LOCAL, SHARED, granularity=granularity).stream(vocab), every
+        self.evidence: list[Evidence] = []
+        self.statistics: list[Statistics] = []
+        self.rows: dict[int, np.ndarray] = {}
+
+    def begin(self, token):
+        self.stream.read(torch.tensor([token], dtype=torch.int32), torch.tensor([True]))
+
+    def look(self, span):
+        self.evidence.append(self.stream.read(as_tensor(span.targets), torch.from_numpy(span.starts)))
+        return self.evidence[-1].top.numpy()
+
+    def score(self, span, statistics):
+        self.statistics.append(replace(statistics, rows=None))
+        chosen = range(-span.start % self.every, len(span), self.every)
+        self.rows |= {span.start + i: statistics.rows[i].copy() for i in chosen}
+        return statistics.nats
+
+    def known(self, levels: int) -> tuple[NeuralStatistics, Evidence]:
+        """All targets, for the first so many levels."""
+        of_levels = slice(0, levels)
+        *parts, fresh = [torch.cat(part) for part in zip(*self.evidence, strict=True)]
+        statistics = join(self.statistics).of_candidates(of_levels)
+        return as_neural(statistics), Evidence(*(part[:, of_levels].contiguous() for part in parts), fresh)
+
+
+def record(model, tokens: np.ndarray, settings, bos: int, stride: int, device: str) -> Recorder:
+    recorder = Recorder(model.settings.vocab_size, settings.mixer.granularity, max(1, len(tokens) // PLACES))
+    one_pass = Pass(model, tokens, [recorder], bos=bos, window=settings.window, batch=settings.batch, device=device)
+    one_pass.run(Steady(Clock(), len(tokens) - 1, stride))
+    return recorder
+
+
+def furthest_from_one(chain: Chain, recorder: Recorder, tokens: np.ndarray, bos: int) -> float:
+    """The worst sum over the vocabulary at the places whose rows were kept."""
+    at = torch.tensor(sorted(recorder.rows))
+    logits = torch.from_numpy(np.stack([recorder.rows[place] for place in at.tolist()])).double()
+    starts = np.union1d([0, len(tokens)], np.flatnonzero(tokens == bos))
+    # the recorder's places are targets, one behind the stream's
+    rows = chain.distribution(logits.log_softmax(-1), as_tensor(tokens), torch.from_numpy(starts), at + 1)
+    return float((rows.sum(-1) - 1).abs().max())
+
+
+def ways(levels: int, granularity: int, held_out: Recorder, scored: Recorder) -> tuple[Chain, list[np.ndarray]]:
+    """The chain of the first levels with weights learnt beforehand, and the nats of every target by each of WAYS."""
+    local, shared = LOCAL[:levels], SHARED[: max(0, levels - len(LOCAL))]
+    empty = Chain(local, shared, granularity=granularity)
+    table = learn_table(empty, [held_out.known(levels)])
+    taught, learner = (Chain(local, shared, granularity=granularity, table=table) for _ in range(2))
+    known = scored.known(levels)
+    # what learns changes its own weights, so it comes last
+    found = [empty.mix(*known), empty.mix_and_learn(*known), taught.mix(*known), learner.mix_and_learn(*known)]
+    return taught, [scores.nll.numpy() for scores in found]
+
+
+def print_parts(tokens: np.ndarray, bos: int, counts: np.ndarray, nats: dict[str, np.ndarray]) -> None:
+    for name, part in where_bits_go(tokens, bos, counts, nats).items():
+        print(f"\n{name.replace('_', ' ')}, tokens from{'bytes':>17}" + "".join(f"{column:>16}" for column in nats))
+        for row, (first, size) in enumerate(zip(part["from"], part["bytes"], strict=True)):
+            print(f"{first:25,}{size:17,}" + "".join(f"{part[column][row]:16.4f}" for column in nats))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run that was packed")
+    parser.add_argument("--targets", type=int, default=500_000, help="scored tokens of the validation text")
+    parser.add_argument("--held-out", type=int, default=0, help="tokens to learn the weights on; 0: the run's own number")
+    parser.add_argument("--stride", type=int, default=0, help="of the windows; 0: the run's own")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    run = read_toml(options.run / "config.toml")
+    settings, stride = run.evaluation, options.stride or run.evaluation.stride
+    model = read_artifact(options.run / "model.pgolf").build_model(options.device)
+    data = open_dataset(run.data.path) if run.data.path else default_dataset(CACHE, vocab_size=run.model.vocab_size)
+    bos, granularity = data.tokenizer.bos, settings.mixer.granularity
+    before, tokens = data.held_out(options.held_out or run.data.held_out_tokens), np.asarray(data.val_tokens())
+    tokens = tokens[: options.targets + 1]
+    counts = ByteTable(data.tokenizer).count(tokens[:-1], tokens[1:])
+    held_out, scored = (record(model, text, settings, bos, stride, options.device) for text in (before, tokens))
+    print(f"{len(tokens) - 1:,} targets, windows of {settings.window}, stride {stride}, counts fresh to {granularity} tokens")
+    print(f"beforehand: on the last {len(before):,} tokens of the training text, whose last {run.data.held_out_tokens:,} the")
+    print(f"training left out; documents that stand in both the training and the validation text: {data.shared_documents()}")
+
+    neural = np.concatenate([part.nats for part in scored.statistics])
+    ground, found = Reading(score_of(neural, counts), 0.0, neural), {"neural": neural}
+    print(f"\n{'gain in bits per byte':22}" + "".join(f"{way:>22}" for way in WAYS) + f"{'sums off by':>14}")
+    print(f"{'neural':22}{ground.score.bpb:22.4f}")
+    for levels in range(1, len(LOCAL + SHARED) + 1):
+        name = f"l1-{levels}" if levels <= len(LOCAL) else f"l1-{LOCAL[-1]}, g3-{SHARED[levels - len(LOCAL) - 1]}"
+        taught, nats = ways(levels, granularity, held_out, scored)
+        gains = [paired_gain(ground, Reading(ground.score, 0.0, one), counts) for one in nats]
+        line = "".join(f"{gain:12.4f} +- {error or 0.0:.4f}" for gain, error in gains)
+        print(f"{name:22}{line}{furthest_from_one(taught, scored, tokens, bos):14.0e}", flush=True)
+        if levels in (3, len(LOCAL)):
+            found[name] = nats[WAYS.index("beforehand")]
+    print_parts(tokens, bos, counts, found)
+
+
+if __name__ == "__main__":
+    main()
