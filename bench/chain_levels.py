@@ -17,13 +17,14 @@ from pgolf.artifact.pack import read_artifact
 from pgolf.budget import Clock
 from pgolf.config import read_toml
 from pgolf.data import ByteTable, default_dataset, open_dataset
+from pgolf.evaluation.adaptation.lora import document_starts
 from pgolf.evaluation.evaluate import Reading
 from pgolf.evaluation.metric import score_of
 from pgolf.evaluation.pipeline import Pass
 from pgolf.evaluation.planner import Steady
 from pgolf.evaluation.readers.base import Reader
 from pgolf.evaluation.readers.chain import as_neural, as_tensor
-from pgolf.evaluation.records import paired_gain, where_bits_go
+from pgolf.evaluation.records import paired_gain
 from pgolf.evaluation.statistics import Statistics, join
 from pgolf.kernels.hedge import Chain, Evidence, NeuralStatistics
 from pgolf.kernels.hedge.chain import learn_table
@@ -32,6 +33,7 @@ from pgolf.stages import CACHE
 LOCAL, SHARED = (1, 2, 3, 4, 5, 6), (3, 4, 5, 6)
 WAYS = ("never (all .05)", "while scoring", "beforehand", "both")
 PLACES = 1000
+EDGES = (0, 64, 256, 1024, 4096, 16_384, 65_536)
 
 
 class Recorder(Reader):
@@ -95,11 +97,14 @@ def ways(levels: int, granularity: int, held_out: Recorder, scored: Recorder) ->
     return taught, [scores.nll.numpy() for scores in found]
 
 
-def print_parts(tokens: np.ndarray, bos: int, counts: np.ndarray, nats: dict[str, np.ndarray]) -> None:
-    for name, part in where_bits_go(tokens, bos, counts, nats).items():
-        print(f"\n{name.replace('_', ' ')}, tokens from{'bytes':>17}" + "".join(f"{column:>16}" for column in nats))
-        for row, (first, size) in enumerate(zip(part["from"], part["bytes"], strict=True)):
-            print(f"{first:25,}{size:17,}" + "".join(f"{part[column][row]:16.4f}" for column in nats))
+def print_by(what: str, numbers: np.ndarray, counts: np.ndarray, nats: dict[str, np.ndarray]) -> None:
+    """Bits per byte of targets whose number lies from one edge to before the next."""
+    cell = np.searchsorted(EDGES, numbers, side="right") - 1
+    size = np.bincount(cell, counts, minlength=len(EDGES))
+    bits = {name: np.bincount(cell, one, minlength=len(EDGES)) / np.log(2) for name, one in nats.items()}
+    print(f"\n{what + ', from':40}{'bytes':>12}" + "".join(f"{name:>12}" for name in nats))
+    for i in np.flatnonzero(size):
+        print(f"{EDGES[i]:40,}{int(size[i]):12,}" + "".join(f"{of_cell[i] / size[i]:12.4f}" for of_cell in bits.values()))
 
 
 def main() -> None:
@@ -117,7 +122,7 @@ def main() -> None:
     bos, granularity = data.tokenizer.bos, settings.mixer.granularity
     before, tokens = data.held_out(options.held_out or run.data.held_out_tokens), np.asarray(data.val_tokens())
     tokens = tokens[: options.targets + 1]
-    counts = ByteTable(data.tokenizer).count(tokens[:-1], tokens[1:])
+    counts, starts = ByteTable(data.tokenizer).count(tokens[:-1], tokens[1:]), document_starts(tokens, bos)
     held_out, scored = (record(model, text, settings, bos, stride, options.device) for text in (before, tokens))
     print(f"{len(tokens) - 1:,} targets, windows of {settings.window}, stride {stride}, counts fresh to {granularity} tokens")
     print(f"beforehand: on the last {len(before):,} tokens of the training text, whose last {run.data.held_out_tokens:,} the")
@@ -130,12 +135,15 @@ def main() -> None:
     for levels in range(1, len(LOCAL + SHARED) + 1):
         name = f"l1-{levels}" if levels <= len(LOCAL) else f"l1-{LOCAL[-1]}, g3-{SHARED[levels - len(LOCAL) - 1]}"
         taught, nats = ways(levels, granularity, held_out, scored)
-        gains = [paired_gain(ground, Reading(ground.score, 0.0, one), counts) for one in nats]
+        gains = [paired_gain(ground, Reading(ground.score, 0.0, one), counts, starts) for one in nats]
         line = "".join(f"{gain:12.4f} +- {error or 0.0:.4f}" for gain, error in gains)
         print(f"{name:22}{line}{furthest_from_one(taught, scored, tokens, bos):14.0e}", flush=True)
         if levels in (3, len(LOCAL)):
             found[name] = nats[WAYS.index("beforehand")]
-    print_parts(tokens, bos, counts, found)
+    document = np.searchsorted(starts, np.arange(len(counts)), side="right") - 1
+    lengths = np.diff(np.append(starts, len(counts)))
+    print_by("tokens of the document", lengths[document], counts, found)
+    print_by("tokens since the document's beginning", np.arange(len(counts)) - starts[document], counts, found)
 
 
 if __name__ == "__main__":

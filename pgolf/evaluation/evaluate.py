@@ -146,11 +146,12 @@ class Scorer:
         settings, targets = self.settings, self.settings.window + self.settings.stride
         temperature = policy(settings.temperature)
         readers = readers_of(settings, self.model.eval().settings.vocab_size, targets, temperature)
-        tried = self.new_pass(readers, np.zeros(targets + 1, np.uint16), temperature=temperature, progress=lambda share: None)
+        nothing = {"words": Words(), "progress": lambda share: None}
+        tried = self.new_pass(readers, np.zeros(targets + 1, np.uint16), temperature=temperature, **nothing)
         tried.run(Steady(self.budget.clock, targets, settings.stride))
 
     def new_pass(self, readers: Sequence[Reader], tokens: np.ndarray | None = None, **options) -> Pass:
-        options = {"progress": lambda share: self.report(readers[0].name, share), **options}
+        about = {"words": self.found.words, "progress": lambda share: self.report(readers[0].name, share)}
         return Pass(
             self.model,
             self.tokens if tokens is None else tokens,
@@ -158,11 +159,10 @@ class Scorer:
             bos=self.bos,
             window=self.settings.window,
             batch=self.settings.batch,
-            words=self.found.words,
             device=self.device,
             rank=self.world.rank,
             world=self.world.size,
-            **options,
+            **about | options,
         )
 
     def sliding(
