@@ -198,6 +198,9 @@ class TrainingSettings:
     """Fake-round the attention and MLP matrices too, not only the two small projections (all that #549 reached)."""
     qat_soft_round: bool = False
     """A differentiable rounding that hardens along the schedule, instead of straight-through."""
+    qat_soft_to_hard: bool = False
+    """Hard rounding, whose gradient favours weights between two codes once the schedule is below 0.02 (#687's code lost that
+    gradient and was straight-through)."""
     crown_q: float = 0.0
     """Weight of the CROWN-Q penalty; 0 switches it off."""
     crown_q_form: Literal["sum", "mean"] = "sum"
@@ -205,11 +208,13 @@ class TrainingSettings:
     crown_q_banks: bool = False
     """Penalise the attention and MLP matrices too."""
     distillation_share: float = 0.0
-    """Share of the clock that trains a teacher first."""
+    """Share of the clock, or of the steps, that trains a teacher with two more blocks first; the network then learns from its
+    opinion too. 0 switches it off."""
     burst_epochs: int = 0
-    """Passes over the last micro-batches after the schedule has ended."""
+    """Passes over the last steps' text when the schedule has ended, at a tenth of the rates and inside the clock: the schedule
+    ends early by as much. 0 switches them off."""
     complement_alpha: float = 0.0
-    """Down-weight tokens that training bigrams predict well."""
+    """Down-weight tokens that training bigrams predict well, by up to this share; 0 switches it off."""
     validate_every: int = 0
     """The loss on a little validation text every n steps, off the clock and for people to watch; 0: never."""
     checkpoint_seconds: float = 60.0
@@ -751,11 +756,26 @@ def check(settings: Settings) -> None:
     for name in ("small_tensor", "scale_steps", "lqer_rank", "lqer_tensors", "damping", "calibration_sequences"):
         if not 0 <= getattr(settings.artifact, name) <= 1e9:
             raise SettingsError(f"artifact.{name} {getattr(settings.artifact, name)} must not be negative")
-    unlanded = {
-        "training.distillation_share": training.distillation_share,
-        "training.burst_epochs": training.burst_epochs,
-        "training.complement_alpha": training.complement_alpha,
-    }
-    for name, value in unlanded.items():
-        if value:
-            raise SettingsError(f"{name} = {value}: this part is not built yet; set it to 0")
+    if not 0 <= training.distillation_share < 1:
+        raise SettingsError(f"training.distillation_share {training.distillation_share} must be from 0 to below 1")
+    taught = round(training.distillation_share * training.steps)
+    if training.steps and training.distillation_share and not 0 < taught < training.steps:
+        raise SettingsError(
+            f"training.distillation_share {training.distillation_share} of {training.steps} steps leaves the teacher {taught} "
+            f"and the network {training.steps - taught}"
+        )
+    if not 0 <= training.burst_epochs <= 4:
+        # five passes over the last fifth of a schedule would leave nothing of it
+        raise SettingsError(f"training.burst_epochs {training.burst_epochs} must be from 0 to 4")
+    if not 0 <= training.complement_alpha <= 1:
+        raise SettingsError(f"training.complement_alpha {training.complement_alpha} is no share from 0 to 1")
+    if training.complement_alpha and model.vocab_size > 16_384:
+        raise SettingsError(
+            f"training.complement_alpha counts pairs in a table of model.vocab_size {model.vocab_size} squared; "
+            f"16,384 is the most"
+        )
+    if training.qat_soft_round and training.qat_soft_to_hard:
+        raise SettingsError("training.qat_soft_round and qat_soft_to_hard are two forms of one rounding; choose one")
+    for name in ("qat_soft_round", "qat_soft_to_hard"):
+        if getattr(training, name) and not training.qat_threshold:
+            raise SettingsError(f"training.{name} acts only below training.qat_threshold, which is 0; set both")

@@ -100,10 +100,19 @@ class Network(nn.Module):
             hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.head(hidden, adapters)
 
-    def loss(self, tokens: Tensor, targets: Tensor, *, weights: Tensor | None = None, reduction: str = "mean") -> Tensor:
-        """Cross-entropy of the softcapped logits; in training mode with the further heads' mean, weighted, added."""
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        weights: Tensor | None = None,
+        reduction: str = "mean",
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Cross-entropy of the softcapped logits; in training mode with the further heads' mean, weighted, added.
+        A caller who has the final states of these tokens gives them along."""
         operators = self._operators()
-        hidden = self.hidden(tokens)
+        hidden = self.hidden(tokens) if hidden is None else hidden
 
         def cross_entropy(raw: Tensor, skip: int) -> Tensor:
             """Against the targets `skip` places on; where the row ends, there is nothing to predict."""

@@ -1,6 +1,7 @@
 """Weights rounded in the forward pass, as `Network.rounding` takes it: training feels the grid that the artifact will use."""
 
 import math
+from typing import Literal
 
 import torch
 
@@ -11,19 +12,31 @@ class FakeRounding:
     """Rounds rows to the grid the artifact will use, so that training feels it. Goes into `Network.rounding`.
 
         scale = max(rowclip / clip, 1 / clip),    rowclip the quantile of |row| (1: the maximum)
-        hard:  scale clamp(round(w / scale), -clip - 1, clip); the gradient passes unchanged
-        soft:  y = clamp(w / scale, -clip - 1, clip), r = y - floor(y) - 1/2,
-               scale (floor(y) + 1/2 + tanh(a r) / (2 tanh(a / 2))); differentiable, harder as a grows
+        y = clamp(w / scale, -clip - 1, clip), r = y - floor(y) - 1/2
+        hard          scale round(y); the gradient passes unchanged
+        soft          scale s_a(y), s_a(y) = floor(y) + 1/2 + tanh(a r) / (2 tanh(a / 2)): differentiable, and harder as a
+                      grows, from 1 where the schedule crosses the threshold to 16 where it reaches 0
+        soft_to_hard  scale round(y), with the gradient of scale s_a(y): a = 1 / 2000, a straight line, until the schedule is
+                      below 0.02, and 5 from there on
 
-    The sharpness a lives in a tensor: it may change at every step without a new compilation.
+    The sharpness a lives in a tensor: it may change at every step without a new compilation. It starts where training
+    leaves it.
     """
 
-    def __init__(self, clip: int, *, quantile: float, soft: bool, banks: bool, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        clip: int,
+        *,
+        quantile: float,
+        form: Literal["hard", "soft", "soft_to_hard"],
+        banks: bool,
+        device: torch.device | str = "cpu",
+    ):
         self.clip = clip
         self.quantile = quantile
-        self.soft = soft
+        self.form = form
         self.banks = banks
-        self.sharpness = torch.ones((), device=device)
+        self.sharpness = torch.full((), 16.0 if form == "soft" else 5.0, device=device)
 
     @classmethod
     def of(cls, settings: TrainingSettings, device: torch.device | str = "cpu") -> "FakeRounding":
@@ -31,14 +44,17 @@ class FakeRounding:
         return cls(
             settings.qat_clip,
             quantile=settings.qat_quantile,
-            soft=settings.qat_soft_round,
+            form="soft" if settings.qat_soft_round else "soft_to_hard" if settings.qat_soft_to_hard else "hard",
             banks=settings.qat_banks,
             device=device,
         )
 
     def harden(self, multiplier: float, threshold: float) -> None:
-        """a = 1 where the schedule crosses the threshold, 16 where it reaches 0."""
-        self.sharpness.fill_(1 + 15 * max(0.0, 1 - multiplier / threshold))
+        """Follow the schedule, which began to round at the threshold."""
+        if self.form == "soft":
+            self.sharpness.fill_(1 + 15 * max(0.0, 1 - multiplier / threshold))
+        elif self.form == "soft_to_hard":
+            self.sharpness.fill_(5.0 if multiplier < 0.02 else 1 / 2000)
 
     def __call__(self, weight: torch.Tensor, role: str) -> torch.Tensor:
         if role != "projection" and not self.banks:
@@ -46,12 +62,15 @@ class FakeRounding:
         with torch.no_grad():
             row = row_quantile(weight.detach().abs().float(), self.quantile)
             scale = (row / self.clip).clamp_min(1 / self.clip)
-        if self.soft:
-            return (soft_round((weight / scale).clamp(-self.clip - 1, self.clip), self.sharpness) * scale).to(weight)
+        surrogate = weight
+        if self.form != "hard":
+            surrogate = (soft_round((weight / scale).clamp(-self.clip - 1, self.clip), self.sharpness) * scale).to(weight)
+        if self.form == "soft":
+            return surrogate
         with torch.no_grad():
             rounded = (weight / scale).round().clamp(-self.clip - 1, self.clip) * scale
-            correction = rounded.to(weight.dtype) - weight
-        return weight + correction
+            correction = rounded.to(weight.dtype) - surrogate
+        return surrogate + correction
 
 
 def soft_round(y: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:

@@ -14,15 +14,17 @@ import torch
 
 import pgolf
 from pgolf.budget import Budget
-from pgolf.config import Settings
+from pgolf.config import ModelSettings, Settings
 from pgolf.data import CoprimeStrideLoader, Dataset, Prefetch, SequentialLoader
 from pgolf.distributed import World
-from pgolf.model import build_model, parameter_groups
+from pgolf.model import build_model, count_parameters, parameter_groups
+from pgolf.model.network import Network
 from pgolf.training import checkpoint, schedule
-from pgolf.training.averaging import averaging
+from pgolf.training.complement import Complement
+from pgolf.training.course import BURST, NETWORK, TEACHER, Course
+from pgolf.training.distillation import distilled_loss, teacher_of, teacher_shape
 from pgolf.training.errors import TrainingError
-from pgolf.training.optimisers import Optimisers
-from pgolf.training.quantisation import QuantisationTerms
+from pgolf.training.learner import Learner, under
 
 # On CUDA the host works this many steps ahead of what it knows of the device.
 STEPS_IN_FLIGHT = 2
@@ -129,6 +131,7 @@ class _Run:
         self.validate, self.stop = validate, stop
         self.budget = budget or Budget(self.options.seconds, self.options.reserve)
         self.log = log if self.world.is_first else lambda event: None
+        self.course = Course(self.options, self.budget.limit - self.budget.reserve)
         self.binding = checkpoint.binding(settings, digest)
         self.accumulation = self.options.micro_batches // self.world.size
         self.checkpointer = checkpoint.Checkpointer(folder)
@@ -148,13 +151,13 @@ class _Run:
         with self.budget.outside("warm-up"):
             self._warm_up()
         with self.budget.outside("set-up"):
-            self.average = averaging(self.state, self.options)
+            self.learner = self.teacher or self.network
             if saved:
                 self._restore(*saved)
             elif resume:
                 self.log({"kind": "phase", "step": 0, "name": f"no checkpoint in {self.checkpointer.path.parent}"})
         self._begin_clock(saved[1]["step"] if saved else 0)
-        while not self.interrupted and not self._finished():
+        while not self.interrupted and self._goes_on():
             self._step()
         with self.budget.part("steps"):
             self._observe(self.statuses.all())
@@ -162,29 +165,31 @@ class _Run:
 
     def _build(self) -> None:
         torch.manual_seed(self.settings.seed)
-        # None: the device's own choice
-        dtype = torch.float32 if self.options.precision == "float32" else None
-        self.model = build_model(self.settings.model, device=self.device, dtype=dtype, seed=self.settings.seed)
-        if not dtype and self.device.type == "cpu" and multiplies_bfloat16():
-            self.model.activation = dtype = torch.bfloat16
-        self.model.train()
-        self.state = self.model.state_dict()
-        self.world.broadcast(list(self.state.values()))
-        groups = parameter_groups(self.model)
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        self.optimisers = Optimisers(groups, names, self.options, self.world, iterate_in=dtype)
-        self.terms = QuantisationTerms(self.model, groups, self.options, self.device)
-        self.batch_loss = self.model.loss
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-            self.batch_loss = torch.compile(self.model.loss, fullgraph=True, dynamic=False)
+        model = self._drawn(self.settings.model)
+        self.teacher, loss = None, None
+        if self.options.distillation_share:
+            self.teacher = teacher_of(self._drawn(teacher_shape(self.settings.model)), self.options, self.world)
+            loss = distilled_loss(model, self.teacher.model)
+        self.network = Learner(model, parameter_groups(model), self.options, self.world, loss)
+        alpha, vocabulary = self.options.complement_alpha, self.settings.model.vocab_size
+        self.complement = Complement(alpha, vocabulary, self.world) if alpha else None
+
+    def _drawn(self, shape: ModelSettings) -> Network:
+        """A network with its first weights, at the run's precision."""
+        asked = torch.float32 if self.options.precision == "float32" else None
+        model = build_model(shape, device=self.device, dtype=asked, seed=self.settings.seed)
+        if not asked and self.device.type == "cpu" and multiplies_bfloat16():
+            model.activation = torch.bfloat16
+        return model
 
     def _announce(self) -> None:
         cuda = self.device.type == "cuda"
         self.log(
             {
                 "kind": "start",
-                "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+                "parameters": count_parameters(self.network.model),
                 "plan": {
                     "steps": self.options.steps,
                     "seconds": self.budget.limit - self.budget.reserve,
@@ -202,22 +207,28 @@ class _Run:
         if not self.options.warmup_steps:
             return
         self.log({"kind": "phase", "step": 0, "name": "warm-up"})
-        before = {name: tensor.clone() for name, tensor in self.state.items()}
         random = _random_states(self.device)
-        quantised = min(self.options.warmup_steps, 2) if self.options.qat_threshold else 0
-        for index in range(self.options.warmup_steps + quantised):
-            self.terms.switch(index >= self.options.warmup_steps)
-            self._gradients(index)
-            self.optimisers.step(1.0, self.options.muon_momentum)
-            self.optimisers.zero_grad()
-        self.terms.switch(False)
-        with torch.no_grad():
-            for name, tensor in self.state.items():
-                tensor.copy_(before[name])
-        self.optimisers.reset()
+        for learner in filter(None, (self.teacher, self.network)):
+            self.learner = learner
+            self._warm_up_one()
+        if self.complement:
+            self.complement.forget()
         _set_random_states(random, self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def _warm_up_one(self) -> None:
+        learner = self.learner
+        before = {name: tensor.clone() for name, tensor in learner.state.items()}
+        quantised = min(self.options.warmup_steps, 2) if learner.terms.wanted else 0
+        for index in range(self.options.warmup_steps + quantised):
+            learner.terms.switch(index >= self.options.warmup_steps)
+            self._gradients(index)
+            learner.optimisers.step(1.0, self.options.muon_momentum)
+            learner.optimisers.zero_grad()
+        learner.terms.switch(False)
+        learner.set_weights(before)
+        learner.optimisers.reset()
 
     def _begin_clock(self, step: int) -> None:
         self.step = step
@@ -232,46 +243,70 @@ class _Run:
         self.world.broadcast([elapsed])
         return float(elapsed)
 
-    # ---- one step
+    # ---- the parts of the course
 
     @property
-    def _step_seconds(self) -> float:
-        return self.known.elapsed / self.known.step if self.known.step else 0.0
+    def _pace(self) -> float:
+        """Seconds a step of the part under way has taken so far."""
+        part = self.course.part
+        steps = self.known.step - part.step
+        return (self.known.elapsed - part.elapsed) / steps if steps > 0 else 0.0
 
     def _elapsed(self) -> float:
         """The first rank's clock, told forward over the steps in flight: every rank computes the same."""
-        return self.known.elapsed + (self.step - self.known.step) * self._step_seconds
+        return self.known.elapsed + (self.step - self.known.step) * self._pace
 
-    def _finished(self) -> bool:
-        if self.options.steps:
-            return self.step >= self.options.steps
-        limit = self.budget.limit - self.budget.reserve
-        return self._elapsed() >= limit or self._elapsed() + self._step_seconds > limit
+    def _part_is_over(self) -> bool:
+        return self.course.over(self.step, self._elapsed(), self._pace)
+
+    def _goes_on(self) -> bool:
+        """Whether there is a step to take; where a part has ended, the next one is entered."""
+        while self._part_is_over():
+            if self.course.is_last:
+                return False
+            with self.budget.part("steps"):
+                self._observe(self.statuses.all())
+                part = self.course.go_on(self.step, self.known.elapsed, self._pace)
+            if part.name == NETWORK:
+                self._hear_teacher()
+            told = {NETWORK: "the teacher is trained", BURST: f"burst: the last {part.replayed} steps again"}
+            self.log({"kind": "phase", "step": self.step, "name": told[part.name]})
+        return True
+
+    def _hear_teacher(self) -> None:
+        """From here on it only speaks: the moments that it learnt with are given up."""
+        assert self.teacher
+        self.teacher.optimisers.reset()
+        self.learner = self.network
+
+    # ---- one step
 
     def _step(self) -> None:
-        with self.budget.part("steps"):
-            limit = self.budget.limit - self.budget.reserve
-            multiplier = schedule.multiplier(self.options, step=self.step, elapsed=self._elapsed(), limit=limit)
-            if self.terms.reached(multiplier):
+        part = self.course.part.name
+        with self.budget.part("steps" if part == NETWORK else part):
+            turn = self.course.turn(self.step, self._elapsed(), self._pace)
+            if self.learner.terms.reached(turn.schedule):
                 self.log({"kind": "phase", "step": self.step, "name": "quantisation-aware"})
-            loss = self._gradients(self.step)
-            norm = self.optimisers.step(multiplier, schedule.muon_momentum(self.options, self.step))
-            self.optimisers.zero_grad()
+            loss = self._gradients(turn.batch)
+            if self.complement and part != BURST:
+                self.complement.count()
+            norm = self.learner.optimisers.step(turn.rate, schedule.muon_momentum(self.options, turn.age))
+            self.learner.optimisers.zero_grad()
             self.step += 1
-            if self.average.update(self.state, self.step, multiplier):
+            if self.learner.average.update(self.learner.state, turn.age + 1, turn.schedule):
                 self.log({"kind": "phase", "step": self.step, "name": f"averaging ({self.options.export})"})
             asked = bool(self.stop and self.stop())
-            self.statuses.push(self.step, loss, norm, multiplier, self.budget.elapsed(), asked)
+            self.statuses.push(self.step, loss, norm, turn.rate, self.budget.elapsed(), asked)
             self._observe(self.statuses.ready())
         self._note_checkpoint()
-        if self.interrupted or self._finished():
+        if self.interrupted or self._part_is_over() and self.course.is_last:
             return
         if self.known.elapsed - self.saved_at >= self.options.checkpoint_seconds:
             with self.budget.part("checkpoints"):
                 self._observe(self.statuses.all())
                 self._checkpoint()
             self.known = dataclasses.replace(self.known, elapsed=self._first_clock())
-        if self.validate and self.options.validate_every and self.step % self.options.validate_every == 0:
+        if self.validate and part != TEACHER and self.options.validate_every and self.step % self.options.validate_every == 0:
             with self.budget.part("steps"):
                 self._observe(self.statuses.all())
             self._validate("raw")
@@ -280,11 +315,12 @@ class _Run:
         """Accumulate this rank's share of one step's gradient; gives its mean loss, without the penalty."""
         total = torch.zeros((), device=self.device)
         for micro in range(self.accumulation):
-            tokens, targets = self.loader.batch(step, micro)
-            loss = self.batch_loss(tokens.to(self.device), targets.to(self.device)) / self.accumulation
+            tokens, targets = (part.to(self.device) for part in self.loader.batch(step, micro))
+            weights = self.complement.weights(tokens, targets) if self.complement else None
+            loss = self.learner.loss(tokens, targets, weights=weights) / self.accumulation
             loss.backward()
             total += loss.detach()
-        penalty = self.terms.penalty()
+        penalty = self.learner.terms.penalty()
         if penalty is not None:
             penalty.backward()
         return total
@@ -301,7 +337,7 @@ class _Run:
             self.pace.append(status)
             seconds = status.elapsed - first.elapsed
             if self.options.steps:
-                remaining = (self.options.steps - status.step) * self._step_seconds
+                remaining = (self.options.steps - status.step) * self._pace
             else:
                 remaining = max(0.0, self.budget.limit - self.budget.reserve - status.elapsed)
             self.log(
@@ -329,9 +365,15 @@ class _Run:
     # ---- checkpoints, validation, the end
 
     def _checkpoint(self) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self.state.items()}
-        tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimisers.state().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state().items()}
+        tensors: dict[str, torch.Tensor] = {}
+        if self.teacher:
+            # the network is as it was drawn while the teacher learns
+            kept = self.teacher.tensors() if self.learner is self.teacher else self.teacher.weights()
+            tensors |= {f"teacher.{name}": tensor for name, tensor in kept.items()}
+        if self.learner is self.network:
+            tensors |= self.network.tensors()
+        if self.complement:
+            tensors["complement"] = self.complement.pairs
         floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
         # one step's loss says nothing of the weights that its update has led to
         if not torch.stack(torch._foreach_norm(floating, math.inf)).isfinite().all():
@@ -343,7 +385,8 @@ class _Run:
                 "tokens": self.step * self.options.batch_tokens,
                 "loss": self.loss,
                 "budget": self.budget.state(),
-                "quantisation": self.terms.active,
+                "quantisation": self.network.terms.active,
+                "course": self.course.state(),
                 "settings": self.binding,
             }
             self._note_checkpoint(wait=True)
@@ -355,16 +398,18 @@ class _Run:
             self.log({"kind": "checkpoint", "step": arrived[0], "path": str(arrived[1])})
 
     def _restore(self, tensors: dict[str, torch.Tensor], facts: dict) -> None:
-        def under(prefix: str) -> dict[str, torch.Tensor]:
-            return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-        with torch.no_grad():
-            for name, tensor in self.state.items():
-                tensor.copy_(tensors[f"model.{name}"])
-        self.optimisers.restore(under("optimiser."))
-        self.average.restore(under("average."))
-        _set_random_states(under("random."), self.device)
-        self.terms.switch(facts["quantisation"])
+        self.course.restore(facts["course"])
+        if self.teacher and self.course.part.name == TEACHER:
+            self.teacher.restore(under("teacher.", tensors))
+        else:
+            self.network.restore(tensors)
+            if self.teacher:
+                self.teacher.set_weights(under("teacher.model.", tensors))
+                self._hear_teacher()
+        if self.complement:
+            self.complement.restore(tensors["complement"])
+        _set_random_states(under("random.", tensors), self.device)
+        self.network.terms.switch(facts["quantisation"])
         self.budget.restore(facts["budget"])
         self.loss = facts["loss"]
         self.checkpointer.last = facts["step"], self.checkpointer.path
@@ -372,22 +417,20 @@ class _Run:
 
     def _validate(self, weights: str) -> dict:
         with self.budget.outside("validation"):
-            self.model.eval()
-            figures = self.validate(self.model)
-            self.model.train()
+            self.network.model.eval()
+            figures = self.validate(self.network.model)
+            self.network.model.train()
         self.log({"kind": "validation", "step": self.step, "weights": weights, **figures})
         return figures
 
     def _end(self) -> TrainingResult:
         with self.budget.outside("export"):
             self._checkpoint()
-            weights, exported = self.average.export(self.state, self.step)
+            weights, exported = self.network.average.export(self.network.state, self.course.age(self.step))
             self._note_checkpoint(wait=True)
         validation = None
         if self.validate and not self.interrupted:
-            with torch.no_grad():
-                for name, tensor in self.state.items():
-                    tensor.copy_(exported[name])
+            self.network.set_weights(exported)
             validation = self._validate(weights)
         tokens = self.step * self.options.batch_tokens
         report = self.budget.report()

@@ -1,6 +1,6 @@
 """Quantisation-aware terms: weights that are rounded in the forward pass, and a penalty on the noise of rounding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -34,12 +34,13 @@ def crown_q(matrices: Sequence[torch.Tensor], form: str) -> torch.Tensor:
 class QuantisationTerms:
     """When and where the terms act, as the settings say: from the first step whose multiplier is below the threshold."""
 
-    def __init__(self, model, groups: dict, settings: TrainingSettings, device: torch.device):
+    def __init__(self, model, groups: Mapping, settings: TrainingSettings, device: torch.device):
         if settings.crown_q and not settings.qat_threshold:
             raise TrainingError(
                 f"training.crown_q is {settings.crown_q}, but acts only below training.qat_threshold, which is 0; set both"
             )
         self.model, self.settings = model, settings
+        self.wanted = settings.qat_threshold > 0
         self.active = False
         self.rounding = FakeRounding.of(settings, device)
         self.crown_q = torch.compile(crown_q, fullgraph=True, dynamic=False) if device.type == "cuda" else crown_q
@@ -51,12 +52,12 @@ class QuantisationTerms:
 
     def reached(self, multiplier: float) -> bool:
         """Follow the schedule; true at the step that switches the terms on."""
-        if not self.settings.qat_threshold:
+        if not self.wanted:
             return False
         first = not self.active and multiplier < self.settings.qat_threshold
         if first:
             self.switch(True)
-        if self.active and self.settings.qat_soft_round:
+        if self.active:
             self.rounding.harden(multiplier, self.settings.qat_threshold)
         return first
 

@@ -86,7 +86,7 @@ def test_three_chunks_give_the_weights_of_the_transcription(preset, batch):
     settings = load_preset(preset).evaluation.adaptation
     settings = dataclasses.replace(settings, batch_sequences=batch)
     model = random_model(dataclasses.replace(TINY, **PARTS.get(preset, {}), mtp_heads=1))
-    model.rounding = FakeRounding(31, quantile=1.0, soft=False, banks=False)
+    model.rounding = FakeRounding(31, quantile=1.0, form="hard", banks=False)
     before = weights_of(model)
     adapter = adapter_of(model, settings)
     steps = [adapter.learn(chunk(i), i, 7, settings.epochs) for i in range(3)]
@@ -220,7 +220,7 @@ def test_rounding_acts_in_training_mode_alone():
     model = random_model(TINY)
     found = []
     for training_mode in (True, False):
-        for rounding in (None, FakeRounding(3, quantile=1.0, soft=False, banks=True)):
+        for rounding in (None, FakeRounding(3, quantile=1.0, form="hard", banks=True)):
             model.rounding = rounding
             adapter = adapter_of(model, AdaptationSettings(training_mode=training_mode))
             adapter.learn(chunk(0), 0, 5, 1)

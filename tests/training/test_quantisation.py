@@ -13,8 +13,8 @@ from tests.training.tiny import MODEL
 CPU = torch.device("cpu")
 
 
-def rounding(clip=31, quantile=1.0, soft=False, banks=True):
-    return FakeRounding(clip, quantile=quantile, soft=soft, banks=banks)
+def rounding(clip=31, quantile=1.0, form="hard", banks=True):
+    return FakeRounding(clip, quantile=quantile, form=form, banks=banks)
 
 
 def weights(rows=6, columns=37):
@@ -67,7 +67,7 @@ def test_hard_rounding_passes_the_gradient_unchanged():
 
 def test_soft_rounding_is_its_formula_and_its_gradient():
     a, clip = 4.0, 15
-    soft = rounding(clip, soft=True)
+    soft = rounding(clip, form="soft")
     soft.sharpness.fill_(a)
     w = weights().requires_grad_()
     out = soft(w, "bank")
@@ -88,7 +88,8 @@ def test_soft_rounding_is_its_formula_and_its_gradient():
 
 
 def test_soft_rounding_hardens_along_the_schedule():
-    soft, hard = rounding(soft=True), rounding()
+    soft, hard = rounding(form="soft"), rounding()
+    assert float(soft.sharpness) == 16
     w = weights()
     distances = []
     for multiplier in (0.5, 0.25, 0.0):

@@ -1,0 +1,68 @@
+"""Distillation: a deeper network is trained first, and the one that is kept learns from its opinion too.
+
+    loss = cross-entropy + WEIGHT T^2 KL(teacher || network),   both softmaxes at temperature T,
+    the divergence averaged over tokens
+
+The teacher is the network with TEACHER_LAYERS more blocks, trained by AdamW alone on the averaged gradients of all ranks,
+so that every rank has the same teacher. It takes distillation_share of the clock, warmdown included, and keeps no average.
+The network reads on where the teacher stopped.
+
+Beside the network stand the teacher's weights and, while it learns, two moments of each; and of every micro-batch of N tokens
+two tables of N V log-probabilities in float32, which is why the vocabulary's size matters here.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgolf.config import ModelSettings, TrainingSettings
+from pgolf.distributed import World
+from pgolf.model.network import Network
+from pgolf.training.learner import Learner
+
+TEACHER_LAYERS = 2
+TEACHER_RATE = 1e-3
+TEACHER_DECAY = 0.04
+TEACHER_CLIP = 1.0
+TEMPERATURE = 2.0
+WEIGHT = 0.5
+
+
+def teacher_shape(model: ModelSettings) -> ModelSettings:
+    return replace(model, layers=model.layers + TEACHER_LAYERS)
+
+
+def teacher_of(model: Network, options: TrainingSettings, world: World) -> Learner:
+    """What trains a teacher of that shape beside a network with these options."""
+    own = replace(
+        options,
+        token_lr=TEACHER_RATE,
+        scalar_lr=TEACHER_RATE,
+        adam_weight_decay=TEACHER_DECAY,
+        clip=TEACHER_CLIP,
+        clip_scope="global",
+        muon_projections=False,
+        qat_threshold=0.0,
+        crown_q=0.0,
+        export="raw",
+    )
+    groups = {"matrix": [], "projection": [], "token": [], "scalar": list(model.parameters())}
+    return Learner(model, groups, own, world)
+
+
+def distilled_loss(network: Network, teacher: Network) -> Callable[..., Tensor]:
+    """What the network minimises beside that teacher, as `Learner` takes it."""
+
+    def loss(tokens: Tensor, targets: Tensor, *, weights: Tensor | None = None) -> Tensor:
+        with torch.no_grad():
+            theirs = F.log_softmax(teacher.logits(tokens) / TEMPERATURE, -1)
+        hidden = network.hidden(tokens)
+        ours = F.log_softmax(network.head(hidden) / TEMPERATURE, -1)
+        divergence = F.kl_div(ours, theirs, reduction="sum", log_target=True) / targets.numel()
+        own = network.loss(tokens, targets, weights=weights, hidden=hidden)
+        return own + WEIGHT * TEMPERATURE**2 * divergence
+
+    return loss
