@@ -144,6 +144,8 @@ class CoprimeStrideLoader(Loader):
     RAMP_STEPS = 1800
     SHARDS = (8, 64)
     ALPHA = (0.90, 0.50)
+    # these stay at hand: a prefetching caller is ahead of its own questions, and a burst asks for a hundred steps again
+    KEPT_STEPS = 128
 
     def __init__(self, shards: Sequence[str | Path], **settings):
         super().__init__(shards, **settings)
@@ -216,8 +218,7 @@ class CoprimeStrideLoader(Loader):
                 self._restart()
             while self._next_step <= step:
                 self._drawn[self._next_step] = self._draw(self._next_step)
-                # the step before stays at hand: a prefetching caller is one step ahead of its own questions
-                self._drawn.pop(self._next_step - 2, None)
+                self._drawn.pop(self._next_step - self.KEPT_STEPS, None)
                 self._next_step += 1
             return [[window] for window in self._drawn[step][piece :: self.slices]]
 

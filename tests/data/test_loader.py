@@ -174,6 +174,13 @@ def test_coprime_depends_on_seed_and_names_but_not_on_place(shards, tmp_path):
     assert _fnv1a("") == 0xCBF29CE484222325 and _fnv1a("foobar") == 0x85944171F73967E8
 
 
+def test_a_hundred_steps_back_nothing_is_drawn_anew(shards, monkeypatch):
+    (loader,) = loaders(CoprimeStrideLoader, shards, 1)
+    before = [loader.plan(step, 0) for step in range(150)]
+    monkeypatch.setattr(loader, "_draw", None)
+    assert [loader.plan(step, 0) for step in range(50, 150)] == before[50:]
+
+
 def test_the_mix_of_shards_widens(tmp_path, monkeypatch):
     shards = [tmp_path / f"x_train_{number:06d}.bin" for number in range(70)]
     for number, path in enumerate(shards):

@@ -138,6 +138,9 @@ def test_warm_up_takes_real_steps_with_and_without_rounding(tmp_path, monkeypatc
         {"qat_threshold": 0.9, "qat_clip": 7},
         {"qat_threshold": 0.9, "qat_clip": 7, "qat_soft_round": True},
         {"qat_threshold": 0.9, "qat_clip": 7, "qat_banks": True},
+        {"distillation_share": 0.4},
+        {"complement_alpha": 0.9},
+        {"burst_epochs": 1, "warmdown_share": 1.0},
         {"qat_threshold": 0.9, "crown_q": 10.0},
         {"muon_projections": True},
         {"muon_coefficients": "polar_express"},
@@ -283,13 +286,30 @@ INTERRUPTED = {
     "swa": {"export": "swa", "swa_every": 1, "swa_threshold": 0.9},
     "lawa": {"export": "lawa", "lawa_every": 1, "lawa_length": 3},
     "qat": {"qat_threshold": 0.9, "qat_clip": 7, "qat_soft_round": True, "qat_banks": True, "crown_q": 1.0},
+    "while the teacher learns": {"distillation_share": 0.8},
+    "beside the teacher": {"distillation_share": 0.3},
+    "burst": {"burst_epochs": 2, "warmdown_share": 1.0},
+    "complement": {"complement_alpha": 0.9},
+    "everything": {
+        "distillation_share": 0.3,
+        "burst_epochs": 2,
+        "warmdown_share": 1.0,
+        "complement_alpha": 0.9,
+        "qat_threshold": 0.9,
+        "qat_clip": 7,
+        "qat_soft_to_hard": True,
+        "qat_banks": True,
+        "crown_q": 1.0,
+    },
 }
 
 
 @pytest.mark.parametrize("options", INTERRUPTED.values(), ids=INTERRUPTED)
 def test_a_terminated_run_continues_bit_for_bit(tmp_path, options):
     settings = tiny(steps=10, warmup_steps=1, **options)
-    plain, events = run(settings, tmp_path / "a")
+    stream = Stream(settings)
+    plain, events = run(settings, tmp_path / "a", stream)
+    warm_up = len(stream.asked) - 10 * 4
     asked = False
 
     def ask(number, frame):
@@ -298,7 +318,7 @@ def test_a_terminated_run_continues_bit_for_bit(tmp_path, options):
 
     class Terminated(Stream):
         def batch(self, step, micro):
-            if (step, micro) == (6, 2) and len(self.asked) > 20:
+            if len(self.asked) == warm_up + 6 * 4 + 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().batch(step, micro)
 

@@ -101,6 +101,32 @@ def test_soft_rounding_hardens_along_the_schedule():
     assert float(soft.sharpness) == 1
 
 
+def test_soft_to_hard_rounds_hard_and_learns_softly():
+    """Forward the published grid; backward a straight line, and late in the schedule the slope of tanh(5 r)."""
+    form, push = rounding(15, 0.9, form="soft_to_hard"), torch.randn(6, 37)
+
+    def gradient():
+        w = weights().requires_grad_()
+        out = form(w, "bank")
+        assert torch.allclose(out, rounding(15, 0.9)(w, "bank"), atol=1e-6)
+        (out * push).sum().backward()
+        return w.detach(), w.grad
+
+    torch.manual_seed(3)
+    form.harden(0.02, 0.15)
+    w, early = gradient()
+    row = row_quantile(w.abs(), 0.9)
+    y = w / (row / 15).clamp_min(1 / 15)
+    inside = (y > -16) & (y < 15)
+    assert not inside.all()
+    torch.testing.assert_close(early, torch.where(inside, push, 0.0), rtol=1e-3, atol=1e-5)
+    torch.manual_seed(3)
+    form.harden(0.019, 0.15)
+    _, late = gradient()
+    slope = 2.5 * (1 - torch.tanh(5 * (y - y.floor() - 0.5)) ** 2) / math.tanh(2.5)
+    torch.testing.assert_close(late, torch.where(inside, slope * push, 0.0), rtol=1e-3, atol=1e-5)
+
+
 def test_which_weights_are_rounded():
     w = weights()
     assert torch.equal(rounding(banks=False)(w, "bank"), w)

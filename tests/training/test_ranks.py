@@ -20,6 +20,8 @@ RUNS = {
     "parallel": {"steps": STEPS, "muon_projections": True},
     "round robin": {"steps": STEPS, "muon_projections": True, "parallel_muon": False},
     "local clip": {"steps": 3, "clip_scope": "local", "clip": 0.1},
+    "distillation": {"steps": 6, "distillation_share": 0.5},
+    "burst": {"steps": 10, "burst_epochs": 2, "warmdown_share": 1.0, "complement_alpha": 0.9},
     "quantisation": {"steps": 6, "qat_threshold": 0.9, "crown_q": 1.0, "crown_q_banks": True, "export": "raw"},
 }
 
@@ -71,7 +73,7 @@ def two(tmp_path_factory):
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["parallel", "round robin", "quantisation"])
+@pytest.mark.parametrize("name", ["parallel", "round robin", "quantisation", "distillation", "burst"])
 def test_two_ranks_follow_the_curve_of_one(two, tmp_path, name):
     _, (first, second) = two
     result, events = run(tiny(**RUNS[name]), tmp_path)
