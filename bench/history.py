@@ -53,7 +53,7 @@ class Row:
     other: str = "non_overlapping"
 
 
-QAT = {"training.qat_threshold": 0.15, "training.qat_banks": True}
+QAT = {"training.qat_threshold": 0.15}
 SLIDING = {"evaluation.sliding": True, "evaluation.max_tokens": 8192}
 CHUNKS = {**SLIDING, "evaluation.adaptation.method": "chunks"}
 ADAMW = {"evaluation.adaptation.optimiser": "adamw", "evaluation.adaptation.lr": 5e-4}

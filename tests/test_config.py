@@ -29,6 +29,22 @@ def test_every_preset_is_sound_and_survives_its_file(name, scale, cuda, tmp_path
     assert settings.description
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_what_a_branch_tried_goes_with_every_preset(name):
+    settings = at_scale(load_preset(name), "tiny")
+    switches = {
+        "steps": 100,
+        "distillation_share": 0.5,
+        "burst_epochs": 2,
+        "complement_alpha": 0.5,
+        "qat_threshold": 0.15,
+        "qat_banks": True,
+        "qat_soft_round": False,
+        "qat_soft_to_hard": True,
+    }
+    check(dataclasses.replace(settings, training=dataclasses.replace(settings.training, **switches)))
+
+
 def test_presets_differ_where_the_submissions_do():
     pr549, pr688, pr745, pr953 = (load_preset(name) for name in ("pr549", "pr688", "pr745", "pr953"))
     assert (pr549.model.kv_heads, pr688.model.kv_heads) == (4, 8)

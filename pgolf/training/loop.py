@@ -136,7 +136,7 @@ class _Run:
         self.accumulation = self.options.micro_batches // self.world.size
         self.checkpointer = checkpoint.Checkpointer(folder)
         self.statuses = _Statuses(world)
-        self.pace: deque[Status] = deque(maxlen=PACE_STEPS)
+        self.recent: deque[Status] = deque(maxlen=PACE_STEPS)
         self.loss = math.nan
 
     # ---- the course of a run
@@ -235,7 +235,7 @@ class _Run:
         self.interrupted = False
         self.known = Status(step, self.loss, math.nan, self._first_clock(), False)
         self.saved_at = self.known.elapsed
-        self.pace.append(self.known)
+        self.recent.append(self.known)
 
     def _first_clock(self) -> float:
         """What the first rank's clock says now."""
@@ -333,8 +333,8 @@ class _Run:
                 raise self._not_finite(f"the {what} of step {status.step} is {getattr(status, what.split()[-1])}")
             self.known, self.loss = status, status.loss
             self.interrupted |= status.stopped
-            first = self.pace[0]
-            self.pace.append(status)
+            first = self.recent[0]
+            self.recent.append(status)
             seconds = status.elapsed - first.elapsed
             if self.options.steps:
                 remaining = (self.options.steps - status.step) * self._pace
