@@ -143,6 +143,8 @@ def settings_of(preset: str, changes: dict, steps: int, seed: int) -> Settings:
     """A preset at the scale of this page, with some settings changed."""
     common = {
         "training.steps": steps,
+        # the same figures on every processor
+        "training.precision": "float32",
         # half of what the scale takes, in one part: for two cores
         "training.batch_tokens": 1024,
         "training.micro_batches": 1,
