@@ -237,10 +237,11 @@ def _dense(q, k, v, cu_seqlens, window, scale):
     visible = _same_document(length, cu_seqlens, window, q.device)
     hidden = torch.zeros(length, length, dtype=q.dtype, device=q.device).masked_fill(~visible, -math.inf)
     # the heads that share keys stand below each other, so that one product serves them all
-    rows = (q * scale).unflatten(2, (groups, share)).permute(0, 2, 3, 1, 4).reshape(batch * groups, share * length, dim)
+    rows = q.unflatten(2, (groups, share)).permute(0, 2, 3, 1, 4).reshape(batch * groups, share * length, dim)
     keys, values = (x.transpose(1, 2).reshape(batch * groups, length, dim) for x in (k, v))
-    weights = ((rows @ keys.mT).unflatten(1, (share, length)) + hidden).softmax(-1).flatten(1, 2)
-    return (weights @ values).view(batch, groups, share, length, dim).permute(0, 3, 1, 2, 4).reshape(q.shape)
+    scores = torch.baddbmm(hidden.repeat(share, 1), rows, keys.mT, alpha=scale)
+    y = scores.softmax(-1) @ values
+    return y.view(batch, groups, share, length, dim).permute(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def _same_document(length, cu_seqlens, window, device):

@@ -145,7 +145,7 @@ def compile_cases(capability):
 
 
 # Tokens of one span on a CPU, so that the sums over tokens do not depend on the number of threads.
-CPU_SPAN = 256
+CPU_SPAN = 1024
 
 
 def _forward_cpu(q, k, gain, cos, sin, eps):
