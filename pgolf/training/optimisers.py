@@ -122,4 +122,7 @@ class Optimisers:
 
 
 def _square_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32)).square().sum()
+    """On a CPU in float64: ranks add up their parts in another order than one rank does, and a last bit that differs is a
+    step of another length, which rounding to bfloat16 makes larger."""
+    kind = torch.float64 if tensors[0].device.type == "cpu" else torch.float32
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype=kind)).square().sum()
