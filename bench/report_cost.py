@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-VOCAB, BOS, LINE = 8192, 1, 512
+VOCAB, BOS, LINE, PATTERN = 8192, 1, 512, 500
 KINDS = ["boundary", "byte", "space", "digit", "punctuation", "word start", "continuation"]
 
 
@@ -28,16 +28,23 @@ def write(folder: Path, tokens: int, readings: int) -> None:
     head = {"targets": tokens, "readings": names, "unit": "nats", "bos": BOS, "kinds": KINDS, "kind_of_token": kinds}
     with open(folder / "score.jsonl", "w") as file:
         file.write(json.dumps(head) + "\n")
-        for start in range(0, tokens, LINE):
-            count = min(LINE, tokens - start)
-            ids = rng.integers(2, VOCAB, count)
-            ids[rng.random(count) < 1 / 900] = BOS
-            line = {"start": start, "tokens": ids.tolist(), "bytes": rng.integers(1, 9, count).tolist()}
-            nats = rng.gamma(1.5, 2.0, count)
-            line |= {name: (nats * (1 - 0.01 * i)).round(5).tolist() for i, name in enumerate(names)}
-            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        # some hundred lines over and over: what is read costs the same, and writing it is quick
+        bodies = [_line(rng, min(LINE, tokens), names) for _ in range(min(PATTERN, -(-tokens // LINE)))]
+        for number in range(tokens // LINE):
+            file.write(bodies[number % len(bodies)])
+        if tokens % LINE:
+            file.write(_line(rng, tokens % LINE, names))
     score = {"bpb": 1.0, "loss": 2.0, "nats": 2.0 * tokens, "tokens": tokens, "bytes": 4 * tokens, "legal": True}
     (folder / "summary.json").write_text(json.dumps({"score": dict.fromkeys(names, score), "main": names[-1]}))
+
+
+def _line(rng: np.random.Generator, count: int, names: list[str]) -> str:
+    ids = rng.integers(2, VOCAB, count)
+    ids[rng.random(count) < 1 / 900] = BOS
+    nats = rng.gamma(1.5, 2.0, count)
+    line = {"tokens": ids.tolist(), "bytes": rng.integers(1, 9, count).tolist()}
+    line |= {name: (nats * (1 - 0.01 * i)).round(5).tolist() for i, name in enumerate(names)}
+    return json.dumps(line, separators=(",", ":")) + "\n"
 
 
 def draw(folder: Path) -> None:
