@@ -223,6 +223,9 @@ def _tick(value: float, scale: Scale) -> str:
         return f"{value:,.{decimals}f}" if decimals < 5 else f"{value:.1e}"
     if scale.log and 1e-3 <= abs(value) < 1e4:
         return f"{value:,g}"
+    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if suffix == ' k' else size):g}{suffix}"
     return number(value, 3) if value else "0"
 
 

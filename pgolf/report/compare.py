@@ -8,12 +8,13 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from pgolf.report import sections
 from pgolf.report.charts import COLOURS, Axis, Dot, Row, Series, choice, curves, dot_rows, missing, table, thinned
 from pgolf.report.files import Run
 from pgolf.report.html import Html, document, h, join
 from pgolf.report.page import bar
-from pgolf.report.sections import TRAINING_AXES, section, smoothed, spoken, training_axis
+from pgolf.report.sections.parts import section, spoken
+from pgolf.report.sections.result import damage, stage_reached
+from pgolf.report.sections.training import TRAINING_AXES, smoothed, training_axis
 from pgolf.report.tables import columns
 from pgolf.significance import student_tail, welch
 
@@ -38,13 +39,12 @@ class Group:
 def page(runs: Sequence[Run]) -> str:
     groups = groups_of(runs)
     anchors = [("groups", "Runs"), ("curves", "Curves"), ("readings", "Readings"), ("differences", "Differences")]
-    damaged = [sections.damage(run) for run in runs]
     body = join([
         bar(anchors),
         h(
             "main",
             h("header", h("p", "pgolf comparison", class_="kicker"), h("h1", f"{len(runs)} runs")),
-            damaged,
+            [damage(run) for run in runs],
             overview(groups),
             training(groups),
             readings(groups),
@@ -118,7 +118,7 @@ def overview(groups: Sequence[Group]) -> Html:
             names[run.path],
             group.letter,
             str(run.summary.get("seed", run.config.get("seed", ""))),
-            f"{score['bpb']:.4f}" if score else sections.stage_reached(run),
+            f"{score['bpb']:.4f}" if score else stage_reached(run),
             spoken(run.main) or "–",
             f"{train['steps']:,}" if train else "–",
             f"{train['tokens']:,}" if train else "–",

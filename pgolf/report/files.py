@@ -8,6 +8,9 @@ from pathlib import Path
 
 from pgolf.report.scores import Breakdown, read_scores
 
+# what reading a value from a table of unexpected form can raise
+ODD = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError)
+
 
 @dataclass
 class Run:
@@ -53,7 +56,7 @@ def read_run(path: Path, *, scores: bool = True) -> Run:
     if scores and (path / "score.jsonl").exists():
         try:
             run.scores = read_scores(path / "score.jsonl")
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except ODD as error:
             run.damaged.append(f"score.jsonl is damaged: {error}")
     return run
 

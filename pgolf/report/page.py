@@ -1,20 +1,29 @@
 """report.html: everything a run folder tells, on one page that needs nothing but itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from pgolf.report import sections
-from pgolf.report.files import Run
+from pgolf.report.charts import missing
+from pgolf.report.files import ODD, Run
 from pgolf.report.html import Html, document, h, join
+from pgolf.report.sections.audit import audit
+from pgolf.report.sections.budgets import budgets
+from pgolf.report.sections.parts import section
+from pgolf.report.sections.quantisation import quantisation
+from pgolf.report.sections.result import damage, head
+from pgolf.report.sections.scoring import compression, scoring
+from pgolf.report.sections.settings import settings
+from pgolf.report.sections.training import training
+from pgolf.report.sections.words import words
 
 SECTIONS = (
-    ("budgets", "Budgets", sections.budgets),
-    ("audit", "Audit", sections.audit),
-    ("training", "Training", sections.training),
-    ("scoring", "Scoring", sections.scoring),
-    ("words", "Words", sections.words),
-    ("compression", "Compression", sections.compression),
-    ("quantisation", "Quantisation", sections.quantisation),
-    ("settings", "Settings", sections.settings),
+    ("budgets", "Budgets", budgets),
+    ("audit", "Audit", audit),
+    ("training", "Training", training),
+    ("scoring", "Scoring", scoring),
+    ("words", "Words", words),
+    ("compression", "Compression", compression),
+    ("quantisation", "Quantisation", quantisation),
+    ("settings", "Settings", settings),
 )
 
 
@@ -25,12 +34,21 @@ def page(run: Run, *, refresh: str = "") -> str:
         h(
             "main",
             h("header", h("p", "pgolf report", class_="kicker"), h("h1", run.name)),
-            sections.damage(run),
-            sections.head(run),
-            [make(run) for _, _, make in SECTIONS],
+            damage(run),
+            drawn(run, "result", "Result", head),
+            [drawn(run, *one) for one in SECTIONS],
         ),
     ])
     return document(f"{run.name} – pgolf", body, refresh=refresh)
+
+
+def drawn(run: Run, anchor: str, name: str, make: Callable[[Run], Html]) -> Html:
+    """A section, or what kept it from being drawn: one file of another form must not cost the whole page."""
+    try:
+        return make(run)
+    except ODD as error:
+        why = f"A file has another form than expected ({type(error).__name__}: {error})."
+        return section(anchor, name, missing("This part could not be drawn", why))
 
 
 def bar(anchors: Sequence[tuple[str, str]]) -> Html:

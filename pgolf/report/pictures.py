@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pgolf.report.files import Run
-from pgolf.report.sections import readings_shown
+from pgolf.report.sections.scoring import readings_shown
 
 # two colours that the colour-blind tell apart, and a quiet third
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#cccccc"

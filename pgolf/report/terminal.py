@@ -2,22 +2,27 @@
 
 import math
 
-from pgolf.report import sections
-from pgolf.report.files import Run
-from pgolf.report.sections import spoken
+from pgolf.report.files import ODD, Run
+from pgolf.report.sections.audit import VERDICTS, audit_tests, decoding
+from pgolf.report.sections.parts import spoken
+from pgolf.report.sections.quantisation import kind_of
+from pgolf.report.sections.result import WORDS, checks
+from pgolf.report.sections.scoring import given_up, readings_shown
 from pgolf.report.tables import columns
 
 
 def further_tables(run: Run) -> str:
-    parts = [
-        _verdict(run), _audit(run), _training(run), _gains(run), *_where(run), _kinds(run), _weights(run), _planner(run),
-        _quantisation(run), "\n".join(run.damaged),
-    ]  # fmt: skip
+    parts = ["\n".join(run.damaged)]
+    for make in (_training, _quantisation, _gains, _where, _kinds, _weights, _planner, _audit, _verdict):
+        try:
+            parts.append(make(run))
+        except ODD as error:
+            parts.append(f"a part is left out: a file has another form than expected ({type(error).__name__}: {error})")
     return "\n\n".join(part for part in parts if part)
 
 
 def _verdict(run: Run) -> str:
-    rows = [[name, sections.WORDS[holds], says] for name, holds, says in sections.checks(run)]
+    rows = [[name, WORDS[holds], says] for name, holds, says in checks(run)]
     return _left([["rule", "", ""], *rows])
 
 
@@ -30,11 +35,14 @@ def _left(rows: list[list[str]]) -> str:
 
 def _audit(run: Run) -> str:
     rows = [
-        [str(test.get("title", "")), spoken(str(test.get("reading") or "")),
-         {True: "passed", False: "failed", None: "not applicable"}[test.get("passed")], str(test.get("says") or "")]
-        for test in sections.audit_tests(run)
-    ]  # fmt: skip
-    return _left([["audit", "reading", "verdict", ""], *rows]) if rows else ""
+        [test["title"], spoken(test["reading"]), VERDICTS[test["passed"]][-1], str(test.get("says") or "")]
+        for test in audit_tests(run)
+    ]
+    if not rows:
+        return ""
+    decoded = run.audit.get("decoded")
+    proof = "\n" + decoding(decoded) if isinstance(decoded, dict) else ""
+    return _left([["audit", "reading", "verdict", ""], *rows]) + proof
 
 
 def _training(run: Run) -> str:
@@ -73,10 +81,10 @@ def _gains(run: Run) -> str:
     return columns([head, *rows]) if rows else ""
 
 
-def _where(run: Run) -> list[str]:
+def _where(run: Run) -> str:
     if not run.scores:
-        return []
-    shown = [(i, name) for i, name, _ in sections.readings_shown(run)]
+        return ""
+    shown = [(i, name) for i, name, _ in readings_shown(run)]
     tables = []
     for title, cells in (("tokens from", run.scores.by_position), ("documents of tokens from", run.scores.by_length)):
         head = [f"bits per byte, {title}", "bytes", *(spoken(name) for _, name in shown)]
@@ -85,14 +93,14 @@ def _where(run: Run) -> list[str]:
             figures = [f"{cells.per_byte(i)[k]:.4f}" if cells.bytes[k] else "–" for i, _ in shown]
             rows.append([f"  {name}", f"{int(cells.bytes[k]):,}", *figures])
         tables.append(columns([head, *rows]))
-    return tables
+    return "\n\n".join(tables)
 
 
 def _kinds(run: Run) -> str:
     cells = run.scores.by_kind if run.scores else None
     if cells is None:
         return ""
-    shown = [(i, name) for i, name, _ in sections.readings_shown(run)]
+    shown = [(i, name) for i, name, _ in readings_shown(run)]
     head = ["bits per token", "tokens", *(spoken(name) for _, name in shown)]
     rows = []
     for k, name in enumerate(cells.names):
@@ -113,14 +121,14 @@ def _planner(run: Run) -> str:
     given = run.summary.get("scoring", {}).get("gave_up")
     if given is None:
         return ""
-    return "given up for the clock: " + (", ".join(sections.given_up(given)) or "nothing")
+    return "given up for the clock: " + (", ".join(given_up(given)) or "nothing")
 
 
 def _quantisation(run: Run) -> str:
     """Layers of one kind together; report.html has them one by one."""
     kinds: dict[str, list[dict]] = {}
     for matrix in run.quantisation.get("matrices", []):
-        kinds.setdefault(sections.kind_of(matrix["name"]), []).append(matrix)
+        kinds.setdefault(kind_of(matrix["name"]), []).append(matrix)
     head = ["rounding", "matrices", "bits", "entropy", "error %", "clip σ", "beyond %", "farthest σ"]
     rows = []
     for kind, some in kinds.items():

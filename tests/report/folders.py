@@ -163,5 +163,8 @@ def audited(path: Path, *, passed=True, **options) -> Path:
         {"id": "future", "title": "knows no future", "reading": "chain", "figure": 0.0, "passed": passed, "says": "swapped"},
         {"id": "code", "title": "decodes", "reading": None, "figure": None, "passed": None, "says": "not decoded"},
     ]
-    (path / "audit.json").write_text(json.dumps({"passed": passed, "seconds": 12.0, "tests": tests, "decoded": None}))
+    shown = [{"id": "mass", "title": "sums to one", "reading": "published", "figure": 2.1, "passed": False, "says": "two"}]
+    decoded = {"tokens": 80_640, "claimed_bits": 1000.2, "real_bits": 1010, "equal": True, "passed": True}
+    audit = {"passed": passed, "seconds": 12.0, "tests": tests, "shown": shown, "decoded": decoded}
+    (path / "audit.json").write_text(json.dumps(audit))
     return path

@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import subprocess
+import threading
 import time
 import urllib.request
 
@@ -12,7 +13,8 @@ import pytest
 from pgolf.report.compare import page as compare_page
 from pgolf.report.files import read_run
 from pgolf.report.page import page
-from tests.report.folders import audited
+from pgolf.report.watch import server_of
+from tests.report.folders import audited, trained
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -149,3 +151,27 @@ def test_tab_reaches_every_control(browser, pages):
     browser.keys(*["Tab"] * (wanted + 5))
     missed = browser.run("return wanted.filter(e => !reached.has(e)).map(e => e.outerHTML.slice(0, 100))")
     assert missed == [] and wanted > 25
+
+
+def test_a_watched_page_refreshes_itself_and_keeps_its_place(browser, tmp_path):
+    path = trained(tmp_path / "run", steps=10, ended=False)
+    with server_of(path, 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            browser.call("POST", "/url", {"url": f"http://127.0.0.1:{server.server_address[1]}/"})
+            said = "return document.querySelector('#training .says').textContent"
+            assert browser.run(said).startswith("10 steps")
+            browser.run("scrollTo(0, 300)")
+            # the page must have asked once before it can see a change
+            time.sleep(3)
+            trained(path, steps=14, ended=False)
+            end = time.monotonic() + 60
+            while not browser.run(said).startswith("14 steps"):
+                assert time.monotonic() < end
+                time.sleep(0.5)
+            assert browser.run("return scrollY") > 100
+            assert [line for line in browser.complaints() if "favicon" not in line] == []
+        finally:
+            server.shutdown()
+            thread.join()

@@ -54,6 +54,7 @@ def test_the_head_of_a_run(whole):
     assert head.one("span", "score").text == f"{bpb:.4f}"
     sentence = head.one("p", "sentence").text
     assert f"{int(size.sum()):,} bytes" in sentence and f"{100 * bpb / 8:.1f} %" in sentence
+    assert "80,640 tokens came back whole: 1,000 claimed bits, 1,010 in the stream" in section(whole, "audit").text
     assert head.one("p", "words").text.startswith("Legal") and "2 of 3 tests passed" in head.text
     facts = head.one("dl").text
     assert "quick" in facts and "builtin" in facts and "a CPU" in facts
@@ -83,6 +84,24 @@ def test_every_chart_has_title_axes_and_units(whole):
             assert len([p for p in figure.one("div", "area").all("path") if "net" not in p.classes]) >= len(names)
         else:
             assert all(row.one("div", "name").text for row in figure.all("div", "row")[1:-1]), title
+
+
+def test_the_audit_by_test_and_reading(whole):
+    found = section(whole, "audit")
+    rows = [[cell.text for cell in row.all("th") + row.all("td")] for row in found.one("table").all("tr")]
+    assert rows == [
+        ["test", "chain", "all", "published (does not count)"],
+        ["sums to one", "✓ passed", "", "✗ failed"],
+        ["knows no future", "✓ passed", "", ""],
+        ["decodes", "", "– not applicable", ""],
+    ]
+    assert "What failed" not in found.text and len(found.one("details").all("tr")) == 5
+
+
+def test_a_failed_audit_says_what_failed(tmp_path):
+    found = section(read(audited(tmp_path / "run", passed=False)), "audit")
+    assert "What failed" in found.text and "At least one test failed" in found.text
+    assert [row.one("th").text for row in found.one("table").all("tr")] == ["test", "knows no future"]
 
 
 def test_both_horizontal_axes_of_training(whole):
@@ -284,6 +303,17 @@ def test_damaged_files_are_named(tmp_path):
     lines = section(root, "damaged").text
     for name in ("summary.json", "plan.json", "audit.json", "config.toml", "words.json", "score.jsonl"):
         assert f"{name} is damaged" in lines
+
+
+def test_a_file_of_another_form_costs_one_section(tmp_path, whole):
+    path = audited(tmp_path / "run")
+    for name, content in (("words.json", {"excerpts": [{}]}), ("quantisation.json", {"matrices": [{"name": 3}]})):
+        (path / name).write_text(json.dumps(content))
+    root = read(path)
+    assert [one.attributes["id"] for one in root.all("section") if "could not be drawn" in one.text] == [
+        "budgets", "words", "quantisation",
+    ]  # fmt: skip
+    assert "could not be drawn" not in whole.text and root.one("span", "score").text == whole.one("span", "score").text
 
 
 @pytest.mark.parametrize("broken", ["size", "training", "audit", "partial", "published"])

@@ -1,0 +1,22 @@
+"""Every setting of the run."""
+
+from pgolf.report.charts import missing
+from pgolf.report.files import Run
+from pgolf.report.html import Html, h, join
+from pgolf.report.sections.parts import section
+
+
+def settings(run: Run) -> Html:
+    if not run.config:
+        return section("settings", "Settings", missing("No settings", "config.toml is missing or damaged."))
+    lines = join([h("details", h("summary", name), h("pre", text)) for name, text in _tables(run.config)])
+    return section("settings", "Settings", lines, says="Every setting, as it was used.")
+
+
+def _tables(config: dict, path: str = "") -> list[tuple[str, str]]:
+    plain = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    found = [(path or "run", "\n".join(f"{key} = {value}" for key, value in plain.items()))] if plain else []
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found += _tables(value, f"{path}.{key}" if path else key)
+    return found
