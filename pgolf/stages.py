@@ -1,8 +1,10 @@
 """The stages of a run. Each reads what the last one left in the run folder, and can be run alone."""
 
+import bz2
 import contextlib
 import json
 import lzma
+import math
 import os
 import platform
 import signal
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import zstandard
 from safetensors.torch import load_file, save_file
 
 import pgolf
@@ -349,7 +352,9 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
                 "replayed": bool(plan),
                 "adaptation_steps": found.adaptation_steps,
             },
-            compressors=compressors(dataset, tokens),
+            compressors=compressors(
+                dataset.tokenizer.decode_bytes(tokens.tolist()), readings[found.main], folder.artifact.stat().st_size
+            ),
         )
     return 0
 
@@ -368,13 +373,26 @@ def reading_line(name: str, reading: dict) -> str:
     return f"{name.replace('_', ' ')}: {reading['bpb']:.4f} bits per byte{gain}, {reading['seconds']:.1f} s{mark}"
 
 
-def compressors(dataset: Dataset, tokens: np.ndarray, limit: int = 20_000_000) -> dict:
-    """What a general-purpose compressor needs for the text that was scored: something to hold the score against."""
-    text = dataset.tokenizer.decode_bytes(tokens.tolist())
-    if len(text) > limit:
+def compressors(text: bytes, score: dict, artifact_bytes: int, limit: int = 20_000_000) -> dict:
+    """What general-purpose compressors need for the text that was scored, to hold the score against; and the score with the
+    artifact's bytes on top, which whoever decompresses must have."""
+    if not text or len(text) > limit:
         return {}
-    size = len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
-    return {"xz -9e": {"bytes": size, "bpb": 8 * size / len(text), "of": len(text)}}
+
+    def entry(size: int) -> dict:
+        return {"bytes": size, "bpb": 8 * size / len(text), "of": len(text)}
+
+    found = {
+        "xz -9e": entry(len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))),
+        "bzip2 -9": entry(len(bz2.compress(text, 9))),
+        "zstd --ultra -22": entry(len(zstandard.ZstdCompressor(level=22).compress(text))),
+    }
+    with contextlib.suppress(ImportError):
+        import brotli
+
+        found["brotli -q 11 -w 24"] = entry(len(brotli.compress(text, quality=11, lgwin=24)))
+    found["pgolf and its artifact"] = entry(math.ceil(score["nats"] / math.log(2) / 8) + artifact_bytes)
+    return found
 
 
 # ---- report, compare and show

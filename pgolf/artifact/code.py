@@ -91,7 +91,7 @@ def requirements() -> list[str]:
     for name, (path, text) in needed_sources().items():
         package = name if path.endswith("/__init__.py") else name.rpartition(".")[0]
         modules |= {imported.split(".")[0] for imported in _imports(ast.parse(text), package)}
-    optional = {"kernels", "flash_attn", "flash_attn_interface", "huggingface_hub", "tensorboard"}
+    optional = {"brotli", "kernels", "flash_attn", "flash_attn_interface", "huggingface_hub", "tensorboard"}
     wanted = {owner for module in modules - optional - {"pgolf"} - sys.stdlib_module_names for owner in owners.get(module, [])}
     return sorted(f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in wanted)
 

@@ -68,5 +68,5 @@ def _scores(scores: dict, compressors: dict) -> str:
             note,
         ])
     for name, peer in compressors.items():
-        rows.append([f"  {name}", f"{peer['bpb']:.4f}", "", "", "", "the same text, without a model"])
+        rows.append([f"  {name}", f"{peer['bpb']:.4f}", "", "", "", f"{peer['bytes']:,} bytes, of {peer['of']:,}"])
     return columns(rows)

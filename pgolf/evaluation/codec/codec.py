@@ -19,7 +19,7 @@ import zstandard
 
 from pgolf.artifact.pack import read_artifact
 from pgolf.budget import Budget
-from pgolf.config import Settings, SettingsError, check, from_table, scoring_table
+from pgolf.config import EvaluationSettings, Settings, SettingsError, check, from_table, scoring_table
 from pgolf.data import Tokenizer
 from pgolf.evaluation.codec.coding import CodecError, believable, decode, encode, silent
 from pgolf.evaluation.codec.reading import StreamReading
@@ -128,15 +128,18 @@ class Codec:
 
     def reading(self, table: dict, first: int, targets: int) -> StreamReading:
         settings = self._settings(table)
-        return StreamReading(
-            self._model(settings),
-            settings.evaluation,
-            self.tokenizer.byte_table,
-            bos=self.tokenizer.bos,
-            first=first,
-            targets=targets,
-            chain_table=self._chain_table(),
-        )
+        try:
+            return StreamReading(
+                self._model(settings),
+                settings.evaluation,
+                self.tokenizer.byte_table,
+                bos=self.tokenizer.bos,
+                first=first,
+                targets=targets,
+                chain_table=self._chain_table(),
+            )
+        except (SettingsError, ValueError) as error:
+            raise CodecError(f"{self.path} cannot be scored with these settings: {error}") from None
 
     def claim(self, tokens: np.ndarray) -> tuple[float, str]:
         """The bits that the scorer itself finds for these tokens, without a clock, and the name of its reading."""
@@ -159,8 +162,9 @@ class Codec:
         try:
             settings = from_table(table, Settings(model=self.artifact.model_settings), "the settings to score with")
             check(settings)
+            check_believable(settings.evaluation)
         except (SettingsError, TypeError, AttributeError) as error:
-            raise CodecError(f"{self.path} cannot be scored with: {error}") from None
+            raise CodecError(f"{self.path} cannot be scored with these settings: {error}") from None
         return settings
 
     def _model(self, settings: Settings):
@@ -220,6 +224,23 @@ def check_computer(stream: Stream, where: str | Path) -> int:
     if not said[-1].isdecimal() or not 1 <= int(said[-1]) <= MOST_THREADS:
         raise CodecError(f"{where} is no stream that this program writes: it tells of {said[-1][:40]!r} threads")
     return int(said[-1])
+
+
+def check_believable(settings: EvaluationSettings) -> None:
+    """Before anything is as large as the settings say, or takes as long."""
+    adaptation = settings.adaptation
+    if adaptation.method == "lora":
+        raise SettingsError("documents with adapters of their own (adaptation.method lora) cannot be coded token by token yet")
+    bounds = {
+        "window": (settings.window, 1, 1 << 17),
+        "batch": (settings.batch, 1, 1 << 17),
+        "adaptation.chunk_tokens": (adaptation.chunk_tokens, 1, 1 << 24),
+        "adaptation.epochs": (adaptation.epochs, 0, 1000),
+        "adaptation.batch_sequences": (adaptation.batch_sequences, 1, 1 << 17),
+    }
+    for name, (value, least, most) in bounds.items():
+        if not least <= value <= most:
+            raise SettingsError(f"evaluation.{name} {value:,} is outside {least} to {most:,}")
 
 
 def unpack_settings(packed: bytes, where: str | Path) -> dict:

@@ -15,7 +15,7 @@ from pgolf.evaluation.adaptation import ChunkAdapter
 from pgolf.evaluation.evaluate import readers_of, wants_main_pass
 from pgolf.evaluation.readers.temperature import Temperature, policy
 from pgolf.evaluation.statistics import Statistics, heat_of
-from pgolf.evaluation.windows import begins_span, targets_per_span, windows_from
+from pgolf.evaluation.windows import Window, begins_span, targets_per_span, windows_from
 
 
 class Neural(Protocol):
@@ -113,7 +113,7 @@ class ChunkwiseNetwork:
         self.learnt = 0
         self.stride = settings.stride if wants_main_pass(settings) else settings.window
         self.windows = windows_from(0, targets, settings.window, self.stride)
-        self.window = next(self.windows)
+        self.window = next(self.windows, Window(0, 0, 0))
         self.span_begun = 0
         self.of_span: list[tuple[float, float]] = []
         self._decoder()

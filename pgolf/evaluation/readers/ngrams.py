@@ -45,6 +45,20 @@ def experts_of(y, before, previous, unigram, counted, keys, values, pair_keys, p
 
 
 @njit(nogil=True, cache=True)
+def distribution(
+    neural, before, previous, unigram, counted, keys, values, pair_keys, pair_values, weights, smoothing, mixed
+):  # fmt: skip
+    found = np.empty(4)
+    for y in range(neural.shape[0]):
+        cell = experts_of(y, before, previous, unigram, counted, keys, values, pair_keys, pair_values, smoothing, found)
+        found[0] = np.exp(neural[y])
+        p = 0.0
+        for k in range(4):
+            p += weights[cell, k] * found[k]
+        mixed[y] = np.log(p)
+
+
+@njit(nogil=True, cache=True)
 def count(key, keys, values, used):
     slot = find(keys, key)
     if keys[slot] == 0:
@@ -126,14 +140,11 @@ class NgramsReader(Reader):
         return nats
 
     def predict(self, log_probs):
-        found, mixed = np.empty(4), np.empty(len(log_probs))
-        for y in range(len(log_probs)):
-            cell = experts_of(
-                y, self.before, self.previous, self.unigram, self.counted, self.keys, self.values, self.pair_keys,
-                self.pair_values, np.array(SMOOTHING), found,
-            )  # fmt: skip
-            found[0] = np.exp(log_probs[y])
-            mixed[y] = np.log(self.weights[cell] @ found)
+        mixed = np.empty(len(log_probs))
+        distribution(
+            log_probs, self.before, self.previous, self.unigram, self.counted, self.keys, self.values, self.pair_keys,
+            self.pair_values, self.weights, np.array(SMOOTHING), mixed,
+        )  # fmt: skip
         self._predicted = log_probs
         return mixed
 
