@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 from safetensors.torch import load_file
@@ -69,6 +70,11 @@ def test_the_summary_of_a_scoring(folder):
     assert {"loading", "scoring", "writing"} <= scoring["parts"].keys()
     words = json.loads(folder.words.read_text())
     assert len(words["excerpts"]) == 2 and set(words["excerpts"][0]["guesses"]) >= {"adapted", summary["main"]}
+    peers = summary["compressors"]
+    assert {"xz -9e", "bzip2 -9", "zstd --ultra -22", "pgolf and its artifact"} <= peers.keys()
+    assert len({peer["of"] for peer in peers.values()}) == 1 and all(0 < peer["bytes"] for peer in peers.values())
+    own = math.ceil(score[summary["main"]]["nats"] / math.log(2) / 8) + folder.artifact.stat().st_size
+    assert peers["pgolf and its artifact"]["bytes"] == own
     traces = [json.loads(line) for line in folder.weights_log.read_text().splitlines()]
     assert traces[-1]["target"] == 900 and {"chain", "ngrams", "published"} <= traces[-1].keys()
 

@@ -30,6 +30,7 @@ from pgolf.files import sha256_of
 from pgolf.folder import write_whole
 from pgolf.model.rounding import FakeRounding
 
+NO_CLOCK = 1e9
 MOST_SETTINGS, MOST_THREADS, LARGEST_WINDOW = 100_000, 256, 27
 
 
@@ -146,14 +147,15 @@ class Codec:
         settings = self._settings(self.table)
         options = settings.evaluation
         # the fixed model's reading, beside an adapting one, is not asked for
-        options = replace(options, published_tail=False, sliding=options.sliding and options.adaptation.method == "none")
+        sliding = options.sliding and options.adaptation.method == "none"
+        options = replace(options, words=0, published_tail=False, sliding=sliding)
         found = evaluate(
             self._model(settings),
             tokens,
             self.tokenizer.byte_table,
             options,
             bos=self.tokenizer.bos,
-            budget=Budget(math.inf),
+            budget=Budget(NO_CLOCK),
             chain_table=self._chain_table(),
         )
         return found.readings[found.main].score.nats / math.log(2), found.main

@@ -13,7 +13,8 @@ import torch
 from pgolf.config import EvaluationSettings
 from pgolf.evaluation.adaptation import ChunkAdapter
 from pgolf.evaluation.evaluate import readers_of, wants_main_pass
-from pgolf.evaluation.readers.temperature import Temperature, policy
+from pgolf.evaluation.readers.base import Reader
+from pgolf.evaluation.readers.temperature import Plain, Temperature, policy
 from pgolf.evaluation.statistics import Statistics, heat_of
 from pgolf.evaluation.windows import Window, begins_span, targets_per_span, windows_from
 
@@ -48,8 +49,9 @@ class StreamReading:
     ):
         self.bos = bos
         self.neural: Neural = ChunkwiseNetwork(model, settings, byte_table, first, targets)
-        vocab, temperature = model.settings.vocab_size, policy(settings.temperature)
-        readers = readers_of(settings, vocab, targets, temperature, chain_table)
+        readers: list[Reader] = [Plain("non_overlapping")]
+        if wants_main_pass(settings):
+            readers += readers_of(settings, model.settings.vocab_size, targets, policy(settings.temperature), chain_table)
         self.reader = [reader for reader in readers if reader.legal][-1]
         self.reader.begin(first)
 
