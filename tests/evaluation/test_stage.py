@@ -4,12 +4,13 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from pgolf.artifact.pack import read_artifact
 from pgolf.cli import ScoreOptions, parse
-from pgolf.config import at_scale, load_preset, read_toml, to_toml
+from pgolf.config import at_scale, load_preset, preset_names, read_toml, to_toml
 from pgolf.data import default_dataset
 from pgolf.evaluation.readers.chain import table_to_bytes
 from pgolf.evaluation.readers.table import learn_chain_table
@@ -97,3 +98,25 @@ def test_a_plan_is_repeated(folder, tmp_path, capsys):
 
 def test_the_flag():
     assert parse(ScoreOptions, ["runs/x", "--plan", "p.json"], positional="run") == ScoreOptions("runs/x", "", "p.json")
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if name.startswith("pr")])
+def test_a_preset_runs_from_end_to_end_with_finite_numbers(preset, tmp_path):
+    sizes = """--steps 2 --training.batch-tokens 512 --training.sequence-length 64 --training.warmup-steps 0
+        --data.held-out-tokens 600 --artifact.calibration-sequences 4 --evaluation.window 64 --evaluation.stride 32
+        --evaluation.max-tokens 700 --evaluation.adaptation.chunk-tokens 256 --evaluation.seconds 100000""".split()
+    run, cpu = RunFolder(tmp_path / "run"), ["--device", "cpu"]
+    assert main(["train", "--preset", preset, "--scale", "tiny", "--out", str(run.path), *sizes, *cpu]) == 0
+    for stage in ("pack", "score"):
+        assert main([stage, str(run.path), *cpu]) == 0
+    asked, summary = read_toml(run.config).evaluation, run.read_summary()
+    expected = {"non_overlapping"} | ({"sliding"} if asked.sliding else set())
+    expected |= {"adapted"} if asked.adaptation.method != "none" else set()
+    expected |= {"temperature"} if asked.temperature.method != "none" else set()
+    expected |= {"published"} if asked.mixer.published != "none" else set()
+    expected |= {name + "_honest" * (name in ("boost", "bias")) for name in asked.mixer.honest}
+    assert expected <= summary["score"].keys() and "chain" in expected
+    assert all(math.isfinite(reading["bpb"]) and reading["bpb"] > 0 for reading in summary["score"].values())
+    head, *lines = [json.loads(line) for line in run.scores.read_text().splitlines()]
+    assert all(np.isfinite(line[name]).all() for line in lines for name in head["readings"])
+    assert summary["scoring"]["gave_up"] == {} and summary["artifact"]["parts"]["chain"] > 1
