@@ -125,6 +125,16 @@ def test_the_onion_says_gains_and_spread(whole):
     assert "strong" in rows["chain"].classes and "quiet" in rows["published (as published; no code length)"].classes
 
 
+def test_kinds_of_tokens(whole):
+    rows = charts(whole)["By kind of token"].all("div", "row")[1:-1]
+    tokens, size, nats = stream()
+    digits = tokens % 7 == 3
+    bits, share = nats["chain"][digits].sum() / math.log(2), nats["chain"][digits].sum() / nats["chain"].sum()
+    (row,) = (row for row in rows if row.one("div", "name").text == "digit")
+    says = f"{bits / digits.sum():.2f} bits, {bits / size[digits].sum():.2f} a byte · {share:.1%} of all bits"
+    assert row.one("div", "says").text.startswith(says)
+
+
 def test_the_words(whole):
     figures = [figure for figure in whole.all("figure") if "words" in figure.classes]
     assert len(figures) == 2

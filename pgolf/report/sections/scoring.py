@@ -119,7 +119,8 @@ def _kinds(run: Run) -> Html | None:
     rows = []
     for i, name in enumerate(cells.names):
         before, after = cells.per_token(plain)[i], cells.per_token(main)[i]
-        says = f"{after:.2f} bits · {share[i]:.1%} of all bits, {cells.tokens[i] / cells.tokens.sum():.1%} of tokens"
+        rate = f", {cells.per_byte(main)[i]:.2f} a byte" if cells.bytes[i] else ""
+        says = f"{after:.2f} bits{rate} · {share[i]:.1%} of all bits, {cells.tokens[i] / cells.tokens.sum():.1%} of tokens"
         rows.append(Row(name, [Dot(before, 0), Dot(after, 1, origin=before)], says))
     return dot_rows(
         title,
