@@ -1,4 +1,4 @@
-"""Eight hand-written operators and their companions, each with a plain-torch reference.
+"""Nine hand-written operators and their companions, each with a plain-torch reference.
 
 PyTorch's dispatcher picks the backend by device: Triton on CUDA, numba or plain torch on a CPU. Each operator is a room
 of its own (`pgolf.kernels.<operator>`); `python -m pgolf.kernels` prints what every kernel compiles to.
@@ -20,6 +20,7 @@ from pgolf.kernels.mlp import mlp
 from pgolf.kernels.newton_schulz import newton_schulz
 from pgolf.kernels.packed import PackedMatrix, expand, pack, packed_matmul
 from pgolf.kernels.rotary import rotary, rotary_table
+from pgolf.kernels.scan import scan, scan_step
 
 __all__ = [
     "BoostedCache",
@@ -44,5 +45,7 @@ __all__ = [
     "packed_matmul",
     "rotary",
     "rotary_table",
+    "scan",
+    "scan_step",
     "xsa",
 ]

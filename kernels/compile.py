@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pgolf.kernels.launch import Launch
 
-OPERATORS = ("attention", "rotary", "packed", "lora", "hedge", "cross_entropy", "mlp", "newton_schulz")
+OPERATORS = ("attention", "rotary", "packed", "lora", "hedge", "cross_entropy", "mlp", "newton_schulz", "scan")
 CAPABILITIES = (80, 90, 100)
 
 
