@@ -2,7 +2,7 @@
 
 import torch
 
-from pgolf.kernels.launch import Launch, capability_of, cdiv
+from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
 from pgolf.kernels.scan.reference import scan_chunked
 
 # Tokens of a chunk, on every device: a state is kept for each. Twice as many would double the work inside chunks,
@@ -283,10 +283,10 @@ torch.library.define("pgolf::scan", f"({INPUTS}) -> (Tensor y, Tensor states)")
 torch.library.define(
     "pgolf::scan_backward", f"(Tensor dy, {INPUTS}, Tensor states) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-torch.library.impl("pgolf::scan", "CPU", forward_numba)
-torch.library.impl("pgolf::scan_backward", "CPU", backward_numba)
-torch.library.impl("pgolf::scan", "CUDA", forward_triton)
-torch.library.impl("pgolf::scan_backward", "CUDA", backward_triton)
+implement("pgolf::scan", "CPU", forward_numba)
+implement("pgolf::scan_backward", "CPU", backward_numba)
+implement("pgolf::scan", "CUDA", forward_triton)
+implement("pgolf::scan_backward", "CUDA", backward_triton)
 torch.library.register_fake("pgolf::scan", _fake_forward)
 torch.library.register_fake("pgolf::scan_backward", _fake_backward)
 torch.library.register_autograd("pgolf::scan", _backward, setup_context=_save)
