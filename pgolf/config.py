@@ -106,10 +106,34 @@ class ModelSettings:
     """Extra heads that predict further tokens in training; never packed."""
     mtp_weight: float = 0.2
     """Weight of their loss."""
+    matrix_start: Literal["orthogonal", "uniform"] = "orthogonal"
+    """How matrices that do not start at zero start: orthogonal, or uniform in +-1 / sqrt(inputs)."""
+    scan_layers: tuple[int, ...] = ()
+    """Layers that are Mamba-2 blocks instead of attention and MLP; the other scan settings are about them."""
+    scan_expansion: int = 2
+    """Their inner width, in widths of the residual stream."""
+    scan_heads: int = 8
+    """Heads of a state-space layer, each with a decay of its own."""
+    scan_state: int = 8
+    """Size of a head's state: it holds this many values of the head's width."""
+    scan_conv: int = 4
+    """Tokens that the convolution before the scan sees."""
+    scan_input_dt: bool = False
+    """The step size depends on the token, as in Mamba-2; off: it is one for each head, and the decay one of time alone."""
 
     @property
     def head_dim(self) -> int:
         return self.dim // self.heads
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The physical layers with attention and MLP."""
+        return tuple(layer for layer in range(self.layers) if layer not in self.scan_layers)
+
+    @property
+    def scan_width(self) -> int:
+        """Inner width of a state-space layer."""
+        return self.scan_expansion * self.dim
 
     @property
     def virtual_layers(self) -> tuple[int, ...]:
@@ -229,9 +253,9 @@ class ArtifactSettings:
     """Bits of attention and MLP matrices."""
     embedding_bits: int = 8
     """Bits of the embedding tables."""
-    rounding: Literal["percentile", "sdclip", "gptq-published", "gptq", "gptq-sdclip"] = "percentile"
-    """How matrices are rounded: percentile search, k-sigma clipping, GPTQ as #688 wrote it, or GPTQ as it is meant, with
-    either clip."""
+    rounding: Literal["percentile", "quantile", "sdclip", "gptq-published", "gptq", "gptq-sdclip"] = "percentile"
+    """How matrices are rounded: percentile search, one high quantile as embeddings are, k-sigma clipping, GPTQ as #688 wrote
+    it, or GPTQ as it is meant, with either clip."""
     small_tensor: int = 65_536
     """Tensors with at most this many weights are kept in float16."""
     scale_floor: bool = True
@@ -656,6 +680,7 @@ def at_scale(settings: Settings, scale: str) -> Settings:
             bigram_buckets=min(model.bigram_buckets, 1024),
             bigram_dim=min(model.bigram_dim, 32),
             value_embedding_dim=min(model.value_embedding_dim, 32),
+            scan_heads=min(model.scan_heads, 4),
         ),
         training=dataclasses.replace(
             training,
@@ -712,10 +737,42 @@ def _check_ranges(model: ModelSettings) -> None:
             raise SettingsError(f"model.{name} names layer {min(getattr(model, name))}; the first one is 0")
 
 
+def _check_scan(model: ModelSettings) -> None:
+    """State-space layers, and what goes together with them."""
+    for name in ("scan_expansion", "scan_heads", "scan_state", "scan_conv"):
+        if getattr(model, name) < 1:
+            raise SettingsError(f"model.{name} is {getattr(model, name)}; it must be at least 1")
+    if not model.scan_layers:
+        return
+    for layer in model.scan_layers:
+        if not 0 <= layer < model.layers:
+            raise SettingsError(f"model.scan_layers names layer {layer}, but there are 0 to {model.layers - 1}")
+    if len(set(model.scan_layers)) < len(model.scan_layers):
+        raise SettingsError("model.scan_layers names a layer twice")
+    if not model.attention_layers:
+        raise SettingsError("model.scan_layers names every layer; one at least must have attention")
+    if model.scan_width % model.scan_heads:
+        raise SettingsError(
+            f"model.scan_heads {model.scan_heads} does not divide scan_expansion x dim, {model.scan_expansion} x {model.dim}"
+        )
+    for name in ("recurrence", "value_residual"):
+        if getattr(model, name):
+            raise SettingsError(f"model.{name} needs attention in every layer, but model.scan_layers names some without")
+    for layer in model.value_embedding_layers:
+        if layer in model.scan_layers:
+            raise SettingsError(f"model.value_embedding_layers names layer {layer}, which model.scan_layers leaves no values")
+
+
 def check(settings: Settings) -> None:
     """Raise one line for the first combination that cannot work."""
     model, training, evaluation = settings.model, settings.training, settings.evaluation
     _check_ranges(model)
+    _check_scan(model)
+    if evaluation.adaptation.method == "lora" and model.scan_layers:
+        raise SettingsError(
+            "evaluation.adaptation.method = 'lora' keeps keys and values of earlier tokens, which the state-space layers of "
+            "model.scan_layers have none of; it can be none or chunks"
+        )
     if model.dim % model.heads:
         raise SettingsError(f"model.dim {model.dim} is no multiple of model.heads {model.heads}")
     if model.heads % model.kv_heads:

@@ -10,12 +10,14 @@ from torch import Tensor
 from pgolf.data import open_shard
 from pgolf.model import Network
 
-# queries, keys and values see the same input; "q" stands for all three
+# queries, keys and values see the same input, "q" stands for all three; so does "mixer_in" for what enters a mixer
 SITES = {
     "q": ("attn.c_q.weight", "attn.c_k.weight", "attn.c_v.weight"),
     "o": ("attn.proj.weight",),
     "up": ("mlp.fc.weight",),
     "down": ("mlp.proj.weight",),
+    "mixer_in": ("mixer.in_proj.weight", "mixer.B_proj.weight", "mixer.C_proj.weight"),
+    "mixer_out": ("mixer.out_proj.weight",),
 }
 SHARED = {"bigram": "bigram.proj.weight", "values": "ve_shared.proj.weight"}
 TEMPERATURE = 0.8
@@ -64,9 +66,9 @@ def hessians(model: Network, batches: Iterable[Tensor], *, head: bool = False) -
         model.train(was_training)
     means = {name: total / counts[name] for name, total in sums.items()}
     for name in list(means):
-        stem, _, last = name.rpartition("attn.c_q.weight")
-        if stem and not last:
-            means |= {stem + other: means[name] for other in SITES["q"][1:]}
+        for first, *others in SITES.values():
+            if name.endswith(first):
+                means |= {name.removesuffix(first) + other: means[name] for other in others}
     return means
 
 

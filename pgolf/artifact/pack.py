@@ -236,11 +236,12 @@ def _check_believable(settings: ModelSettings) -> None:
     """Before anything is as large or as many as the settings say."""
     sizes = (
         settings.vocab_size, settings.dim, settings.mlp_hidden, settings.bigram_buckets, settings.bigram_dim,
-        settings.value_embedding_dim, settings.rotary_dims,
+        settings.value_embedding_dim, settings.rotary_dims, settings.scan_state, settings.scan_width,
     )  # fmt: skip
     counts = (
         settings.layers, settings.heads, settings.kv_heads, settings.hyper_layers, settings.xsa_last, settings.mtp_heads,
-        len(settings.recurrence), *settings.recurrence, *settings.value_embedding_layers,
+        len(settings.recurrence), *settings.recurrence, *settings.value_embedding_layers, len(settings.scan_layers),
+        *settings.scan_layers, settings.scan_expansion, settings.scan_heads, settings.scan_conv,
     )  # fmt: skip
     if min(sizes + counts) < 0 or max(sizes) > 1_000_000 or max(counts) > 256 or not settings.layers:
         raise ArtifactError("it describes a network of unbelievable size")

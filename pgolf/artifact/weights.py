@@ -16,7 +16,7 @@ def role_of(name: str, numel: int, settings: ArtifactSettings) -> str:
     """Which treatment a tensor gets: small (float16), matrix (few bits) or embedding. The order of tests matters."""
     if numel <= settings.small_tensor:
         return "small"
-    return "matrix" if ".mlp." in name or ".attn." in name or ".proj." in name else "embedding"
+    return "matrix" if any(part in name for part in (".mlp.", ".attn.", ".proj.", ".mixer.")) else "embedding"
 
 
 def kind_of(name: str) -> str:
@@ -116,6 +116,6 @@ def _round_stack(stack: Tensor, hessians: Tensor | None, role: str, settings: Ar
             return gptq.standard(stack, hessians, steps, damping=settings.damping, sigmas=sigmas)
     if sigmas:
         return rounding.by_sigma(stack, steps, sigmas)
-    if role == "embedding":
+    if role == "embedding" or form == "quantile":
         return rounding.by_quantile(stack, steps)
     return rounding.by_percentile(stack, steps)

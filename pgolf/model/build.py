@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.config import ModelSettings
+from pgolf.model.mixer import ScanBlock
 from pgolf.model.network import Network
 
 TABLES = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
@@ -41,19 +42,32 @@ def empty_network(settings: ModelSettings) -> Network:
 @torch.no_grad()
 def _initialise(network: Network, generator: torch.Generator | None) -> None:
     settings = network.settings
-    layers = settings.layers
+    layers = len(settings.attention_layers)
 
     def orthogonal(matrix: Tensor, gain: float = 1.0) -> None:
         nn.init.orthogonal_(matrix, gain, generator=generator)
+
+    def uniform(tensor: Tensor, inputs: int) -> None:
+        tensor.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+
+    def start(matrix: Tensor) -> None:
+        if settings.matrix_start == "orthogonal":
+            orthogonal(matrix)
+        else:
+            uniform(matrix, matrix.shape[1])
 
     def normal(table: Tensor, std: float) -> None:
         nn.init.normal_(table, 0.0, std, generator=generator)
 
     normal(network.tok_emb.weight, settings.embedding_std)
     for matrix in (*network.qo_bank[:layers], *network.kv_bank, *network.mlp_up_bank):
-        orthogonal(matrix)
+        start(matrix)
     network.qo_bank[layers:] = 0
     network.mlp_down_bank.zero_()
+    if network.scan_in_bank is not None:
+        for matrix in (*network.scan_in_bank, *network.scan_state_bank):
+            start(matrix)
+        network.scan_out_bank.zero_()
     if network.bigram is not None:
         network.bigram.embed.weight.zero_()
         orthogonal(network.bigram.proj.weight, settings.embedding_projection_gain)
@@ -71,14 +85,26 @@ def _initialise(network: Network, generator: torch.Generator | None) -> None:
     for head in (*network.mtp_heads, *([network.lm_head] if network.lm_head is not None else [])):
         head.weight.zero_()
     for block in network.blocks:
-        block.attn_scale.fill_(1)
-        block.mlp_scale.fill_(1)
-        block.attn.q_gain.fill_(settings.q_gain)
-        if block.attn.vr_lambda is not None:
-            block.attn.vr_lambda.copy_(torch.tensor(settings.value_residual_init))
-        if block.attn.attn_gate is not None:
-            block.attn.attn_gate.weight.zero_()
-            block.attn.attn_gate.bias.fill_(settings.gate_bias)
+        if isinstance(block, ScanBlock):
+            mixer = block.mixer
+            block.mixer_scale.fill_(1)
+            for part in (mixer.conv1d.weight, mixer.conv1d.bias):
+                uniform(part, settings.scan_conv)
+            dt = torch.empty_like(mixer.dt_bias).uniform_(0.001, 0.1, generator=generator)
+            mixer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
+            mixer.A_log.copy_(torch.arange(1, settings.scan_heads + 1).log())
+            mixer.D_param.fill_(1)
+            if mixer.dt_proj is not None:
+                mixer.dt_proj.weight.zero_()
+        else:
+            block.attn_scale.fill_(1)
+            block.mlp_scale.fill_(1)
+            block.attn.q_gain.fill_(settings.q_gain)
+            if block.attn.vr_lambda is not None:
+                block.attn.vr_lambda.copy_(torch.tensor(settings.value_residual_init))
+            if block.attn.attn_gate is not None:
+                block.attn.attn_gate.weight.zero_()
+                block.attn.attn_gate.bias.fill_(settings.gate_bias)
         if block.resid_mix is not None:
             block.resid_mix[0] = 1
             block.resid_mix[1] = 0

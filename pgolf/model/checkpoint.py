@@ -16,29 +16,44 @@ BANKS = {
     "kv_bank": ("attn.c_k.weight", "attn.c_v.weight"),
     "mlp_up_bank": ("mlp.fc.weight",),
     "mlp_down_bank": ("mlp.proj.weight",),
+    "scan_in_bank": ("mixer.in_proj.weight",),
+    "scan_state_bank": ("mixer.B_proj.weight", "mixer.C_proj.weight"),
+    "scan_out_bank": ("mixer.out_proj.weight",),
 }
 
 
+def slice_names(settings: ModelSettings) -> dict[str, list[str]]:
+    """For every bank that networks of these settings have, its slices' per-layer names in order."""
+    owners = {bank: sorted(settings.scan_layers) if bank.startswith("scan") else settings.attention_layers for bank in BANKS}
+    return {
+        bank: [f"blocks.{layer}.{suffix}" for suffix in suffixes for layer in owners[bank]]
+        for bank, suffixes in BANKS.items()
+        if owners[bank]
+    }
+
+
 def unbank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights with every slice of a bank under its layer's name; the slices share the banks' memory."""
+    """The same weights with every slice of a bank under its layer's name; the slices share the banks' memory. Which layers
+    have a mixer, other names tell."""
+    scans = {int(name.split(".")[1]) for name in state if name.startswith("blocks.") and name.endswith(".mixer_scale")}
     layered = {}
     for name, tensor in state.items():
         if name not in BANKS or tensor.dim() == 0:
             layered[name] = tensor
             continue
-        layers = len(tensor) // len(BANKS[name])
-        for part, suffix in enumerate(BANKS[name]):
-            for layer in range(layers):
-                layered[f"blocks.{layer}.{suffix}"] = tensor[part * layers + layer]
+        count = len(tensor) // len(BANKS[name])
+        others = [layer for layer in range(count + len(scans)) if layer not in scans]
+        layers = sorted(scans) if name.startswith("scan") else others
+        rows = iter(tensor)
+        for suffix in BANKS[name]:
+            for _, layer in zip(range(count), layers, strict=False):
+                layered[f"blocks.{layer}.{suffix}"] = next(rows)
     return layered
 
 
 def rebank(state: Mapping[str, Tensor], settings: ModelSettings) -> dict[str, Tensor]:
     """The inverse of `unbank` for a network of these settings."""
-    slices = {
-        bank: [f"blocks.{layer}.{suffix}" for suffix in suffixes for layer in range(settings.layers)]
-        for bank, suffixes in BANKS.items()
-    }
+    slices = slice_names(settings)
     missing = [name for names in slices.values() for name in names if name not in state]
     if missing:
         raise ValueError(f"the weights lack {_listed(missing)}")
@@ -94,7 +109,7 @@ def untie(model: Network) -> Network:
     free.activation, free.operators, free.rounding = model.activation, model.operators, model.rounding
     state = {}
     for name, tensor in model.state_dict().items():
-        if name in BANKS:
+        if name in BANKS and settings.recurrence:
             rows = [part * settings.layers + layer for part in range(len(BANKS[name])) for layer in order]
             state[name] = tensor[rows]
         else:

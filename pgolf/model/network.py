@@ -4,8 +4,9 @@
     encoder layers push what they put out; decoder layers first add a weighted pop
     logits = softcap tanh(norm(x) W^T / softcap),  W the token embedding if tied
 
-Attention and MLP matrices live in four banks, one slice a physical layer. An executed ("virtual") layer looks its slice
-up, so depth recurrence is a list of indices; everything small belongs to the executed layer.
+Attention and MLP matrices live in four banks, one slice a physical layer; those of state-space layers, where there are
+some, in three more. An executed ("virtual") layer looks its slice up, so depth recurrence is a list of indices; everything
+small belongs to the executed layer.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from pgolf.config import ModelSettings
 from pgolf.model.adapters import Adapters, Projector
 from pgolf.model.decoder import Decoder
+from pgolf.model.mixer import ScanBlock, ScanMatrices
 from pgolf.model.operators import OPERATORS, Operators
 from pgolf.model.parts import Block, HashedPairs, Matrices, SharedValues, SmearGate, previous, rms_norm, turns
 
@@ -28,8 +30,8 @@ class Network(nn.Module):
     operators   "kernels", or "reference" for the operators' plain-torch forms: the same function, slower
     rounding    in training mode, (weight, role) -> the weight to use instead; role "bank" for the slices of the banks,
                 "projection" for those of the bigram and value embeddings. May be set at any time.
-    watch       sees (site, executed layer, input) of every product with a matrix: sites q, k, v, o, up, down; and with
-                layer 0 head, bigram and values
+    watch       sees (site, executed layer, input) of every product with a matrix: sites q, k, v, o, up, down, or mixer_in,
+                mixer_b, mixer_c, mixer_out; and with layer 0 head, bigram and values
     """
 
     def __init__(self, settings: ModelSettings):
@@ -40,7 +42,8 @@ class Network(nn.Module):
         self.rounding: Callable[[Tensor, str], Tensor] | None = None
         self.watch: Callable[[str, int, Tensor], None] | None = None
         self.virtual_layers = settings.virtual_layers
-        layers, dim, values = settings.layers, settings.dim, settings.kv_heads * settings.head_dim
+        layers, dim, values = len(settings.attention_layers), settings.dim, settings.kv_heads * settings.head_dim
+        scans, inner = len(settings.scan_layers), settings.scan_width
         executed = len(self.virtual_layers)
         self.encoders = executed // 2 if settings.unet_skips else 0
 
@@ -51,8 +54,13 @@ class Network(nn.Module):
         self.kv_bank = nn.Parameter(torch.empty(2 * layers, values, dim))
         self.mlp_up_bank = nn.Parameter(torch.empty(layers, settings.mlp_hidden, dim))
         self.mlp_down_bank = nn.Parameter(torch.empty(layers, dim, settings.mlp_hidden))
+        entries = settings.scan_heads * settings.scan_state
+        self.scan_in_bank = nn.Parameter(torch.empty(scans, 2 * inner, dim)) if scans else None
+        self.scan_state_bank = nn.Parameter(torch.empty(2 * scans, entries, dim)) if scans else None
+        self.scan_out_bank = nn.Parameter(torch.empty(scans, dim, inner)) if scans else None
         self.skip_weights = nn.Parameter(torch.empty(self.encoders, dim)) if self.encoders else None
-        self.blocks = nn.ModuleList(Block(settings, layer) for layer in range(executed))
+        kinds = [ScanBlock if physical in settings.scan_layers else Block for physical in self.virtual_layers]
+        self.blocks = nn.ModuleList(kind(settings, layer) for layer, kind in enumerate(kinds))
         self.value_layers = {layer: i for i, layer in enumerate(settings.value_embedding_layers)}
         if self.value_layers:
             self.ve_shared = SharedValues(settings.vocab_size, settings.value_embedding_dim, values)
@@ -165,12 +173,21 @@ class Network(nn.Module):
             raise ValueError(f"model.operators is {self.operators!r}; it can be {' or '.join(OPERATORS)}")
         return OPERATORS[self.operators]
 
-    def _matrices(self) -> list[Matrices]:
+    def _matrices(self) -> list[Matrices | ScanMatrices]:
         """Each executed layer's slices. Cast and unbound bank by bank: the gradients of slices taken one by one would
         each be as large as the bank."""
-        layers = self.settings.layers
-        qo, kv, up, down = (self._slices(bank) for bank in (self.qo_bank, self.kv_bank, self.mlp_up_bank, self.mlp_down_bank))
-        return [Matrices(qo[i], kv[i], kv[layers + i], qo[layers + i], up[i], down[i]) for i in self.virtual_layers]
+        qo, kv, up, down = map(self._slices, (self.qo_bank, self.kv_bank, self.mlp_up_bank, self.mlp_down_bank))
+        n = len(up)
+        found: dict[int, Matrices | ScanMatrices] = {
+            layer: Matrices(qo[i], kv[i], kv[n + i], qo[n + i], up[i], down[i])
+            for i, layer in enumerate(self.settings.attention_layers)
+        }
+        if self.scan_in_bank is not None:
+            into, state, out = map(self._slices, (self.scan_in_bank, self.scan_state_bank, self.scan_out_bank))
+            n = len(into)
+            for i, layer in enumerate(sorted(self.settings.scan_layers)):
+                found[layer] = ScanMatrices(into[i], state[i], state[n + i], out[i])
+        return [found[layer] for layer in self.virtual_layers]
 
     def _slices(self, bank: Tensor) -> tuple[Tensor, ...]:
         if self.training and self.rounding is not None:

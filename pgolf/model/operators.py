@@ -13,6 +13,8 @@ from pgolf.kernels.mlp import mlp
 from pgolf.kernels.mlp.reference import mlp_reference
 from pgolf.kernels.rotary import reference as rotary_reference
 from pgolf.kernels.rotary import rotary
+from pgolf.kernels.scan import scan
+from pgolf.kernels.scan.reference import scan_chunked
 
 
 class Operators(NamedTuple):
@@ -21,6 +23,7 @@ class Operators(NamedTuple):
     mlp: Callable
     cross_entropy: Callable
     lora: Callable
+    scan: Callable
 
 
 def _lora_reference(x, weight, a, b, scale=1.0, cu_seqlens=None):
@@ -28,8 +31,13 @@ def _lora_reference(x, weight, a, b, scale=1.0, cu_seqlens=None):
 
 
 OPERATORS = {
-    "kernels": Operators(attention, rotary, mlp, cross_entropy, lora),
+    "kernels": Operators(attention, rotary, mlp, cross_entropy, lora, scan),
     "reference": Operators(
-        attention_reference.attention, rotary_reference.rotary, mlp_reference, cross_entropy_reference, _lora_reference
+        attention_reference.attention,
+        rotary_reference.rotary,
+        mlp_reference,
+        cross_entropy_reference,
+        _lora_reference,
+        scan_chunked,
     ),
 }

@@ -136,17 +136,16 @@ class Attention(nn.Module):
         return project("o", y.flatten(2), matrices.o), v
 
 
-class Block(nn.Module):
-    """One executed layer: attention, then the MLP, on a residual stream that starts from a mix with the embedding."""
+class Residual(nn.Module):
+    """What all blocks have: a residual stream that starts from a mix with the embedding, and a scale for each sublayer's
+    output, named after it."""
 
-    def __init__(self, settings: ModelSettings, layer: int):
+    def __init__(self, settings: ModelSettings, layer: int, *sublayers: str):
         super().__init__()
         dim, executed = settings.dim, len(settings.virtual_layers)
-        self.slope = settings.mlp_slope
         self.scale = (layer + 1) ** -0.5 if settings.layer_scale else 1.0
-        self.attn = Attention(settings, layer)
-        self.attn_scale = nn.Parameter(torch.empty(dim))
-        self.mlp_scale = nn.Parameter(torch.empty(dim))
+        for sublayer in sublayers:
+            self.register_parameter(f"{sublayer}_scale", nn.Parameter(torch.empty(dim)))
         self.resid_mix = nn.Parameter(torch.empty(2, dim)) if settings.resid_mix else None
         # the middle weight is the submissions' own, and as unused as there
         self.hyper = nn.Parameter(torch.empty(3)) if layer >= executed - settings.hyper_layers else None
@@ -167,6 +166,15 @@ class Block(nn.Module):
             return x
         weight, bias = self.dtg_gate.weight.to(x.dtype), self.dtg_gate.bias.to(x.dtype)
         return x_in + torch.sigmoid(F.linear(x_in.detach(), weight, bias)) * (x - x_in)
+
+
+class Block(Residual):
+    """One executed layer: attention, then the MLP."""
+
+    def __init__(self, settings: ModelSettings, layer: int):
+        super().__init__(settings, layer, "attn", "mlp")
+        self.slope = settings.mlp_slope
+        self.attn = Attention(settings, layer)
 
     def mlp(self, u: Tensor, matrices: Matrices, project: Projector) -> Tensor:
         if project.plain("up", "down"):

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from pgolf.config import AdaptationSettings
 from pgolf.model import Network
-from pgolf.model.checkpoint import BANKS
+from pgolf.model.checkpoint import BANKS, slice_names
 
-OUTPUT_PROJECTIONS = (".attn.proj.weight", ".mlp.proj.weight")
+OUTPUT_PROJECTIONS = (".attn.proj.weight", ".mlp.proj.weight", ".mixer.out_proj.weight")
 INPUT_PROJECTIONS = (".mlp.fc.weight",)
 MATRICES = tuple("." + suffix for suffixes in BANKS.values() for suffix in suffixes)
 
@@ -24,7 +24,8 @@ class Unstacked(Network):
         self.mtp_heads = nn.ModuleList()
         state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("mtp_heads.")}
         self.load_state_dict(state, assign=True)
-        for bank in BANKS:
+        self.slices = slice_names(model.settings)
+        for bank in self.slices:
             slices = getattr(self, bank).detach().unbind()
             delattr(self, bank)
             setattr(self, bank, nn.ParameterList(slices))
@@ -34,9 +35,8 @@ class Unstacked(Network):
         weights = {}
         for name, parameter in self.named_parameters():
             bank, _, number = name.partition(".")
-            if bank in BANKS:
-                part, layer = divmod(int(number), self.settings.layers)
-                name = f"blocks.{layer}.{BANKS[bank][part]}"
+            if bank in self.slices:
+                name = self.slices[bank][int(number)]
             weights[name] = parameter
         return weights
 
