@@ -38,16 +38,15 @@ def unbank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     scans = {int(name.split(".")[1]) for name in state if name.startswith("blocks.") and name.endswith(".mixer_scale")}
     layered = {}
     for name, tensor in state.items():
-        if name not in BANKS or tensor.dim() == 0:
+        count = len(tensor) // len(BANKS[name]) if name in BANKS and tensor.dim() else 0
+        if not count or (name.startswith("scan") and count != len(scans)):
             layered[name] = tensor
             continue
-        count = len(tensor) // len(BANKS[name])
         others = [layer for layer in range(count + len(scans)) if layer not in scans]
         layers = sorted(scans) if name.startswith("scan") else others
-        rows = iter(tensor)
-        for suffix in BANKS[name]:
-            for _, layer in zip(range(count), layers, strict=False):
-                layered[f"blocks.{layer}.{suffix}"] = next(rows)
+        for part, suffix in enumerate(BANKS[name]):
+            for place, layer in enumerate(layers[:count]):
+                layered[f"blocks.{layer}.{suffix}"] = tensor[part * count + place]
     return layered
 
 
