@@ -12,7 +12,7 @@ from pgolf.training.muon import Muon, ParallelMuon, RoundRobinMuon
 class Optimisers:
     """
     group        what                                      optimiser
-    matrix       the banks of attention and MLP matrices   Muon, muon_lr
+    matrix       the banks of matrices in the layers       Muon, muon_lr
     projection   bigram and value-embedding projections    AdamW, scalar_lr; Muon with muon_projections
     token        embedding tables                          AdamW, token_lr
     head         output matrices of their own              AdamW, token_lr

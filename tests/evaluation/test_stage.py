@@ -100,7 +100,7 @@ def test_the_flag():
     assert parse(ScoreOptions, ["runs/x", "--plan", "p.json"], positional="run") == ScoreOptions("runs/x", "", "p.json")
 
 
-@pytest.mark.parametrize("preset", [name for name in preset_names() if name.startswith("pr")])
+@pytest.mark.parametrize("preset", [*(name for name in preset_names() if name.startswith("pr")), "mamba"])
 def test_a_preset_runs_from_end_to_end_with_finite_numbers(preset, tmp_path):
     sizes = """--steps 2 --training.batch-tokens 512 --training.sequence-length 64 --training.warmup-steps 0
         --data.held-out-tokens 600 --artifact.calibration-sequences 4 --evaluation.window 64 --evaluation.stride 32
