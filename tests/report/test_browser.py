@@ -124,8 +124,10 @@ def test_pointer_and_keys(browser, pages):
     assert 3 < middle < 7 and browser.run(reading).startswith("training tokens: 1")
     # keys read the next values, and the last
     browser.run("document.querySelector('#training figure').focus()")
+    place = "return parseFloat(document.querySelector('#training .cursor').style.left)"
+    before = browser.run(place)
     browser.keys("Right", "Right")
-    assert browser.run(reading).startswith("training tokens: 1")
+    assert browser.run(place) > before and browser.run(reading).startswith("training tokens: 1")
     # radio buttons by keyboard: seconds instead of tokens
     browser.run("document.querySelector('input[name=training-axis]').focus()")
     browser.keys("Right")
