@@ -7,6 +7,7 @@ or both. A level l is an order counted in the document at hand, a level g one co
 """
 
 import argparse
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from pgolf.evaluation.readers.chain import as_neural, as_tensor
 from pgolf.evaluation.records import paired_gain
 from pgolf.evaluation.statistics import Statistics, join
 from pgolf.kernels.hedge import Chain, Evidence, NeuralStatistics
-from pgolf.kernels.hedge.chain import learn_table
+from pgolf.kernels.hedge.chain import FLOOR_FOR_TABLES
 from pgolf.stages import CACHE
 
 LOCAL, SHARED = (1, 2, 3, 4, 5, 6), (3, 4, 5, 6)
@@ -86,12 +87,12 @@ def furthest_from_one(chain: Chain, recorder: Recorder, tokens: np.ndarray, bos:
 
 
 def ways(levels: int, granularity: int, held_out: Recorder, scored: Recorder) -> tuple[Chain, list[np.ndarray]]:
-    """The chain of the first levels with weights learnt beforehand, and the nats of every target by each of WAYS."""
+    """The chain of the first levels with what was learnt beforehand, and the nats of every target by each of WAYS."""
     local, shared = LOCAL[:levels], SHARED[: max(0, levels - len(LOCAL))]
-    empty = Chain(local, shared, granularity=granularity)
-    table = learn_table(empty, [held_out.known(levels)])
-    taught, learner = (Chain(local, shared, granularity=granularity, table=table) for _ in range(2))
-    known = scored.known(levels)
+    empty, taught = (Chain(local, shared, granularity=granularity, floor=FLOOR_FOR_TABLES) for _ in range(2))
+    taught.mix_and_learn(*held_out.known(levels))
+    taught.settle()
+    known, learner = scored.known(levels), copy.deepcopy(taught)
     # what learns changes its own weights, so it comes last
     found = [empty.mix(*known), empty.mix_and_learn(*known), taught.mix(*known), learner.mix_and_learn(*known)]
     return taught, [scores.nll.numpy() for scores in found]

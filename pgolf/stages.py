@@ -251,7 +251,7 @@ def calibration_of(model, settings: Settings, dataset: Dataset, place: torch.dev
 
 def chain_section(model, settings: Settings, dataset: Dataset, place, clock: Budget, display: Display) -> dict[str, bytes]:
     """The chain's weights as a section of the artifact: learnt on the training text that training left out."""
-    from pgolf.evaluation.readers.chain import table_to_bytes
+    from pgolf.evaluation.readers.chain import learnt_to_bytes
     from pgolf.evaluation.readers.table import learn_chain_table
 
     tokens = dataset.held_out(settings.data.held_out_tokens)
@@ -266,7 +266,7 @@ def chain_section(model, settings: Settings, dataset: Dataset, place, clock: Bud
     with clock.part("chain table"):
         table = learn(tokens)
     display.say(f"chain: weights learnt on {len(tokens):,} tokens that training left out")
-    return {"chain": table_to_bytes(table)}
+    return {"chain": learnt_to_bytes(table)}
 
 
 def with_packing(train: dict, parts: dict) -> dict:
@@ -360,11 +360,11 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
 
 
 def chain_table(artifact):
-    """The mixer's weights that the artifact carries, if it does."""
-    from pgolf.evaluation.readers.chain import table_from_bytes
+    """What the artifact carries for the chain to begin with, if it does."""
+    from pgolf.evaluation.readers.chain import learnt_from_bytes
 
     carried = artifact.sections.get("chain")
-    return table_from_bytes(carried, "the artifact's section chain") if carried else None
+    return learnt_from_bytes(carried, "the artifact's section chain") if carried else None
 
 
 def reading_line(name: str, reading: dict) -> str:

@@ -21,7 +21,7 @@ from pgolf.evaluation.pipeline import Collector, Pass
 from pgolf.evaluation.planner import OutOfTime, Planner, Steady
 from pgolf.evaluation.readers.base import Reader
 from pgolf.evaluation.readers.bias import BiasReader
-from pgolf.evaluation.readers.chain import ChainReader
+from pgolf.evaluation.readers.chain import ChainReader, Learnt
 from pgolf.evaluation.readers.ngrams import NgramsReader
 from pgolf.evaluation.readers.published import Published, PublishedBoost, PublishedHedge, PublishedTail
 from pgolf.evaluation.readers.temperature import Plain, Temperature, Tempered, policy
@@ -69,7 +69,7 @@ def evaluate(
     *,
     bos: int,
     budget: Budget | None = None,
-    chain_table: torch.Tensor | None = None,
+    chain_table: Learnt | None = None,
     replay: dict | None = None,
     device="cpu",
     world: World | None = None,
@@ -77,7 +77,7 @@ def evaluate(
 ) -> Evaluation:
     """All readings of `tokens` that the settings ask for, within what is left of the budget.
 
-    chain_table   weights that the chain begins with, (levels, 9, 33)
+    chain_table   what the chain begins with
     replay        the `plan` of an earlier evaluation, to be followed exactly instead of the clock
     report        hears the name of a pass and the share done
     """
@@ -258,7 +258,7 @@ def readers_of(
     vocab: int,
     targets: int,
     temperature: Temperature | None,
-    chain_table: torch.Tensor | None = None,
+    chain_table: Learnt | None = None,
 ) -> list[Reader]:
     """The plain one first, then those that build on it."""
     mixer, adaptation = settings.mixer, settings.adaptation.method

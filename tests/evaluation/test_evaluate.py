@@ -288,7 +288,7 @@ def test_a_table_learnt_on_held_out_text_helps():
     settings = settings_with(honest=("chain",))
     frozen = dataclasses.replace(settings, mixer=dataclasses.replace(settings.mixer, online_weights=False))
     table = learn_chain_table(model, text(3000, seed=0, document=200)[1500:], settings, bos=BOS)
-    assert table.shape == (3, 9, 33)
+    assert table.table.shape == (3, 9, 33)
     with_table = run(frozen, 1400, model, chain_table=table)[1].readings["chain"].score.nats
     without = run(frozen, 1400, model)[1].readings["chain"].score.nats
     assert with_table < 0.97 * without

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import zstandard
 
 from pgolf.budget import Clock
 from pgolf.evaluation.pipeline import Pass
 from pgolf.evaluation.planner import Steady
 from pgolf.evaluation.readers.base import Span
 from pgolf.evaluation.readers.bias import BiasReader
-from pgolf.evaluation.readers.chain import ChainReader, TableError, table_from_bytes, table_to_bytes
+from pgolf.evaluation.readers.chain import ChainReader, Learnt, TableError, learnt_from_bytes, learnt_to_bytes
 from pgolf.evaluation.readers.counts import TopCounts
 from pgolf.evaluation.readers.ngrams import NgramsReader
 from pgolf.evaluation.readers.temperature import ByEntropy, ByGrid, Online, Plain, Temperature, Tempered, policy
@@ -22,13 +23,17 @@ from tests.evaluation.toy import BOS, Toy, text
 VOCAB, LENGTH, STRIDE = 24, 48, 16
 
 
+TABLE = Learnt(torch.full((3, 9, 33), 0.3), torch.full((3, 9, 33), 40))
+
+
 def honest():
     heat = ByEntropy(0.9)
     return [
         Plain("sliding"),
         Tempered(heat),
         ChainReader(VOCAB, 4, 8),
-        ChainReader(VOCAB, 3, 5, torch.full((3, 9, 33), 0.3), online=False),
+        ChainReader(VOCAB, 3, 5, TABLE, online=False),
+        ChainReader(VOCAB, 3, 5, TABLE),
         BoostReader(),
         BiasReader(VOCAB, 8, rate=0.1),
         TiltReader(),
@@ -36,7 +41,7 @@ def honest():
     ]
 
 
-NAMES = ["plain", "tempered", "chain", "frozen chain", "boost", "bias", "tilt", "ngrams"]
+NAMES = ["plain", "tempered", "chain", "frozen chain", "taught chain", "boost", "bias", "tilt", "ngrams"]
 heat = ByEntropy(0.9)
 
 
@@ -317,31 +322,60 @@ def test_candidates_are_read_at_the_temperature():
     np.testing.assert_allclose(log_probabilities(logits, Temperature(0.7)), rows, atol=1e-12)
 
 
-# ---- the chain's table
+# ---- what the chain has learnt
 
 
-def test_the_table_travels():
-    table = torch.rand(4, 9, 33, dtype=torch.float64).clamp(1e-4, 0.9995)
-    data = table_to_bytes(table)
-    found = table_from_bytes(data)
-    assert (torch.logit(found) - torch.logit(table)).abs().max() <= 1 / 16 + 1e-9
-    assert table_to_bytes(found) == data
-    assert len(table_to_bytes(torch.full((4, 9, 33), 0.05))) < 60
+def random_learnt():
+    return Learnt(torch.rand(4, 9, 33, dtype=torch.float64).clamp(1e-4, 0.9995), torch.randint(2**31 - 1, (4, 9, 33)).int())
 
 
-@pytest.mark.parametrize("data", [b"", b"\x04", b"\x00abc", b"\x11" + b"x" * 40, table_to_bytes(torch.rand(4, 9, 33))[:-3]])
+def test_what_was_learnt_travels():
+    learnt = random_learnt()
+    learnt.visits[0, 0, :3] = torch.tensor([0, 1, 3])
+    data = learnt_to_bytes(learnt)
+    found = learnt_from_bytes(data)
+    assert (torch.logit(found.table) - torch.logit(learnt.table)).abs().max() <= 1 / 16 + 1e-9
+    assert (torch.log2(found.visits + 1.0) - torch.log2(learnt.visits + 1.0)).abs().max() <= 1 / 4 + 1e-6
+    assert found.visits[0, 0, :3].tolist() == [0, 1, 3]
+    assert learnt_to_bytes(found) == data
+    assert len(learnt_to_bytes(Learnt(torch.full((4, 9, 33), 0.05), torch.zeros(4, 9, 33)))) < 60
+
+
+@pytest.mark.parametrize("data", [b"", b"\x04", b"\x00abc", b"\x11" + b"x" * 40, learnt_to_bytes(random_learnt())[:-3]])
 def test_damaged_tables_are_refused(data):
     with pytest.raises(TableError, match="is damaged"):
-        table_from_bytes(data)
+        learnt_from_bytes(data)
 
 
-def test_a_table_gives_the_chain_its_levels_and_a_head_start():
+def test_more_visits_than_can_be_are_refused():
+    data = b"\x01" + zstandard.ZstdCompressor().compress(bytes([50] * 297 + [63] * 297))
+    with pytest.raises(TableError, match="more visits than there can be"):
+        learnt_from_bytes(data)
+
+
+def test_a_chain_begins_with_what_was_learnt_and_goes_on_from_there():
     tokens = text(2000)
     learner = ChainReader(VOCAB, 3, 8)
     plain = score(learner, tokens)
-    started = ChainReader(VOCAB, 4, 8, learner.chain.table.clone(), online=False)
-    assert started.levels == 3
-    assert score(started, tokens).sum() < plain.sum()
+    frozen = ChainReader(VOCAB, 4, 8, learner.learnt(), online=False)
+    assert frozen.levels == 3
+    assert score(frozen, tokens).sum() < plain.sum()
+    # two halves, one after the other, are the whole
+    first, second = tokens[:1001], tokens[1000:]
+    half = ChainReader(VOCAB, 3, 8)
+    score(half, first)
+    other = ChainReader(VOCAB, 3, 8, half.learnt())
+    score(other, second)
+    assert torch.equal(other.learnt().visits - half.learnt().visits, fresh(second).visits)
+    # where learning has long gone on, a lesson changes little
+    moved = (other.learnt().table - half.learnt().table).abs().max()
+    assert moved < (fresh(second).table - 0.05).abs().max()
+
+
+def fresh(tokens):
+    reader = ChainReader(VOCAB, 3, 8)
+    score(reader, tokens)
+    return reader.learnt()
 
 
 def test_readings_are_the_same_from_a_pass():
@@ -349,11 +383,12 @@ def test_readings_are_the_same_from_a_pass():
     tokens = text(1234)
     for batch in (3, 8):
         readers = honest()
-        del readers[3]
+        # a pass holds one reader of each name
+        del readers[3:5]
         one = Pass(Toy(VOCAB), tokens, readers, bos=BOS, window=LENGTH, batch=batch, temperature=heat, chunk_tokens=200)
         nats = one.run(Steady(Clock(), 1234, STRIDE))
         for index, name in enumerate(NAMES):
-            if name == "frozen chain":
+            if name in ("frozen chain", "taught chain"):
                 continue
             reader = honest()[index]
             np.testing.assert_allclose(nats[reader.name][48:], score(reader, tokens)[48:], atol=2e-5, err_msg=name)

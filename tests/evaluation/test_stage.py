@@ -12,7 +12,7 @@ from pgolf.artifact.pack import read_artifact
 from pgolf.cli import ScoreOptions, parse
 from pgolf.config import at_scale, load_preset, preset_names, read_toml, to_toml
 from pgolf.data import default_dataset
-from pgolf.evaluation.readers.chain import table_to_bytes
+from pgolf.evaluation.readers.chain import learnt_to_bytes
 from pgolf.evaluation.readers.table import learn_chain_table
 from pgolf.folder import RunFolder
 from pgolf.model import build_model
@@ -43,8 +43,8 @@ def test_the_chain_has_weights_of_its_own(folder, tmp_path):
     model = build_model(settings.model)
     model.load_state_dict(load_file(folder.weights))
     data = default_dataset(CACHE, vocab_size=1024)
-    table = learn_chain_table(model, data.held_out(2500), settings.evaluation, bos=data.tokenizer.bos)
-    assert section == table_to_bytes(table) and summary["artifact"]["parts"]["chain"] == len(section)
+    learnt = learn_chain_table(model, data.held_out(2500), settings.evaluation, bos=data.tokenizer.bos)
+    assert section == learnt_to_bytes(learnt) and summary["artifact"]["parts"]["chain"] == len(section)
     train = summary["train"]
     assert train["parts"]["chain table"] > 0 and train["seconds"] == pytest.approx(sum(train["parts"].values()))
 

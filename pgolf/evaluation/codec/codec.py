@@ -25,7 +25,7 @@ from pgolf.evaluation.codec.coding import CodecError, believable, decode, encode
 from pgolf.evaluation.codec.reading import StreamReading
 from pgolf.evaluation.codec.stream import DIGEST, TEXT, TOKENS, Stream, computer
 from pgolf.evaluation.evaluate import evaluate
-from pgolf.evaluation.readers.chain import table_from_bytes
+from pgolf.evaluation.readers.chain import Learnt, learnt_from_bytes
 from pgolf.files import sha256_of
 from pgolf.folder import write_whole
 from pgolf.model.rounding import FakeRounding
@@ -175,9 +175,9 @@ class Codec:
             model.rounding = FakeRounding.of(settings.training)
         return model
 
-    def _chain_table(self) -> torch.Tensor | None:
+    def _chain_table(self) -> Learnt | None:
         carried = self.artifact.sections.get("chain")
-        return table_from_bytes(carried, "the artifact's section chain") if carried else None
+        return learnt_from_bytes(carried, "the artifact's section chain") if carried else None
 
 
 # ---- what a tokenizer that normalises has lost

@@ -14,6 +14,7 @@ from pgolf.config import EvaluationSettings
 from pgolf.evaluation.adaptation import ChunkAdapter
 from pgolf.evaluation.evaluate import readers_of, wants_main_pass
 from pgolf.evaluation.readers.base import Reader
+from pgolf.evaluation.readers.chain import Learnt
 from pgolf.evaluation.readers.temperature import Plain, Temperature, policy
 from pgolf.evaluation.statistics import Statistics, heat_of
 from pgolf.evaluation.windows import Window, begins_span, targets_per_span, windows_from
@@ -45,7 +46,7 @@ class StreamReading:
         bos: int,
         first: int,
         targets: int,
-        chain_table: torch.Tensor | None = None,
+        chain_table: Learnt | None = None,
     ):
         self.bos = bos
         self.neural: Neural = ChunkwiseNetwork(model, settings, byte_table, first, targets)

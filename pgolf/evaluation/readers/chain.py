@@ -1,4 +1,6 @@
-"""The document-local chain: n-gram levels that back off to the neural distribution; and its table of weights as bytes."""
+"""The document-local chain: n-gram levels that back off to the neural distribution; and what it has learnt as bytes."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,10 +10,21 @@ from pgolf.errors import PgolfError
 from pgolf.evaluation.readers.base import Reader, Span
 from pgolf.evaluation.statistics import Statistics
 from pgolf.kernels.hedge import Chain, Evidence, NeuralStatistics
-from pgolf.kernels.hedge.chain import FLOOR
+from pgolf.kernels.hedge.chain import FLOOR_FOR_TABLES
 
 # weights travel as log(w / (1 - w)), in steps of 1/8 between -10 and 8
 LOGIT_STEP, LOGIT_LEAST, LOGIT_MOST = 8, -10, 8
+# numbers of visits as log2(n + 1), in steps of 1/2 up to 31
+VISIT_STEP, VISIT_MOST = 2, 62
+
+
+class Learnt(NamedTuple):
+    """What a chain has learnt, level by level (levels, 9, 33)."""
+
+    table: torch.Tensor
+    """float64: the weights"""
+    visits: torch.Tensor
+    """int32: how often each was learnt from, which decides how fast learning goes on"""
 
 
 class TableError(PgolfError):
@@ -22,25 +35,18 @@ class ChainReader(Reader):
     """Levels of order 1 to `orders` (or as many as the table has) on the counts of the document at hand, each mixed into
     what the ones below left.
 
-    table   the weights to begin with, (orders, 9, 33); None for the same small weight everywhere
+    learnt  what it begins with; None for the same small weight everywhere
     online  learn the weights on the way
-    floor   least step of that learning
     """
 
     name = "chain"
 
-    def __init__(
-        self,
-        vocab: int,
-        orders: int,
-        granularity: int,
-        table: torch.Tensor | None = None,
-        online: bool = True,
-        floor: float = FLOOR,
-    ):
-        self.levels, self.online = orders if table is None else len(table), online
-        local = tuple(range(1, self.levels + 1))
-        self.chain = Chain(local=local, granularity=granularity, table=table, floor=floor)
+    def __init__(self, vocab: int, orders: int, granularity: int, learnt: Learnt | None = None, online: bool = True):
+        self.levels, self.online = len(learnt.table) if learnt else orders, online
+        local, table = tuple(range(1, self.levels + 1)), learnt.table if learnt else None
+        self.chain = Chain(local=local, granularity=granularity, table=table, floor=FLOOR_FOR_TABLES)
+        if learnt:
+            self.chain.visits.copy_(learnt.visits)
         self.stream = self.chain.stream(vocab, learn=online)
         self._evidence: Evidence
 
@@ -61,6 +67,10 @@ class ChainReader(Reader):
     def observe(self, token, start=False):
         self.stream.observe(token, start)
 
+    def learnt(self) -> Learnt:
+        self.chain.settle()
+        return Learnt(self.chain.table.clone(), self.chain.visits.clone())
+
     def trace(self):
         """The mean weight of the cells that were visited, level by level (of all, where none was)."""
         seen = self.chain.visits if self.online and self.chain.visits.any() else torch.ones_like(self.chain.visits)
@@ -78,25 +88,29 @@ def as_neural(statistics: Statistics) -> NeuralStatistics:
     return NeuralStatistics(target, torch.from_numpy(statistics.entropy), target, candidates)
 
 
-# ---- the table
+# ---- as bytes
 
 
-def table_to_bytes(table: torch.Tensor) -> bytes:
-    """One byte a weight, compressed: a few hundred bytes for cells that were mostly never visited."""
-    logit = torch.logit(table.double().cpu()).clamp(LOGIT_LEAST, LOGIT_MOST)
-    codes = ((logit - LOGIT_LEAST) * LOGIT_STEP).round().to(torch.uint8)
-    return bytes([table.shape[0]]) + zstandard.ZstdCompressor(level=19).compress(codes.numpy().tobytes())
+def learnt_to_bytes(learnt: Learnt) -> bytes:
+    """A byte a weight and one for its visits, compressed: cells that were never visited cost nearly nothing."""
+    logit = torch.logit(learnt.table.double().cpu()).clamp(LOGIT_LEAST, LOGIT_MOST)
+    codes = [(logit - LOGIT_LEAST) * LOGIT_STEP, torch.log2(learnt.visits.double().cpu() + 1) * VISIT_STEP]
+    plain = torch.stack(codes).round().to(torch.uint8).numpy().tobytes()
+    return bytes([len(learnt.table)]) + zstandard.ZstdCompressor(level=19).compress(plain)
 
 
-def table_from_bytes(data: bytes, where: str = "the table of weights") -> torch.Tensor:
-    """(levels, 9, 33), float64. Checked as a stranger's bytes."""
+def learnt_from_bytes(data: bytes, where: str = "the chain's table") -> Learnt:
+    """Checked as a stranger's bytes."""
     levels = data[0] if data else 0
-    size = levels * 9 * 33
+    size = 2 * levels * 9 * 33
     try:
         if not 1 <= levels <= 16 or zstandard.frame_content_size(data[1:]) != size:
             raise TableError(f"{where} is damaged: it holds no weights for 1 to 16 levels")
         codes = zstandard.ZstdDecompressor().decompress(data[1:], max_output_size=size)
     except zstandard.ZstdError as error:
         raise TableError(f"{where} is damaged: {error}") from None
-    logit = torch.frombuffer(bytearray(codes), dtype=torch.uint8).double() / LOGIT_STEP + LOGIT_LEAST
-    return torch.sigmoid(logit).reshape(levels, 9, 33)
+    weights, visits = torch.frombuffer(bytearray(codes), dtype=torch.uint8).double().reshape(2, levels, 9, 33)
+    if visits.max() > VISIT_MOST:
+        raise TableError(f"{where} is damaged: it counts more visits than there can be")
+    table = torch.sigmoid(weights / LOGIT_STEP + LOGIT_LEAST)
+    return Learnt(table, (torch.exp2(visits / VISIT_STEP) - 1).round().to(torch.int32))

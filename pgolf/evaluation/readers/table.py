@@ -1,29 +1,24 @@
 """The chain's table of weights, learnt before the score on text that is not the validation text, for an artifact to carry."""
 
 import numpy as np
-import torch
 
 from pgolf.budget import Clock
 from pgolf.config import EvaluationSettings
 from pgolf.evaluation.pipeline import Pass
 from pgolf.evaluation.planner import Steady
-from pgolf.evaluation.readers.chain import ChainReader
-from pgolf.kernels.hedge.chain import FLOOR_FOR_TABLES
+from pgolf.evaluation.readers.chain import ChainReader, Learnt
 
 
-def learn_chain_table(
-    model, tokens: np.ndarray, settings: EvaluationSettings, *, bos: int, device="cpu"
-) -> torch.Tensor:
-    """(levels, 9, 33): what one pass of the packed model over held-out text teaches the chain.
+def learn_chain_table(model, tokens: np.ndarray, settings: EvaluationSettings, *, bos: int, device="cpu") -> Learnt:
+    """What one pass of the packed model over held-out text teaches the chain.
 
     The text should be none that the model has learnt by heart, or the chain will seem worth less than it is.
     """
     mixer = settings.mixer
-    reader = ChainReader(model.settings.vocab_size, mixer.orders, mixer.granularity, floor=FLOOR_FOR_TABLES)
+    reader = ChainReader(model.settings.vocab_size, mixer.orders, mixer.granularity)
     targets = len(tokens) - 1
     # a coarser stride than the score's: the table needs many tokens rather than the last bit of context
     stride = max(settings.stride, settings.window // 8)
     one_pass = Pass(model.eval(), tokens, [reader], bos=bos, window=settings.window, batch=settings.batch, device=device)
     one_pass.run(Steady(Clock(), targets, stride))
-    reader.chain.settle()
-    return reader.chain.table.clone()
+    return reader.learnt()
