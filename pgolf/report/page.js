@@ -84,6 +84,9 @@ const pieces = {};
 const excerpts = [...document.querySelectorAll("figure.words")].map((figure) => [figure, told(figure)]);
 for (const [, facts] of excerpts) Object.assign(pieces, facts.p);
 
+// a space alone could not be seen
+const seen = (piece) => (piece ?? "?").replaceAll(" ", "␣");
+
 function element(name, text, kind) {
   const made = document.createElement(name);
   made.textContent = text;
@@ -105,13 +108,13 @@ for (const [figure, facts] of excerpts) {
     facts.r.forEach((name, k) => {
       costs.append(element("dt", name), element("dd", `${facts.b[k][at].toFixed(2)} bits`, k === facts.m ? "came" : ""));
     });
-    const found = [element("h5", `“${tokens[at].textContent}”`), costs];
+    const found = [element("h5", seen(tokens[at].textContent)), costs];
     for (const [name, places] of Object.entries(facts.g)) {
       if (!places[at]) continue;
       const list = element("dl", "");
       for (const [token, share] of places[at]) {
         const came = token === facts.t[at] ? " came" : "";
-        list.append(element("dt", pieces[token] ?? "?", `guess${came}`), element("dd", `${(100 * share).toFixed(1)} %`, came.trim()));
+        list.append(element("dt", seen(pieces[token]), `guess${came}`), element("dd", `${(100 * share).toFixed(1)} %`, came.trim()));
       }
       found.push(element("h6", `${name} expected`), list);
     }
@@ -119,8 +122,9 @@ for (const [figure, facts] of excerpts) {
   };
   text.addEventListener("pointerover", (event) => { const i = tokens.indexOf(event.target); if (i >= 0) show(i); });
   text.addEventListener("click", (event) => { const i = tokens.indexOf(event.target); if (i >= 0) show(i); });
-  // to begin with, the token at which the most was gained
-  const gained = tokens.map((_, i) => facts.b[0][i] - facts.b[facts.m][i]);
+  // to begin with, of the tokens with a letter, the one at which the most was gained
+  const letters = /\p{L}/u;
+  const gained = tokens.map((token, i) => (letters.test(token.textContent) ? facts.b[0][i] - facts.b[facts.m][i] : -Infinity));
   show(gained.indexOf(Math.max(...gained)));
   text.addEventListener("keydown", (event) => {
     const moves = { ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + 12, ArrowUp: at - 12, Home: 0, End: tokens.length - 1 };
@@ -134,12 +138,12 @@ for (const [figure, facts] of excerpts) {
 // ---- a page that is served while the run goes on asks whether there is more, and keeps its place
 
 if (root.dataset.refresh) {
-  let seen = null;
+  let known = null;
   setInterval(async () => {
     try {
       const now = await (await fetch(root.dataset.refresh, { cache: "no-store" })).text();
-      if (seen !== null && now !== seen) location.reload();
-      seen = now;
+      if (known !== null && now !== known) location.reload();
+      known = now;
     } catch { /* the server has gone; the page stays */ }
   }, 2000);
 }

@@ -53,7 +53,7 @@ def _excerpt(run: Run, excerpt: dict, pieces: dict[str, str], index: int) -> Htm
         "r": [spoken(name) for name in readings],
         "m": readings.index(main),
         "b": [[round(float(value), 2) for value in bits[name]] for name in readings],
-        "g": {spoken(name): places for name, places in excerpt["guesses"].items()},
+        "g": {spoken(name): excerpt["guesses"][name] for name in readings if name in excerpt["guesses"]},
         "p": {token: _visible(text)[0] for token, text in pieces.items()} if index == 0 else {},
         "t": excerpt["tokens"],
     }
