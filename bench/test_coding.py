@@ -1,22 +1,28 @@
 """Bytes and seconds of the entropy coder beside general compressors, on the codes of a network trained for the purpose.
 
-    PGOLF_BENCH_RUN=runs/NAME pytest bench/test_coding.py      with the weights of a finished training
-    pytest bench/test_coding.py                                trains the quick preset for some steps first
+    pytest bench/test_coding.py --benchmark                          trains the quick preset first
+    PGOLF_BENCH_RUN=runs/NAME pytest bench/test_coding.py --benchmark    with the weights of a finished training
 
-Peers that are not installed are skipped: brotli, constriction (Python), lrzip (program).
+Peers that are not installed are named in the table: brotli, constriction (Python), lrzip (program).
 """
 
+import functools
+import importlib.util
+import lzma
 import os
 import shutil
 import subprocess
-import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from safetensors.torch import load_file
 
+from bench.results import Gate, Line, Peer
+from bench.timing import Spread
 from pgolf.artifact import coder
 from pgolf.artifact.calibration import hessians, training_batches
 from pgolf.artifact.weights import round_weights
@@ -26,21 +32,16 @@ from pgolf.model import build_model, submission_state
 from pgolf.progress import Display
 from pgolf.stages import dataset_of
 
-STEPS = 150
 FULL_SIZE = 33_000_000
 
 
-@pytest.fixture(scope="session")
-def run(tmp_path_factory) -> RunFolder:
-    if os.environ.get("PGOLF_BENCH_RUN"):
-        return RunFolder.existing(os.environ["PGOLF_BENCH_RUN"])
-    path = tmp_path_factory.mktemp("bench") / "run"
-    command = [sys.executable, "-m", "pgolf.run", "train", "--out", str(path), "--steps", str(STEPS)]
-    subprocess.run([*command, "--training.batch-tokens", "4096"], check=True)
-    return RunFolder.existing(path)
+@pytest.fixture(scope="module")
+def run(request) -> RunFolder:
+    given = os.environ.get("PGOLF_BENCH_RUN")
+    return RunFolder.existing(given) if given else request.getfixturevalue("quick_run")
 
 
-@pytest.fixture(scope="session", params=["gptq-sdclip", "gptq", "gptq-published"])
+@pytest.fixture(scope="module", params=["gptq-sdclip", "gptq", "gptq-published"])
 def matrices(request, run):
     """(kind, codes, largest) of every large tensor, rounded by GPTQ with inputs from training text."""
     settings = read_toml(run.config)
@@ -60,35 +61,32 @@ def wanted(matrices):
     return [(kind, codes.shape, largest) for kind, codes, largest in matrices]
 
 
-def zstd_22(matrices, folder):
-    import zstandard
-
+def zstd_22(matrices) -> int:
     return len(zstandard.ZstdCompressor(level=22).compress(_bytes(matrices)))
 
 
-def brotli_11(matrices, folder):
-    brotli = pytest.importorskip("brotli")
-    return len(brotli.compress(_bytes(matrices), quality=11, lgwin=24))
-
-
-def lzma_9(matrices, folder):
-    import lzma
-
+def xz_9(matrices) -> int:
     return len(lzma.compress(_bytes(matrices), preset=9 | lzma.PRESET_EXTREME))
 
 
-def lrzip_9(matrices, folder):
-    if not shutil.which("lrzip"):
-        pytest.skip("lrzip is not installed")
-    raw, packed = Path(folder) / "codes", Path(folder) / "codes.lrz"
-    raw.write_bytes(_bytes(matrices))
-    subprocess.run(["lrzip", "-q", "-f", "-z", "-L", "9", "-o", packed, raw], check=True, capture_output=True)
-    return packed.stat().st_size
+def brotli_11(matrices) -> int:
+    import brotli
+
+    return len(brotli.compress(_bytes(matrices), quality=11, lgwin=24))
 
 
-def constriction_rows(matrices, folder):
+def lrzip_9(matrices) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        raw, packed = Path(folder) / "codes", Path(folder) / "codes.lrz"
+        raw.write_bytes(_bytes(matrices))
+        subprocess.run(["lrzip", "-q", "-f", "-z", "-L", "9", "-o", packed, raw], check=True, capture_output=True)
+        return packed.stat().st_size
+
+
+def constriction_rows(matrices) -> int:
     """A Gaussian with each row's own deviation, which is not even counted."""
-    constriction = pytest.importorskip("constriction")
+    import constriction
+
     encoder = constriction.stream.queue.RangeEncoder()
     for _, codes, largest in matrices:
         family = constriction.stream.model.QuantizedGaussian(-largest, largest)
@@ -97,7 +95,24 @@ def constriction_rows(matrices, folder):
     return encoder.get_compressed().nbytes
 
 
-def ours(matrices, folder):
+def compressors() -> tuple[dict, dict[str, str]]:
+    """Those that are here, and those that are not."""
+    found = {"zstd -22": zstd_22, "xz -9e": xz_9}
+    optional = {"brotli -11": (brotli_11, "brotli"), "constriction, a Gaussian a row": (constriction_rows, "constriction")}
+    absent = {}
+    for name, (compressor, module) in optional.items():
+        if importlib.util.find_spec(module):
+            found[name] = compressor
+        else:
+            absent[name] = "not installed"
+    if shutil.which("lrzip"):
+        found["lrzip -z -L 9"] = lrzip_9
+    else:
+        absent["lrzip -z -L 9"] = "not installed"
+    return found, absent
+
+
+def ours(matrices) -> int:
     return len(coder.encode_matrices(matrices))
 
 
@@ -105,32 +120,57 @@ def _bytes(matrices) -> bytes:
     return b"".join(codes.tobytes() for _, codes, _ in matrices)
 
 
-@pytest.mark.parametrize("compressor", [ours, zstd_22, brotli_11, lzma_9, lrzip_9, constriction_rows])
-def test_bytes(benchmark, matrices, compressor, tmp_path):
+def test_bytes(bench, matrices):
+    """Fewer bytes than each of them, or the gate fails."""
     rounding, codes = matrices
-    benchmark.group = f"bytes of {rounding} codes"
-    size = benchmark.pedantic(compressor, args=(codes, tmp_path), rounds=1)
-    count = sum(matrix.size for _, matrix, _ in codes)
-    benchmark.extra_info |= {"bytes": size, "codes": count, "bits_per_code": 8 * size / count}
-    print(f"\n{rounding:15} {compressor.__name__:18} {size:>12,} bytes  {8 * size / count:.4f} bits a code")
+    size, count = ours(codes), sum(matrix.size for _, matrix, _ in codes)
     assert 0 < size < count * 1.01
+    if bench.tiny:
+        return
+    found, absent = compressors()
+    sizes = {name: compressor(codes) for name, compressor in found.items()}
+    peers = {name: Peer(theirs, Spread.of([theirs / size])) for name, theirs in sizes.items()}
+    gates = [Gate(f"fewer than {name}", size < theirs, f"{1 - size / theirs:.1%} fewer") for name, theirs in sizes.items()]
+    figures = {"codes": count, "bits a code": 8 * size / count}
+    bytes_line = Line(f"coding, {rounding}", Spread.of([size]), peers, absent, figures=figures, gates=gates, unit="B")
+    # bytes depend on nothing but the code: held against the last committed run like a time
+    bytes_line.pace = next(iter(peers.values())).ratio
+    bench.keep(bytes_line)
 
 
-@pytest.fixture(scope="session")
-def full_size():
-    """As many codes as the largest preset has, in matrices of its shapes."""
-    random = np.random.default_rng(0)
-    draw = lambda rows, columns: np.clip(np.round(random.normal(0, 2.4, (rows, columns))), -31, 31).astype(np.int8)
-    return [("up", draw(1792, 512), 31) for _ in range(18)] + [("down", draw(512, 1792), 31) for _ in range(18)]
-
-
-def test_encoding_a_full_size_network(benchmark, full_size):
-    coder.encode_matrices(full_size[:1])
-    benchmark.pedantic(coder.encode_matrices, args=(full_size,), rounds=1)
-
-
-def test_decoding_a_full_size_network(benchmark, full_size):
-    data = coder.encode_matrices(full_size)
-    found = benchmark.pedantic(coder.decode_matrices, args=(data, wanted(full_size)), rounds=1)
-    assert sum(codes.size for codes in found) >= FULL_SIZE
-    assert all(np.array_equal(codes, back) for (_, codes, _), back in zip(full_size, found, strict=True))
+def test_seconds(bench, matrices):
+    """How long coding takes, on a quarter of a million codes. xz and brotli are there for scale: they are no yardstick."""
+    rounding, codes = matrices
+    some, total = [], 0
+    for kind, matrix, largest in codes:
+        rows = max(1, min(len(matrix), ((2_000 if bench.tiny else 250_000) - total) // matrix.shape[1]))
+        some.append((kind, matrix[:rows], largest))
+        total += some[-1][1].size
+        if total >= (2_000 if bench.tiny else 250_000):
+            break
+    data = coder.encode_matrices(some)
+    back = coder.decode_matrices(data, wanted(some))
+    assert all(np.array_equal(one, other) for (_, one, _), other in zip(some, back, strict=True))
+    if rounding != "gptq-sdclip":
+        return  # its speed does not depend on how codes came about
+    found, absent = compressors()
+    peers = {name: functools.partial(found[name], some) for name in ("zstd -22", "xz -9e", "brotli -11") if name in found}
+    line = bench.measure(
+        "encoding",
+        {"ours": lambda: ours(some), **peers},
+        least={"brotli -11": 0.4} if "brotli -11" in found else {"zstd -22": 0.1},
+        absent=absent,
+        per_call=(total, "weights/s"),
+        host=True,
+    )
+    if line:
+        line.figures[f"seconds for {FULL_SIZE:,} weights"] = FULL_SIZE * line.ours.median / total
+    bench.keep(line)
+    line = bench.measure(
+        "decoding",
+        {"ours": lambda: coder.decode_matrices(data, wanted(some)), "encoding": lambda: ours(some)},
+        least={"encoding": 0.5},
+        per_call=(total, "weights/s"),
+        host=True,
+    )
+    bench.keep(line)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from bench.eager import EagerFive
 from pgolf.kernels import threads as pool
 from pgolf.kernels.hedge import (
     BoostedCache,
@@ -18,7 +19,6 @@ from pgolf.kernels.hedge import (
     reference,
 )
 from tests.kernels.compare import assert_close
-from tests.kernels.hedge_rates import EagerFive
 
 EXACT = 1e-11
 

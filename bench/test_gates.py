@@ -1,0 +1,36 @@
+"""The gates can fail: an operator that is slowed down on purpose turns them red."""
+
+import time
+
+import pytest
+
+from bench import timing
+from bench.contests import ENTRIES, FORWARD, Place
+from bench.results import line_of, peer_gate, regression_gate
+
+
+def slept(work):
+    time.sleep(0.03)
+    return work()
+
+
+def twice(work):
+    work()
+    return work()
+
+
+@pytest.mark.parametrize("slowed", [slept, twice])
+def test_a_slowed_operator_turns_its_gates_red(bench, slowed):
+    """The one bench that takes times in a smoke run too, at a size where a second pass is no noise."""
+    entry = next(entry for entry in ENTRIES if entry.name == "mixer from logits")
+    size = "full" if bench.device == "cuda" else "cpu"
+    contest = entry.build(Place(bench.device, size), FORWARD, *entry.shapes[size])
+    ((peer, theirs),) = contest.peers.items()
+    contenders = {"ours": contest.ours, "slowed": lambda: slowed(contest.ours), peer: theirs}
+    samples = timing.interleave(contenders, timing.HostClock(), 1.0, capture=False).seconds
+
+    good = line_of("as it is", timing.Samples({"ours": samples["ours"], peer: samples[peer]}), on_gpu=False)
+    bad = line_of("slowed", timing.Samples({"ours": samples["slowed"], peer: samples[peer]}), on_gpu=False)
+    least = good.peers[peer].ratio.median / 1.5
+    assert peer_gate(peer, good.peers[peer].ratio, least).holds and regression_gate(good.pace, good.pace).holds
+    assert not peer_gate(peer, bad.peers[peer].ratio, least).holds and not regression_gate(bad.pace, good.pace).holds
