@@ -34,6 +34,8 @@ setup(
         "test": ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6"],
         "fa3": ["kernels>=0.9"],
         "data": ["huggingface_hub>=0.30"],
+        # peers of the bench: whichever is not there is named in its table and left out
+        "bench": ["brotli>=1.1", "liger-kernel>=0.5", "gemlite>=0.4", "torchao>=0.9"],
         "tensorboard": ["tensorboard>=2.18"],
     },
 )

@@ -5,6 +5,7 @@ On top of pytest-benchmark, whose own options keep their meaning: what is measur
 
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from bench import budgets, table, timing
 from bench.ceilings import Ceilings, measure_ceilings
 from bench.contests import Contest, disagreement, quiet_compiler
-from bench.results import Gate, Line, Results, file_of, line_of, peer_gate, regression_gate
+from bench.results import Gate, Line, Results, file_of, floor_gate, line_of, peer_gate, regression_gate
 from pgolf.folder import RunFolder
 
 NEEDS_GPU = "needs an NVIDIA GPU"
@@ -24,7 +25,9 @@ def pytest_addoption(parser):
     group = parser.getgroup("benchmark")
     group.addoption("--benchmark", action="store_true", help="measure and gate; without it every bench runs once, tiny")
     group.addoption("--benchmark-each", type=float, default=2.0, metavar="SECONDS", help="for one bench; default: %(default)s")
+    group.addoption("--benchmark-stop", type=float, metavar="SECONDS", help="begin no further bench after so many")
     group.addoption("--benchmark-into", type=Path, default=Path("runs/bench"), metavar="FOLDER", help="for JSON and pictures")
+    group.addoption("--benchmark-add", action="store_true", help="add to the results that the folder holds already")
     group.addoption("--benchmark-accept", action="store_true", help="make this run the committed one of this device")
 
 
@@ -61,8 +64,11 @@ class Session:
         self.seconds = config.getoption("--benchmark-each")
         self.folder = config.getoption("--benchmark-into")
         self.accept = config.getoption("--benchmark-accept")
+        self.adds = config.getoption("--benchmark-add")
+        self.begun = time.perf_counter()
         self.results: Results | None = None
         self.before: Results | None = None
+        self.already: Results | None = None
         self.bills: list[budgets.Bill] = []
         self._clock: timing.HostClock | timing.DeviceClock | None = None
         self._ceilings: Ceilings | None = None
@@ -97,16 +103,22 @@ class Session:
             line.gates.append(regression_gate(line.pace, older.pace))
         self.results.add(line)
         # at once: what a later bench breaks must not take this with it
-        self.results.write(self.folder / file_of(self.results.device).name)
+        self.write()
 
-    def close(self, say) -> None:
-        assert self.results is not None
-        from bench.picture import draw
-
+    def write(self) -> Path:
+        path = self.folder / file_of(self.results.device).name
         if self._ceilings:
             self.results.ceilings = self._ceilings.named()
-        path = self.folder / file_of(self.results.device).name
-        self.results.write(path)
+        if self.adds and self.already is None and path.exists():
+            self.already = Results.read(path)
+        self.results.laid_over(self.already).write(path)
+        return path
+
+    def close(self, say) -> None:
+        from bench.accept import accept
+        from bench.picture import draw
+
+        path = self.write()
         say("")
         for line in table.text(self.results).splitlines():
             say(line)
@@ -116,12 +128,10 @@ class Session:
                 say(line)
         if isinstance(self._clock, timing.DeviceClock) and self._clock.not_captured:
             say(f"\n{len(self._clock.not_captured)} contenders were timed without a CUDA graph: {self._clock.not_captured[0]}")
-        say(f"\nresults {path}, picture {draw(self.results, path.with_suffix('.png'))}")
+        say(f"\nresults {path}, picture {draw(Results.read(path), path.with_suffix('.png'))}")
         if self.accept:
-            committed = file_of(self.results.device)
-            merged = self.results.laid_over(self.before)
-            merged.write(committed)
-            say(f"committed results are now {committed}, picture {draw(merged, committed.with_suffix('.png'))}")
+            accept(path)
+            say(f"the committed results of this device are now {file_of(self.results.device)}")
 
 
 SESSION = pytest.StashKey[Session]()
@@ -156,7 +166,10 @@ class Bench:
         del wanted, found
         floor = self.session.ceilings.floor(*contest.work) if any(contest.work) else 0.0
         details = {"floor": floor, "absent": contest.absent, "per_call": contest.per_call, "figures": contest.figures}
-        self.keep(self.measure(name, {"ours": contest.ours, **contest.peers}, least=contest.least, **details))
+        line = self.measure(name, {"ours": contest.ours, **contest.peers}, least=contest.least, **details)
+        if line and contest.of_floor and self.device == "cuda":
+            line.gates.append(floor_gate(line, contest.of_floor))
+        self.keep(line)
 
     def measure(
         self,
@@ -222,6 +235,9 @@ class Bench:
 
 @pytest.fixture
 def bench(request, benchmark):
+    stop = request.config.getoption("--benchmark-stop")
+    if stop and time.perf_counter() - request.config.stash[SESSION].begun > stop:
+        pytest.skip(f"not begun: {stop:g} s are over")
     torch.manual_seed(0)
     with quiet_compiler():
         yield Bench(request.config.stash[SESSION], benchmark)

@@ -81,6 +81,12 @@ def peer_gate(peer: str, found: Spread, least: float) -> Gate:
     return Gate(f"{least:g} x {peer}", found.high >= least, f"{found.median:.2f} x ({found.low:.2f} to {found.high:.2f})")
 
 
+def floor_gate(line: Line, least: float) -> Gate:
+    """At least such a share of what the device's measured ceilings allow."""
+    best = line.floor / line.ours.low
+    return Gate(f"{least:.0%} of floor", best >= least, f"{line.of_floor:.0%}")
+
+
 def regression_gate(now: Spread, before: Spread) -> Gate:
     """Not more than a tenth slower than the last committed run, beyond the noise of both."""
     noise = math.hypot(now.noise, before.noise)

@@ -1,11 +1,12 @@
-"""The mixer on a CPU beside the submissions' own arithmetic in torch, and beside the plainest loops in Python."""
+"""What of the mixer only a CPU computes, beside the submissions' own arithmetic in torch and their loops in Python. What both
+devices compute is in bench/contests.py."""
 
 import pytest
 import torch
 
 from bench.contests import Contest
-from bench.eager import EagerFive, chain_in_dictionaries, markov_stream
-from pgolf.kernels.hedge import BoostedCache, Chain, FiveExperts, NeuralStatistics, neural_statistics, reference
+from bench.eager import EagerFive, markov_stream
+from pgolf.kernels.hedge import BoostedCache, FiveExperts, neural_statistics, reference
 
 EAGER = "submissions' eager"
 
@@ -47,39 +48,6 @@ def test_five_experts_in_sliding_windows(bench):
 
     contest = Contest(ours, {EAGER: theirs}, per_call=(windows * length, "positions/s"), least={EAGER: 8.0}, tolerance=1e-4)
     bench.hold("five experts, overlapping windows", contest)
-
-
-def test_chain_of_counts(bench):
-    """Counts of six orders, documents of 500 tokens: numba beside a dictionary for each order."""
-    count, orders = (300, (1, 2, 3)) if bench.tiny else (20_000, (1, 2, 3, 4, 5, 6))
-    stream = markov_stream(count, 1024)
-    documents = torch.arange(0, count + 1, 100 if bench.tiny else 500)
-    starts = torch.zeros(count, dtype=torch.bool)
-    starts[documents[:-1]] = True
-    chain = Chain(orders)
-
-    def ours():
-        found = chain.evidence(stream, documents)
-        return torch.stack([found.hits, found.total], -1).flatten(1)
-
-    plain = lambda: torch.tensor(chain_in_dictionaries(stream.tolist(), starts.tolist(), orders))
-    peer = "dictionaries in Python"
-    contest = Contest(ours, {peer: plain}, per_call=(count, "tokens/s"), least={peer: 4.0}, tolerance=0.0)
-    bench.hold("chain: counting", contest)
-
-
-def test_chain_of_mixtures(bench):
-    """Six levels laid over the network's probability: numba beside the same formula in torch."""
-    count, orders = (300, (1, 2, 3)) if bench.tiny else (50_000, (1, 2, 3, 4, 5, 6))
-    chain = Chain(orders)
-    evidence = chain.evidence(markov_stream(count, 1024), torch.arange(0, count + 1, 100))
-    target = torch.randn(count, dtype=torch.float64) - 3
-    known = NeuralStatistics(target, target, target, torch.randn(count, len(orders), dtype=torch.float64) - 2)
-    rows = (known.target, known.candidates, evidence.cell, evidence.hits, evidence.total)
-    plain = lambda: reference.mix_reference(*rows, chain.table)[0]
-    peer = "the formula in torch"
-    ours = lambda: chain.mix(known, evidence).nll
-    bench.hold("chain: mixing", Contest(ours, {peer: plain}, per_call=(count, "tokens/s"), least={peer: 1.5}, tolerance=1e-9))
 
 
 def test_boosted_cache(bench):

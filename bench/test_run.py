@@ -53,7 +53,7 @@ def test_loader(bench, tmp_path):
         return span[:-1].view(rows, length).clone(), span[1:].view(rows, length).clone()
 
     peer = "one slice of a mapped file"
-    ours, least = lambda: loader.batch(0, 0), {peer: 0.3}
+    ours, least = lambda: loader.batch(0, 0), {peer: 0.2}
     bench.hold("loader", Contest(ours, {peer: plain}, per_call=(rows * length, "tokens/s"), least=least, tolerance=0.0))
 
 

@@ -17,8 +17,8 @@ LEAST_ROUNDS, MOST_ROUNDS = 5, 60
 # of one sample on the host: far above what the clock can resolve
 SAMPLE_SECONDS = 10e-3
 SUBSAMPLES = 3
-# calls in one sample on a device, each timed by itself
-DEVICE_CALLS = 10
+# calls in one sample on a device, each timed by itself; fewer where they would take longer than this
+DEVICE_CALLS, DEVICE_SECONDS = 10, 0.1
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class DeviceClock:
         return graph.replay
 
     def calls(self, work: Work) -> int:
-        return DEVICE_CALLS
+        return max(1, min(DEVICE_CALLS, round(DEVICE_SECONDS / max(self.sample(work, 1), 1e-9))))
 
     def sample(self, work: Work, calls: int) -> float:
         """The median of some calls that are queued together."""

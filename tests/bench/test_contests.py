@@ -1,0 +1,66 @@
+"""Every contest at its full size, on tensors without memory: what will run on a GPU has shapes that fit and peers to match."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bench import contests
+from bench.contests import BOTH, ENTRIES, Place, disagreement, packed_documents, results_of, visible_pairs
+from pgolf.kernels.compile import OPERATORS as ROOMS
+from pgolf.kernels.compile import cases
+
+
+class FullSize(Place):
+    """A GPU, as far as a contest asks. Its tensors are said to be on a CPU, where autograd needs no streams."""
+
+    on_gpu = True
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    # FlexAttention has no backward pass on a CPU
+    flex = lambda q, bounds: lambda q, k, v: contests.attention_reference.exclude(q * 1.0, v) + 0 * k.sum()
+    monkeypatch.setattr(contests, "flex_attention", flex)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_full_size(entry, no_compiler):
+    for form in entry.forms:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            contest = entry.build(FullSize("cpu", "full"), form, *entry.shapes["full"])
+            found = [(tensor.shape, tensor.dtype.is_floating_point) for tensor in results_of(contest.ours())]
+            for name, peer in contest.peers.items():
+                assert [(tensor.shape, tensor.dtype.is_floating_point) for tensor in results_of(peer())] == found, name
+        assert contest.peers and set(contest.least) <= set(contest.peers) and contest.least
+        assert min(contest.work) > 0 and contest.per_call[0] > 0
+        if form == BOTH:
+            forward = entry_work(entry)
+            assert contest.work[0] > 1.5 * forward[0] and contest.work[1] > 1.3 * forward[1]
+
+
+def entry_work(entry):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return entry.build(FullSize("cpu", "full"), contests.FORWARD, *entry.shapes["full"]).work
+
+
+def test_floors_are_those_of_the_kernels():
+    """Where an operator is one kernel, the contest's bytes are the ones that its compile table states for the same shape."""
+    stated = {case.name: case for room in ROOMS for case in cases(room, 90)}
+    for entry, case in (("XSA alone", "xsa forward d=64 bf16"), ("attention with XSA", "forward d=64 xsa bf16")):
+        assert entry_work(next(e for e in ENTRIES if e.name == entry)) == (stated[case].bytes, stated[case].flops)
+
+
+def test_disagreement_is_relative_and_infinite_for_nan():
+    one = torch.ones(100)
+    assert disagreement(one, one) == 0
+    assert disagreement((one * 1e6, one * 1.01), (one * 1e6, one)) == pytest.approx(0.01, rel=1e-3)
+    assert disagreement(one * float("nan"), one) == float("inf")
+    with pytest.raises(ValueError):
+        disagreement((one,), (one, one))
+
+
+def test_documents_fill_their_row():
+    bounds = packed_documents(4, 128)
+    assert bounds[0] == 0 and bounds[-1] == 512 and all(b > a for a, b in zip(bounds, bounds[1:], strict=False))
+    assert visible_pairs([0, 3, 4]) == 6 + 1
