@@ -36,6 +36,6 @@ def training_floors(settings: Settings, tokens: int) -> dict[str, tuple[int, int
 
 
 def kernel_of(name: str, floors: dict) -> str | None:
-    """The entry that a profiler's name belongs to: Triton appends digits and specialisations to some of them."""
-    plain = re.sub(r"(_\d+[a-z]*)*$", "", name.split("(")[0].split("<")[0].strip())
+    """The entry that a profiler's name belongs to: some of Triton's versions append what an argument was specialised to."""
+    plain = re.sub(r"_\d\w*$", "", re.split(r"[(<]", name)[0].strip())
     return plain if plain in floors else None

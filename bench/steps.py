@@ -25,6 +25,7 @@ from pgolf.kernels.attention.reference import exclude
 from pgolf.model import Adapters, build_model, parameter_groups
 from pgolf.model.operators import OPERATORS
 from pgolf.training import schedule
+from pgolf.training.loop import network_for
 from pgolf.training.optimisers import Optimisers
 from pgolf.training.quantisation import QuantisationTerms
 
@@ -59,11 +60,11 @@ class TrainingStep:
         options = settings.training
         torch.manual_seed(settings.seed)
         self.settings, self.device = settings, torch.device(device)
-        self.model = build_model(settings.model, device=device, seed=settings.seed).train()
+        self.model, iterate_in = network_for(settings, self.device)
         self.model.operators = operators
         groups = parameter_groups(self.model)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
-        self.optimisers = Optimisers(groups, names, options, World(device=self.device))
+        self.optimisers = Optimisers(groups, names, options, World(device=self.device), iterate_in=iterate_in)
         self.terms = QuantisationTerms(self.model, groups, options, self.device)
         self.loss = self.model.loss
         if device == "cuda":

@@ -1,5 +1,7 @@
 """What a user waits for: the quick run from start to end, the loader, and the import."""
 
+import bz2
+import lzma
 import subprocess
 import sys
 import time
@@ -10,9 +12,10 @@ import torch
 
 from bench.budgets import bills_of_run
 from bench.contests import Contest
-from bench.results import Gate, Line
+from bench.results import Gate, Line, Peer
 from bench.timing import Spread
 from pgolf.data import SequentialLoader, open_shard, write_shard
+from pgolf.evaluation.codec.codec import Codec
 
 IMPORT_SECONDS = 0.150
 
@@ -74,3 +77,29 @@ def test_import(bench):
     beyond = Spread.of([own - nothing for own, nothing in pairs])
     gate = Gate(f"{1e3 * IMPORT_SECONDS:.0f} ms", beyond.median <= IMPORT_SECONDS, f"{1e3 * beyond.median:.0f} ms")
     bench.keep(Line("import pgolf", beyond, gates=[gate]))
+
+
+def test_codec(bench, quick_run):
+    """A file that training never saw, through the quick run's artifact and back; bytes beside general compressors, which
+    need no artifact: it is not counted here."""
+    root = Path(__file__).parent.parent
+    data = (root / "README.md").read_bytes()[: 300 if bench.tiny else 6000]
+    codec = Codec(quick_run.artifact)
+    packed, took = codec.compress(data)
+    begun = time.perf_counter()
+    assert codec.decompress(packed, "README.md") == data
+    back = time.perf_counter() - begun
+    if bench.tiny:
+        return
+    sizes = {"xz -9e": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)), "bzip2 -9": len(bz2.compress(data, 9))}
+    peers = {name: Peer(size, Spread.of([size / len(packed)])) for name, size in sizes.items()}
+    ours = len(packed)
+    gates = [Gate(f"fewer than {name}", ours < size, f"{1 - ours / size:.1%} fewer") for name, size in sizes.items()]
+    figures = {
+        "tokens": took["tokens"],
+        "compressing, tokens/s": took["tokens"] / took["seconds"],
+        "decompressing, tokens/s": took["tokens"] / back,
+        "bits per byte": 8 * len(packed) / len(data),
+    }
+    size = Spread.of([len(packed)])
+    bench.keep(Line(f"compressing {len(data):,} bytes of the README", size, peers, figures=figures, gates=gates, unit="B"))

@@ -31,6 +31,8 @@ def test_full_size(entry, no_compiler):
             contest = entry.build(FullSize("cpu", "full"), form, *entry.shapes["full"])
             found = [(tensor.shape, tensor.dtype.is_floating_point) for tensor in results_of(contest.ours())]
             for name, peer in contest.peers.items():
+                if name.endswith("in Python"):  # it looks at every number, and there are none
+                    continue
                 assert [(tensor.shape, tensor.dtype.is_floating_point) for tensor in results_of(peer())] == found, name
         assert contest.peers and set(contest.least) <= set(contest.peers) and contest.least
         assert min(contest.work) > 0 and contest.per_call[0] > 0

@@ -26,7 +26,8 @@ def shallow(preset):
             settings.evaluation.lora, batch_documents=2, context_tokens=64, chunk_tokens=32, minimum_tokens=32
         ),
     )
-    return dataclasses.replace(settings, model=model, evaluation=evaluation)
+    training = dataclasses.replace(settings.training, precision="float32")
+    return dataclasses.replace(settings, model=model, training=training, evaluation=evaluation)
 
 
 @pytest.mark.parametrize("preset", ["pr549", "pr745", "pr688"])

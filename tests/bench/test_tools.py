@@ -160,10 +160,10 @@ def test_the_script_runs_its_parts_and_says_what_failed(tmp_path):
     fake.write_text('#!/bin/sh\necho "$@"\ncase "$*" in *test_budgets*) exit 1;; *test_training*) sleep 60;; esac\n')
     fake.chmod(0o755)
     out = tmp_path / "out"
-    done = run("bash", "bench/gpu.sh", str(out), "environment", "steps", "budgets", PYTHON=str(fake), SECONDS_IN_ALL="16")
+    done = run("bash", "bench/gpu.sh", str(out), "tests", "steps", "budgets", PYTHON=str(fake), SECONDS_IN_ALL="26")
     assert done.returncode == 1
     log = (out / "log.txt").read_text()
-    assert "-m bench.environment" in log and "--benchmark-add bench/test_budgets.py" in log
+    assert "-m pytest -q -p no:cacheprovider tests/kernels/gpu" in log and "--benchmark-add bench/test_budgets.py" in log
     assert "== steps: exit 124" in log and "cut off" in log and "== budgets: exit 1" in log
     assert log.rstrip().endswith("s; steps budgets failed")
 
