@@ -32,7 +32,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: measured on an NVIDIA GPU only; elsewhere it runs tiny, without --benchmark")
     if not config.getoption("--benchmark"):
         if config.option.benchmark_accept or config.option.benchmark_json or config.option.benchmark_compare:
             raise pytest.UsageError("there is nothing to keep or compare without --benchmark: a smoke run measures nothing")

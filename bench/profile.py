@@ -79,7 +79,7 @@ def kernels_of_torch(watched, on_gpu: bool) -> list[Kernel]:
 def work_of(what: str, preset: str, device: str, tiny: bool) -> tuple[Callable[[], object], dict[str, tuple[int, int]]]:
     """What is profiled, and the least traffic of its kernels where it is known."""
     from bench.floors import training_floors
-    from bench.steps import AdaptersStep, Scoring, TrainingStep, preset_for
+    from bench.steps import AdaptersStep, TrainingStep, preset_for, scoring_rates
 
     settings = preset_for(preset, device, tiny=tiny)
     if what == "training":
@@ -88,7 +88,7 @@ def work_of(what: str, preset: str, device: str, tiny: bool) -> tuple[Callable[[
     if what == "adapters":
         documents, length = (64, 2048) if device == "cuda" else (2, 64)
         return AdaptersStep(settings, device, "kernels", documents=documents, length=length, rank=8), {}
-    return lambda: Scoring(settings, device).rates(spans=1), {}
+    return lambda: scoring_rates(settings, device, spans=1), {}
 
 
 def main() -> int:

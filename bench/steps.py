@@ -2,8 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,20 +12,16 @@ from bench.eager import markov_stream
 from pgolf.budget import Budget, phase
 from pgolf.config import Settings, at_scale, load_preset
 from pgolf.distributed import World
-from pgolf.evaluation.adaptation.lora import batches_of, document_bounds, score_documents
 from pgolf.evaluation.evaluate import Scorer, readers_of
-from pgolf.evaluation.pipeline import Collector
 from pgolf.evaluation.planner import Decision, Rate
 from pgolf.evaluation.readers.temperature import policy
-from pgolf.evaluation.stream import ScoredStream
 from pgolf.kernels import attention, lora_adam
 from pgolf.kernels.attention.reference import exclude
 from pgolf.model import Adapters, build_model, parameter_groups
 from pgolf.model.operators import OPERATORS
 from pgolf.training import schedule
-from pgolf.training.loop import network_for
-from pgolf.training.optimisers import Optimisers
-from pgolf.training.quantisation import QuantisationTerms
+from pgolf.training.learner import Learner
+from pgolf.training.loop import multiplies_bfloat16
 
 # what a Hopper GPU does at most by its data sheet, in dense bfloat16; what MFU is a share of
 NOMINAL_FLOPS = 989e12
@@ -60,16 +54,15 @@ class TrainingStep:
         options = settings.training
         torch.manual_seed(settings.seed)
         self.settings, self.device = settings, torch.device(device)
-        self.model, iterate_in = network_for(settings, self.device)
-        self.model.operators = operators
-        groups = parameter_groups(self.model)
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        self.optimisers = Optimisers(groups, names, options, World(device=self.device), iterate_in=iterate_in)
-        self.terms = QuantisationTerms(self.model, groups, options, self.device)
-        self.loss = self.model.loss
         if device == "cuda":
             torch.set_float32_matmul_precision("high")
-            self.loss = torch.compile(self.model.loss, fullgraph=True, dynamic=False)
+        asked = torch.float32 if options.precision == "float32" else None
+        model = build_model(settings.model, device=device, dtype=asked, seed=settings.seed)
+        if not asked and device == "cpu" and multiplies_bfloat16():
+            model.activation = torch.bfloat16
+        model.operators = operators
+        learner = Learner(model, parameter_groups(model), options, World(device=self.device))
+        self.model, self.optimisers, self.terms, self.loss = model, learner.optimisers, learner.terms, learner.loss
         share = DEVICES if options.micro_batches % DEVICES == 0 else 1
         self.micro_steps = options.micro_batches // share
         rows = options.batch_tokens // options.micro_batches // options.sequence_length
@@ -163,12 +156,13 @@ class AdaptersStep:
 
     def __call__(self) -> torch.Tensor:
         loss = self.loss(self.tokens, self.targets)
-        gradients = torch.autograd.grad(loss, self.leaves)
         if self.adam:
-            for leaf, gradient in zip(self.leaves, gradients, strict=True):
-                leaf.grad = gradient
+            # backward, not grad: torch's fused Adam takes gradients to be laid out as their parameters, and says nothing
+            loss.backward(inputs=self.leaves)
             self.adam.step()
+            self.adam.zero_grad()
         else:
+            gradients = torch.autograd.grad(loss, self.leaves)
             data = [leaf.detach() for leaf in self.leaves]
             options = {"lr": self.options.lr, "betas": self.options.betas, "eps": self.options.eps}
             lora_adam(data, gradients, self.first, self.second, self.steps, **options)
@@ -187,6 +181,7 @@ class Stopwatch:
         self.spans: list[tuple[int, int, float, float]] = []
         self.lessons: list[tuple[int, float]] = []
         self.documents: list[tuple[int, float]] = []
+        self.plain_documents: list[int] = []
 
     def next(self, start: int, stop: int) -> Decision:
         return self.wanted
@@ -205,8 +200,6 @@ class Stopwatch:
 
     def documents_done(self, tokens: int, seconds: float, adapted: bool) -> None:
         self.documents.append((tokens, seconds))
-
-    plain_documents: list[int] = []
 
     def rates(self) -> dict[str, float]:
         windows, targets, forward, reading = map(sum, zip(*_warm(self.spans), strict=True)) if self.spans else (1, 1, 0.0, 0.0)
@@ -255,44 +248,30 @@ def targets_for(settings: Settings, spans: int) -> int:
     return spans * options.batch * options.stride + options.window
 
 
-@dataclass
-class Scoring:
-    """A preset's main pass on random weights, which cost what trained ones do."""
-
-    settings: Settings
-    device: str
-
-    def rates(self, spans: int = 2, report: Callable[[str], None] = lambda text: None) -> ScoringRates:
-        settings, options = self.settings, self.settings.evaluation
-        begun = time.perf_counter()
-        model = build_model(settings.model, device=self.device, seed=settings.seed).eval()
-        tokens = stream_for(settings, targets_for(settings, spans))
-        budget = Budget(1e9)
-        scorer = Scorer(model, tokens, OneByte(), options, BOS, budget, torch.device(self.device), World(), lambda *said: None)
-        loading = time.perf_counter() - begun
-        begun = time.perf_counter()
-        scorer.warm_up()
-        warm_up = time.perf_counter() - begun
-        report(f"{settings.preset}: {len(tokens) - 1:,} targets")
-        epochs = options.adaptation.epochs if options.adaptation.method == "chunks" else 0
-        watch = Stopwatch(budget, options.stride, epochs)
-        temperature = policy(options.temperature)
-        readers = readers_of(options, settings.model.vocab_size, len(tokens) - 1, temperature)
-        if options.adaptation.method == "lora":
-            self._by_documents(model, tokens, readers, temperature, watch)
-        else:
-            scorer.sliding(readers, temperature, watch, np.zeros(len(tokens) - 1))
-        first_spans = sum(watch.spans[0][2:]) if len(watch.spans) > 1 else 0.0
-        found = watch.rates()
-        typical = found["window"] * watch.spans[0][0] + found["reading"] * watch.spans[0][1] if watch.spans else 0.0
-        return ScoringRates(**found, loading=loading, warm_up=warm_up + max(0.0, first_spans - typical))
-
-    def _by_documents(self, model, tokens, readers, temperature, watch) -> None:
-        collector = Collector(readers, bos=BOS, temperature=temperature)
-        options, stream = self.settings.evaluation, ScoredStream(tokens)
-        bounds = document_bounds(tokens, BOS)
-        assert batches_of([len(tokens)], options.lora)
-        score_documents(model, stream, bounds, options.lora, collector, window=options.window, planner=watch)
+def scoring_rates(settings: Settings, device: str, spans: int = 2) -> ScoringRates:
+    """What a preset's main pass takes, from some spans of it on random weights, which cost what trained ones do."""
+    options = settings.evaluation
+    begun = time.perf_counter()
+    model = build_model(settings.model, device=device, seed=settings.seed).eval()
+    tokens = stream_for(settings, targets_for(settings, spans))
+    budget = Budget(1e9)
+    scorer = Scorer(model, tokens, OneByte(), options, BOS, budget, torch.device(device), World(), lambda *said: None)
+    loading = time.perf_counter() - begun
+    begun = time.perf_counter()
+    scorer.warm_up()
+    warm_up = time.perf_counter() - begun
+    watch = Stopwatch(budget, options.stride, options.adaptation.epochs if options.adaptation.method == "chunks" else 0)
+    temperature = policy(options.temperature)
+    readers = readers_of(options, settings.model.vocab_size, len(tokens) - 1, temperature)
+    if options.adaptation.method == "lora":
+        scorer.by_documents(readers, temperature, watch)
+    else:
+        scorer.sliding(readers, temperature, watch, np.zeros(len(tokens) - 1))
+    found = watch.rates()
+    if len(watch.spans) > 1:  # what the first span took beyond its like was compiling
+        windows, targets, *seconds = watch.spans[0]
+        warm_up += max(0.0, sum(seconds) - windows * found["window"] - targets * found["reading"])
+    return ScoringRates(**found, loading=loading, warm_up=warm_up)
 
 
 def with_lora(settings: Settings) -> Settings:

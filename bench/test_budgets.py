@@ -9,7 +9,7 @@ import torch
 
 from bench.budgets import STEPS, TrainingRates, scoring_bill, training_bill
 from bench.results import Line
-from bench.steps import Scoring, TrainingStep, preset_for
+from bench.steps import TrainingStep, preset_for, scoring_rates
 from bench.timing import Spread
 from pgolf.artifact.calibration import hessians
 from pgolf.artifact.container import join_sections
@@ -49,7 +49,7 @@ def test_training_fits(bench, preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_scoring_fits(bench, preset, tmp_path):
     settings = preset_for(preset, bench.device, tiny=bench.tiny)
-    rates = Scoring(settings, bench.device).rates()
+    rates = scoring_rates(settings, bench.device)
     packing = Packing(settings, bench, calibrate=False)
     rates = dataclasses.replace(rates, loading=rates.loading + packing.loading(tmp_path, bench.device))
     keep(bench, f"600 s of scoring, {preset}", rates.window, scoring_bill(settings, rates))

@@ -35,7 +35,7 @@ def test_full_size(entry, no_compiler):
                     continue
                 assert [(tensor.shape, tensor.dtype.is_floating_point) for tensor in results_of(peer())] == found, name
         assert contest.peers and set(contest.least) <= set(contest.peers) and contest.least
-        assert min(contest.work) > 0 and contest.per_call[0] > 0
+        assert contest.work[0] > 0 and contest.per_call[0] > 0
         if form == BOTH:
             forward = entry_work(entry)
             assert contest.work[0] > 1.5 * forward[0] and contest.work[1] > 1.3 * forward[1]
@@ -46,7 +46,7 @@ def entry_work(entry):
         return entry.build(FullSize("cpu", "full"), contests.FORWARD, *entry.shapes["full"]).work
 
 
-def test_floors_are_those_of_the_kernels():
+def test_floors_are_those_of_the_kernels(no_compiler):
     """Where an operator is one kernel, the contest's bytes are the ones that its compile table states for the same shape."""
     stated = {case.name: case for room in ROOMS for case in cases(room, 90)}
     for entry, case in (("XSA alone", "xsa forward d=64 bf16"), ("attention with XSA", "forward d=64 xsa bf16")):

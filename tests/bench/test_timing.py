@@ -35,8 +35,8 @@ def test_contenders_take_turns_and_none_always_goes_first():
     works = {name: lambda name=name: (order.append(name), time.taking(1.0)()) for name in names}
     found = interleave(works, HostClock(time), 0)
     assert all(len(found.seconds[name]) == len(found.seconds["ours"]) >= 5 for name in names)
-    rounds = order[-3 * 3 * 5 :]  # three contenders, the best of three, five rounds
-    firsts = [rounds[i] for i in range(0, len(rounds), 9)]
+    rounds = order[-3 * 5 :]
+    firsts = rounds[::3]
     assert set(firsts) == set(names)
 
 
