@@ -68,7 +68,6 @@ class TrainingStep:
         rows = options.batch_tokens // options.micro_batches // options.sequence_length
         shape = (2, self.micro_steps, rows, options.sequence_length)
         self.tokens, self.targets = torch.randint(settings.model.vocab_size, shape, device=device)
-        self.seconds: dict[str, float] = {}
 
     @property
     def tokens_per_step(self) -> int:
