@@ -52,6 +52,9 @@ from pgolf.kernels.packed import op as packed_op
 from pgolf.kernels.packed import reference as packed_reference
 from pgolf.kernels.rotary import op as rotary_op
 from pgolf.kernels.rotary import reference as rotary_reference
+from pgolf.kernels.scan import op as scan_op
+from pgolf.kernels.scan import scan
+from pgolf.kernels.scan.reference import scan_chunked
 
 FORWARD, BOTH = "forward", "forward+backward"
 
@@ -317,6 +320,23 @@ def _(place, form, batch, length, heads, kv_heads, dim, dims):
     ours, peers = split(alike(form, [q, k, gain, cos, sin], ours=rotary, **compiled(place, eager), reference=eager))
     traffic = partial(rotary_op.traffic_rotary, batch * length, heads, kv_heads, dim, place.element)
     return Contest(ours, peers, _sum_of(traffic, form), (batch * length, "tokens/s"), least=_first(place, peers, 0.75))
+
+
+@contest("scan", tiny=(1, 70, 2, 1, 8, 4), cpu=(4, 256, 6, 6, 32, 16), full=(48, 2048, 8, 8, 128, 8))
+def _(place, form, batch, length, heads, groups, width, size):
+    v = place.randn(batch, length, heads, width, grad=True)
+    b, c = (place.randn(batch, length, groups, size, grad=True) for _ in range(2))
+    dt = (torch.rand(batch, length, heads, device=place.device) * 0.1).requires_grad_()
+    log_decay = (torch.rand(batch, length, heads, device=place.device) * -0.1).requires_grad_()
+    eager = lambda *leaves: scan_chunked(*leaves, scan_op.CHUNK)
+    works = alike(form, [v, b, c, dt, log_decay], ours=scan, **compiled(place, eager), **{"chunks in torch": eager})
+    ours, peers = split(works)
+    shape = (batch * length, heads, groups, width, size, place.element)
+    traffic = [scan_op.traffic_forward(*shape)]
+    if form == BOTH:
+        traffic += [scan_op.traffic_states(*shape), scan_op.traffic_chunks(*shape)]
+    work = tuple(map(sum, zip(*traffic, strict=True)))
+    return Contest(ours, peers, work, (batch * length, "tokens/s"), least=_first(place, peers, 0.75))
 
 
 def _sum_of(traffic: Callable, form: str) -> tuple[int, int]:
