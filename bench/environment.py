@@ -11,7 +11,7 @@ from bench.results import commit, cpu_name, versions
 NEEDED = ("torch", "triton", "numba", "numpy", "sentencepiece", "zstandard", "constriction", "safetensors", "tyro", "rich",
           "matplotlib", "pytest", "pytest_benchmark")  # fmt: skip
 TOOLS = ("nvidia-smi", "nvcc", "nsys", "ncu", "compute-sanitizer", "cuobjdump")
-PEERS = {"flash_attn": "FlashAttention-2", "flash_attn_interface": "FlashAttention-3", "kernels": "FlashAttention-3's fetcher",
+PEERS = {"flash_attn": "FlashAttention-2", "flash_attn_interface": "FlashAttention-3",
          "liger_kernel": "Liger-Kernel", "gemlite": "gemlite", "torchao": "torchao"}  # fmt: skip
 
 
