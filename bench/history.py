@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import shutil
+import signal
 import statistics
 import sys
 from collections.abc import Iterator
@@ -380,6 +381,8 @@ def main() -> int:
         parser.error(f"--seeds {options.seeds}: two to {len(STUDENT)} different ones are wanted")
     if options.jobs < 1 or options.steps < 10:
         parser.error("--jobs must be at least 1, and --steps at least 10")
+    # whoever ends this process ends its workers: they finish the run they are at, and no more
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Display() as display:
             from pgolf.data import default_dataset
