@@ -24,10 +24,11 @@ def twice(work):
 
 @pytest.mark.parametrize("slowed", [slept, twice])
 def test_a_slowed_operator_turns_its_gates_red(bench, slowed):
-    """The one bench that takes times in a smoke run too, at a size where a second pass is no noise."""
+    """On real clocks, so only where this run measures; tests/bench/test_timing.py does the same with a clock of its own."""
+    if bench.tiny:
+        pytest.skip("takes times: with --benchmark")
     entry = next(entry for entry in ENTRIES if entry.name == "mixer from logits")
-    size = "full" if bench.device == "cuda" else "cpu"
-    contest = entry.build(Place(bench.device, size), FORWARD, *entry.shapes[size])
+    contest = entry.build(Place(bench.device, bench.size), FORWARD, *entry.shapes[bench.size])
     ((peer, theirs),) = contest.peers.items()
     contenders = {"ours": contest.ours, "slowed": lambda: slowed(contest.ours), peer: theirs}
     samples = timing.interleave(contenders, timing.HostClock(), 1.0, capture=False).seconds

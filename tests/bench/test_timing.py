@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from bench.results import line_of, peer_gate, regression_gate
 from bench.timing import DEVICE_CALLS, DeviceClock, HostClock, Samples, Spread, interleave
 
 
@@ -45,6 +46,16 @@ def test_what_an_operator_takes_longer_lowers_its_ratio(extra, ratio):
     time = FakeTime()
     found = interleave({"ours": time.taking(1.0 + extra), "peer": time.taking(3.0)}, HostClock(time), 0)
     assert found.ratio("peer").median == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("slow", [lambda time, work: (work(), time.taking(1.0)()), lambda time, work: (work(), work())])
+def test_a_sleep_or_a_second_pass_turns_both_gates_red(slow):
+    time = FakeTime()
+    operator = time.taking(1.0)
+    race = lambda ours: line_of("x", interleave({"ours": ours, "peer": time.taking(3.0)}, HostClock(time), 0), on_gpu=False)
+    good, bad = race(operator), race(lambda: slow(time, operator))
+    assert peer_gate("peer", good.peers["peer"].ratio, 2.0).holds and regression_gate(good.pace, good.pace).holds
+    assert not peer_gate("peer", bad.peers["peer"].ratio, 2.0).holds and not regression_gate(bad.pace, good.pace).holds
 
 
 def test_short_calls_are_timed_many_at_once():
