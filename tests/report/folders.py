@@ -125,6 +125,7 @@ def scored(path: Path, *, shift=0.0, partial=False, **options) -> Path:
         name: {"bytes": int(size.sum() * rate / 8), "bpb": rate, "of": int(size.sum())}
         for name, rate in (("xz -9e", 2.3), ("zstd --ultra -22", 2.5), ("bzip2 -9", 2.2), ("brotli -11", 2.4))
     }
+    compressors["with the artifact"] = {"bytes": 99_000, "bpb": 52.6, "of": int(size.sum())}
     scoring = {
         "seconds": 30.0, "limit": 120.0, "parts": {"loading": 2.0, "scoring": 27.0, "other": 1.0}, "replayed": False,
         "adaptation_steps": 5, "gave_up": {"coarser_stride": 0.25, "adaptation": 0.5, "readings": ["sliding"]},

@@ -156,6 +156,7 @@ def test_compression_shows_whatever_was_run(whole):
     assert [row.one("div", "name").text for row in rows] == [
         "pgolf: chain", "bzip2 -9", "xz -9e", "brotli -11", "zstd --ultra -22",
     ]  # fmt: skip
+    assert "More than the text itself takes: with the artifact, 99,000 bytes (52.60 bits per byte)." in whole.text
 
 
 def test_quantisation_by_matrix(whole):

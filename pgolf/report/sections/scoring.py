@@ -199,12 +199,18 @@ def compression(run: Run) -> Html:
         if isinstance(peer, dict) and "bpb" in peer:
             rows.append((name, peer["bpb"], peer["bytes"], False))
     rows.sort(key=lambda row: row[1])
+    # a bar longer than the text itself would leave nothing to see of the others
+    beyond = [row for row in rows if row[1] > 8]
     drawn = [
         Bar(name, [(name, bpb, 1 if ours else 0)], f"{bpb:.4f} · {size:,.0f} bytes", strong=ours)
         for name, bpb, size, ours in rows
+        if bpb <= 8
     ]
     note = "The same text, as one stream. A compressor starts from nothing; the model brings what training has taught it."
     if len(rows) == 1:
         note = "No other compressor was run on this text."
+    if beyond:
+        told = "; ".join(f"{name}, {size:,.0f} bytes ({bpb:.2f} bits per byte)" for name, bpb, size, _ in beyond)
+        note += f" More than the text itself takes: {told}."
     chart = bars("The same text by general compressors", Axis("size", "bits per byte"), drawn, head="compressor", note=note)
     return section("compression", title, chart)
