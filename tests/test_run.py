@@ -159,7 +159,8 @@ def test_text_becomes_a_dataset_becomes_a_score(tmp_path):
     words = ["--data.path", tmp_path / "data", "--model.vocab-size", "300", "--evaluation.max-tokens", "0"]
     done = pgolf("--out", tmp_path / "run", *SMALL, *words)
     assert done.returncode == 0, done.stderr
-    assert not summary_of(tmp_path / "run")["score"]["sliding"]["partial"]
+    summary = summary_of(tmp_path / "run")
+    assert summary["main"] == "chain" and not summary["score"]["chain"]["partial"]
 
 
 def test_the_presets_are_listed():
