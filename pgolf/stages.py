@@ -390,7 +390,7 @@ def compressors(text: bytes, score: dict, artifact_bytes: int, limit: int = 20_0
     with contextlib.suppress(ImportError):
         import brotli
 
-        found["brotli -q 11 -w 24"] = entry(len(brotli.compress(text, quality=11, lgwin=24)))
+        found["brotli -11"] = entry(len(brotli.compress(text, quality=11, lgwin=24)))
     found["pgolf and its artifact"] = entry(math.ceil(score["nats"] / math.log(2) / 8) + artifact_bytes)
     return found
 

@@ -7,8 +7,8 @@ The scorer computes whole windows; a decoder has to go token by token. Two ways 
 and computes a whole window anew for every token, with padding where tokens are not known yet; that costs a window's
 work a token. The other, taken here, is the network's decoder with its cache: it begins each of the scorer's windows
 with the tokens that are known, and steps through those to be scored. The function is the scorer's, window by window and
-weight by weight; only the order of sums within it differs, so the length agrees to about one part in a million. And it
-is fast, because beginning a window takes all its tokens through one layer after another.
+weight by weight; only the order of sums within it differs, so the length agrees to about one part in a million. A target
+costs window / stride steps of the decoder instead of a window.
 
 Both directions walk through the same steps, so on one computer all bits of all distributions agree. On another one
 they might not: learning runs in torch, whose sums depend on processor, threads and version. The stream says what
