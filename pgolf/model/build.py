@@ -64,9 +64,10 @@ def _initialise(network: Network, generator: torch.Generator | None) -> None:
         start(matrix)
     network.qo_bank[layers:] = 0
     network.mlp_down_bank.zero_()
-    if network.scan_in_bank is not None:
-        for matrix in (*network.scan_in_bank, *network.scan_state_bank):
+    for bank in (network.scan_in_bank, network.scan_state_bank):
+        for matrix in () if bank is None else bank:
             start(matrix)
+    if network.scan_out_bank is not None:
         network.scan_out_bank.zero_()
     if network.bigram is not None:
         network.bigram.embed.weight.zero_()
@@ -88,7 +89,7 @@ def _initialise(network: Network, generator: torch.Generator | None) -> None:
         if isinstance(block, ScanBlock):
             mixer = block.mixer
             block.mixer_scale.fill_(1)
-            for part in (mixer.conv1d.weight, mixer.conv1d.bias):
+            for part in mixer.conv1d.parameters():
                 uniform(part, settings.scan_conv)
             dt = torch.empty_like(mixer.dt_bias).uniform_(0.001, 0.1, generator=generator)
             mixer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back

@@ -183,10 +183,8 @@ def _plan(model: "Network", length: int) -> Plan:
     heads, inner, seen = (settings.scan_heads, settings.scan_width, settings.scan_conv) if mixers else (1, 1, 1)
     mixer_in, mixer_out = torch.empty(0, dim, 1), torch.empty(0, 1, dim)
     if mixers:
-        (into,), (enter, leave), (mixer_out,) = (
-            pieces(bank, parts)
-            for bank, parts in ((model.scan_in_bank, 1), (model.scan_state_bank, 2), (model.scan_out_bank, 1))
-        )
+        banks = (model.scan_in_bank, 1), (model.scan_state_bank, 2), (model.scan_out_bank, 1)
+        (into,), (enter, leave), (mixer_out,) = (pieces(bank, parts) for bank, parts in banks if bank is not None)
         mixer_in = torch.cat([into, enter, leave], 2)
 
     def rates(mixer: Mixer) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class Mixer(nn.Module):
 
     def convolved(self, value: Tensor) -> Tensor:
         """Each channel over its last few tokens, as shifted sums: a compiler makes one pass of them."""
-        weight, bias = self.conv1d.weight.to(value.dtype), self.conv1d.bias.to(value.dtype)
+        weight, bias = (part.to(value.dtype) for part in self.conv1d.parameters())
         seen = weight.shape[2]
         padded = F.pad(value, (0, 0, seen - 1, 0))
         return sum((padded[:, i : i + value.shape[1]] * weight[:, 0, i] for i in range(seen)), bias)
@@ -67,6 +67,8 @@ class Mixer(nn.Module):
 
 class ScanBlock(Residual):
     """One executed layer: the mixer alone."""
+
+    mixer_scale: nn.Parameter
 
     def __init__(self, settings: ModelSettings, layer: int):
         super().__init__(settings, layer, "mixer")

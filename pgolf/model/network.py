@@ -182,8 +182,9 @@ class Network(nn.Module):
             layer: Matrices(qo[i], kv[i], kv[n + i], qo[n + i], up[i], down[i])
             for i, layer in enumerate(self.settings.attention_layers)
         }
-        if self.scan_in_bank is not None:
-            into, state, out = map(self._slices, (self.scan_in_bank, self.scan_state_bank, self.scan_out_bank))
+        scans = [bank for bank in (self.scan_in_bank, self.scan_state_bank, self.scan_out_bank) if bank is not None]
+        if scans:
+            into, state, out = map(self._slices, scans)
             n = len(into)
             for i, layer in enumerate(sorted(self.settings.scan_layers)):
                 found[layer] = ScanMatrices(into[i], state[i], state[n + i], out[i])

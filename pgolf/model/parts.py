@@ -171,6 +171,9 @@ class Residual(nn.Module):
 class Block(Residual):
     """One executed layer: attention, then the MLP."""
 
+    attn_scale: nn.Parameter
+    mlp_scale: nn.Parameter
+
     def __init__(self, settings: ModelSettings, layer: int):
         super().__init__(settings, layer, "attn", "mlp")
         self.slope = settings.mlp_slope
