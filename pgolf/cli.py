@@ -102,6 +102,41 @@ class CompareOptions:
 
 
 @dataclass(frozen=True)
+class AuditOptions:
+    """Try whether a score is a code length: of a run's readings, or of a scorer of your own."""
+
+    run: str = ""
+    """Folder of the run."""
+    scorer: str = ""
+    """Instead of a run: MODULE:NAME or FILE.py:NAME; pgolf/evaluation/audit/interface.py says what it has to offer."""
+    tokens: str = ""
+    """Text for a scorer to be tried on: a shard, or a .npy of token ids. Empty: the built-in corpus, or a made-up text for
+    vocabularies that it does not fit."""
+    targets: int = 0
+    """Tokens that are tried; 0: as many as a fifth of the scoring clock allows."""
+    decode: int = 0
+    """Also compress so many tokens of the validation text with the run's own scorer, and decode them again."""
+    seed: int = 0
+    """Of the texts that the audit makes up."""
+    out: str = ""
+    """Where audit.json and audit.html go; empty: the run's folder, or the current one."""
+    device: str = ""
+    """cpu, cuda, ... Empty: CUDA where there is one."""
+
+
+@dataclass(frozen=True)
+class HonestyOptions:
+    """The submissions' published and honest numbers, from short runs of their presets."""
+
+    out: str = "runs/honesty"
+    """Folder for the runs, one a system, and for honesty.json and honesty.md. Runs that are there are not made again."""
+    steps: int = 100
+    """Training steps of each run."""
+    decode: int = 4096
+    """Tokens that are compressed and decoded with each; 0: none."""
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """Make a dataset: any text, or the challenge's public shards."""
 
@@ -248,9 +283,11 @@ def run_path(options: RunOptions, environment=os.environ) -> Path | None:
 __all__ = [
     "CodecOptions",
     "CompareOptions",
+    "AuditOptions",
     "DataOptions",
     "ExportOptions",
     "ReportOptions",
+    "HonestyOptions",
     "RunOptions",
     "ScoreOptions",
     "SettingsError",

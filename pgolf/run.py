@@ -6,6 +6,8 @@
     python -m pgolf.run score RUN            from model.pgolf alone, in a process that has never seen training;
                                              --plan FILE repeats what the clock decided in an earlier scoring
     python -m pgolf.run report RUN           pictures and report.html; --watch serves the page while the run goes on
+    python -m pgolf.run audit RUN            whether its scores are code lengths; --scorer FILE.py:NAME audits yours
+    python -m pgolf.run honesty              the submissions' published scores beside honest ones, in one table
     python -m pgolf.run show RUN             the figures, in the terminal
     python -m pgolf.run compare RUN RUN ...  one page of several runs, and their differences in the terminal
     python -m pgolf.run data --out DIR ...   make a dataset from text
@@ -15,17 +17,20 @@
                                              the folder that the challenge asks for, with one self-contained script
     python -m pgolf.run --list               the presets
 
-Exit codes: 0 done, 1 something in the way, 2 the command line or a setting is wrong, 128 + n stopped by signal n.
+Exit codes: 0 done, 1 something in the way or an audit that failed, 2 the command line or a setting is wrong,
+128 + n stopped by signal n.
 """
 
 import subprocess
 import sys
 
 from pgolf.cli import (
+    AuditOptions,
     CodecOptions,
     CompareOptions,
     DataOptions,
     ExportOptions,
+    HonestyOptions,
     ReportOptions,
     ScoreOptions,
     StageOptions,
@@ -71,6 +76,14 @@ def dispatch(words: list[str]) -> int:
         from pgolf.artifact.export import export
 
         return export(parse(ExportOptions, named_runs(words[1:])))
+    if stage == "audit":
+        from pgolf import stages
+
+        return stages.audit(parse(AuditOptions, words[1:], positional="run"))
+    if stage == "honesty":
+        from pgolf import stages
+
+        return stages.honesty(parse(HonestyOptions, words[1:]))
     if stage in ("compress", "decompress"):
         from pgolf.evaluation.codec import commands
 
@@ -81,7 +94,7 @@ def dispatch(words: list[str]) -> int:
         return stages.compare(parse(CompareOptions, named_runs(words[1:])))
     known = ["pack", "score", "report", "show"]
     if stage not in known:
-        others = ["train", "data", "export", "compare", "compress", "decompress"]
+        others = ["train", "data", "export", "compare", "compress", "decompress", "audit", "honesty"]
         hint = nearest(stage, known + others)
         raise UsageError(f"no stage {stage!r}{hint}; there are {', '.join(others + known)}")
     if len(words) < 2:

@@ -8,6 +8,8 @@ import math
 import os
 import platform
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import pgolf
 from pgolf.budget import Budget
-from pgolf.cli import CompareOptions, DataOptions, UsageError
+from pgolf.cli import AuditOptions, CompareOptions, DataOptions, HonestyOptions, UsageError
 from pgolf.config import ArtifactSettings, Settings, read_toml
 from pgolf.data import ByteTable, Dataset, build_dataset, default_dataset, open_dataset, read_documents
 from pgolf.distributed import launch
@@ -393,6 +395,78 @@ def compressors(text: bytes, score: dict, artifact_bytes: int, limit: int = 20_0
         found["brotli -11"] = entry(len(brotli.compress(text, quality=11, lgwin=24)))
     found["pgolf and its artifact"] = entry(math.ceil(score["nats"] / math.log(2) / 8) + artifact_bytes)
     return found
+
+
+# ---- audit
+
+def audit(options: AuditOptions) -> int:
+    from pgolf.artifact.code import make_script
+    from pgolf.evaluation.audit.command import audit_run, audit_scorer, decode_run, publish
+
+    if bool(options.run) == bool(options.scorer):
+        raise UsageError("audit needs either the folder of a run or --scorer MODULE:NAME: python -m pgolf.run audit RUN")
+    if options.scorer:
+        with Display() as display:
+            report = audit_scorer(options.scorer, options.tokens, CACHE, options.targets, options.seed, said_by(display))
+            display.settle()
+            return publish(report, Path(options.out or "."), options.scorer, display.say)
+    folder = RunFolder.existing(options.run)
+    settings = read_toml(folder.config)
+    with Display(folder.log) as display:
+        dataset = dataset_of(settings, display)
+        report = audit_run(
+            folder,
+            dataset,
+            make_script(settings).encode(),
+            device=chosen_device(options.device),
+            targets=options.targets,
+            seed=options.seed,
+            progress=said_by(display),
+        )
+        if options.decode:
+            report.decoded = decode_run(folder, dataset, options.decode, said_by(display))
+        display.settle()
+        code = publish(report, Path(options.out) if options.out else folder.path, folder.path.name, display.say)
+        folder.update_summary(
+            audit={
+                "passed": report.passed,
+                "failed": sorted({one.id for one in report.failed}),
+                "tests": len(report.judged),
+                "readings": report.readings,
+                "seconds": report.seconds,
+                "decoded": report.decoded,
+            }
+        )
+        return code
+
+
+def honesty(options: HonestyOptions) -> int:
+    from pgolf.evaluation.audit.honesty import SYSTEMS, honest_row, said, table
+
+    place, rows = Path(options.out), []
+    with Display() as display:
+        for preset in SYSTEMS:
+            path = place / preset
+            if "score" not in RunFolder(path).read_summary():
+                display.say(f"{preset}: training and scoring")
+                words = ["--resume"] if RunFolder(path).config.exists() else []
+                # with time enough to give nothing up: the table is about what the scores are, not about speed
+                words += ["--preset", preset, "--scale", "tiny", "--steps", str(options.steps), "--evaluation.seconds", "3600"]
+                done = subprocess.run([sys.executable, "-m", "pgolf.run", *words, "--out", str(path)])
+                if done.returncode:
+                    return done.returncode
+            folder = RunFolder.existing(path)
+            display.say(f"{preset}: weighing and decoding")
+            rows.append(honest_row(folder, dataset_of(read_toml(folder.config), display), options.decode))
+        text = f"{table(rows)}\n\n{said(rows, options.steps)}\n"
+        print(text)
+        write_whole(place / "honesty.json", json.dumps({"steps": options.steps, "rows": rows}, indent=1) + "\n")
+        write_whole(place / "honesty.md", text)
+    return 0
+
+
+def said_by(display: Display):
+    return lambda name, share: display.status(f"audit, {name}: {share:.0%}", share)
 
 
 # ---- report, compare and show

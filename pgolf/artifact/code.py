@@ -20,6 +20,7 @@ LEFT_OUT = (
     "pgolf.artifact.script",
     "pgolf.data.fineweb",
     "pgolf.evaluation.codec",
+    "pgolf.evaluation.audit",
     "pgolf.report",
 )
 KEPT = ("pgolf.report", "pgolf.report.tables")

@@ -27,7 +27,7 @@ from pgolf.evaluation.readers.published import Published, PublishedBoost, Publis
 from pgolf.evaluation.readers.temperature import Plain, Temperature, Tempered, policy
 from pgolf.evaluation.readers.tilt import BoostReader, TiltReader
 from pgolf.evaluation.statistics import gathered
-from pgolf.evaluation.stream import ScoredStream
+from pgolf.evaluation.stream import Ledger, ScoredStream
 from pgolf.evaluation.words import Words, excerpts
 
 ADAPTER_SEED = 20_301
@@ -54,6 +54,8 @@ class Evaluation:
     traces: list[dict] = field(default_factory=list)
     adaptation_steps: int = 0
     words: Words = field(default_factory=Words)
+    ledger: Ledger | None = None
+    """What the main pass did, in order."""
 
     @property
     def main(self) -> str:
@@ -187,6 +189,7 @@ class Scorer:
             borrowed=borrowed,
         )
         nats = main.run(planner)
+        self.found.ledger = main.stream.ledger
         self.found.traces, self.found.adaptation_steps = main.traces, main.steps
         return nats
 
@@ -195,6 +198,7 @@ class Scorer:
     ) -> dict[str, np.ndarray]:
         """The main pass, with adapters for each document."""
         stream, world = ScoredStream(self.tokens), self.world
+        self.found.ledger = stream.ledger
         collector = Collector(readers, bos=self.bos, temperature=temperature, words=self.found.words)
         score_documents(
             self.model,

@@ -84,6 +84,9 @@ class Published(Reader):
     def close_batch(self, everywhere: list[tuple]) -> None:
         """After a batch was forwarded, with what `of_window` kept of its windows, on every rank."""
 
+    def watch(self, span: Span, windows: Sequence[Window], statistics: Statistics) -> None:
+        """For an audit: these windows of the span are scored next, by the mixture as it is now."""
+
     def kept(self, statistics: Statistics) -> list:
         """What `of_window` kept of each window of the span; None of a window it did not want."""
         return [window.get(self.name) for window in statistics.everywhere or ()]
@@ -156,6 +159,7 @@ class PublishedHedge(Published):
                 plan, known = zip(*mine[at : at + self.batch], strict=True)
                 target, entropy = (torch.from_numpy(np.stack(kind)) for kind in zip(*known, strict=True))
                 scored = [window.stop - self.scored_from(window) for window in plan]
+                self.watch(span, plan, statistics)
                 scores = mixer.score_windows(
                     NeuralStatistics(target, entropy, target, target), ngrams, [w.start - base for w in plan],
                     [w.stop - w.start for w in plan], scored,
@@ -222,6 +226,7 @@ class PublishedBoost(Published):
             rank = self.rank_of(window)
             if self.cache is None or rank != self.cache_rank:
                 self.cache, self.cache_rank = BoostedCache(buckets=self.buckets, eta=self.eta), rank
+            self.watch(span, [window], statistics)
             scored = slice(self.scored_from(window) - window.start, window.stop - window.start)
             known = [torch.from_numpy(numbers[scored]) for numbers in (target, entropy)]
             losses = self.cache.score(context, window.start + 1 - base, window.stop + 1 - base, *known)
