@@ -58,6 +58,9 @@ KNOBS = [
     Knob("packed", "launch_gemv", "packed GEMV, 6 bits, large", FORWARD),
     Knob("packed", "launch_expand", "packed matrices expanded", FORWARD),
     Knob("newton_schulz", "launch_symmetric", "Newton-Schulz, wide", FORWARD),
+    Knob("scan", "launch_forward", "scan", FORWARD),
+    Knob("scan", "launch_states", "scan", BOTH),
+    Knob("scan", "launch_chunks", "scan", BOTH),
 ]
 
 
