@@ -2,48 +2,73 @@
 
 A code is expected to be m + s z: z from one of a few unit shapes between Laplace and flat, s^2 = (the row's variance) x
 (the column's), m what a low-rank model of the matrix says. Or it is one of the zeros that pruning adds. All of this is
-learnt on the way from codes that both sides know already, and goes on from one matrix to the next of the same role;
-nothing is stored. Because the model moves with every code, it cannot be handed to a library's coder in advance: the range
-coder is part of the loop.
+learnt on the way from codes that both sides know already, and goes on from one matrix to the next of the same kind;
+nothing is stored. How far rows, columns and directions differ among themselves is learnt too, and what a single one has
+shown counts accordingly. Because the model moves with every code, it cannot be handed to a library's coder in advance: the
+range coder is part of the loop.
+
+A matrix that multiplies what another one puts out has columns about as large as that one's rows: a hidden unit with weak
+inputs has weak outputs. So where such a matrix came before, its rows' energy is where the columns start from.
 
 Both sides must find the same bits on any machine. The shapes' tables are integers made with decimal arithmetic. The loop
 uses + - * / and square roots of float64 in a fixed order, which IEEE 754 defines to the last bit (numba, without
 fastmath, neither reorders nor fuses them); and from z on, all is integers.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from decimal import Decimal, localcontext
 from functools import cache
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from pgolf.artifact.errors import ArtifactError
 
-RANK = 8
 # the shapes exp(-|z|^power): tables of their cumulative distribution, SPAN deviations to both sides
 POWERS = ("1", "1.25", "1.5", "1.75", "2", "2.35", "2.8", "3.6")
 SPAN, CELLS, TABLE_BITS, FRACTION_BITS = 8, 64, 30, 10
 GUESS_BITS = 9
-TOTAL_BITS = 16
+# the range coder keeps 48 bits, so that 24 of them can say a probability
+TOTAL_BITS = 24
 TOTAL = 1 << TOTAL_BITS
-BOTTOM = np.uint64(1 << 24)
+WIDTH_BITS = 48
+BOTTOM, MASK, CARRIED = np.uint64(1 << (WIDTH_BITS - 8)), np.uint64((1 << WIDTH_BITS) - 1), np.uint64(0xFF << (WIDTH_BITS - 8))
 
 # how fast the model learns; found on trained networks
-ROW_WEIGHT = 40.0
-"""A row's variance starts as if it had been seen on so many codes already."""
-ROW_RATE, COLUMN_RATE, SHAPE_RATE, PREFERENCE_RATE = 0.2, 0.008, 0.02, 0.02
-COLUMN_START = 6.0
+ROW_LEAST, ROW_MOST = 8.0, 4096.0
+"""A row's variance starts as if it had been seen on so many codes already: fewer where rows differ, more where not."""
+ROW_RATE, SPREAD_RATE, COLUMN_RATE, SHAPE_RATE, DIRECTION_RATE = 0.2, 0.02, 0.004, 0.02, 0.02
+COLUMN_START = 8.0
+"""What the columns of the last matrix said counts as so many rows of this one."""
 TRUST_DECAY, FACTOR_DECAY = 0.999, 0.9995
 LEAST_VARIANCE = 0.01
 ZEROS_START, ZEROS_LEAST, ZEROS_MOST, ZEROS_RATE = 0.01, 0.0005, 0.98, 0.1
 """The share of codes that are zero because they were pruned."""
 
-# one role's memory: a flat array of float64, by these places
-TRUST, TRUST_OF, KURTOSIS, VARIANCE, ROWS, ZEROS, PREFERENCE = 0, 1, 2, 3, 4, 5, 6
-MEMORY = PREFERENCE + RANK
+# one kind's memory: a flat array of float64, by these places
+TRUST, TRUST_OF, KURTOSIS, VARIANCE, SPREAD, ROWS, ZEROS, MEMORY = 0, 1, 2, 3, 4, 5, 6, 7
 # the range coder: low end, width, bytes held back for a carry, next place in the buffer; the decoder's value
 LOW, RANGE, CACHE, HELD, AT, VALUE = 0, 1, 2, 3, 4, 5
+
+
+class Outline(NamedTuple):
+    """What both sides know of a matrix before its codes."""
+
+    kind: Hashable
+    """Matrices of one kind are much alike."""
+    shape: tuple[int, int]
+    largest: int
+    """No code is beyond it."""
+    rank: int = 0
+    """How many directions the rows may have in common. Each costs time, and where there are none, a little space."""
+    scales: np.ndarray | None = None
+    """What each row's codes are multiples of, float16."""
+    feeder: int | None = None
+    """Which of the matrices before this one puts out, row for row, what this one's columns multiply."""
+
+    def given(self, scales: np.ndarray) -> "Outline":
+        return self._replace(scales=scales)
 
 
 @cache
@@ -76,64 +101,105 @@ def shape_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Model:
-    """What has been learnt of one role's matrices, all of them with the same number of columns."""
+    """What has been learnt of one kind of matrix, all of them with the same number of columns."""
 
-    def __init__(self, columns: int):
+    def __init__(self, columns: int, rank: int):
         self.memory = np.zeros(MEMORY)
         self.memory[TRUST_OF] = 50.0 * columns
         self.memory[KURTOSIS] = 3.0
         self.memory[VARIANCE] = 16.0
+        self.memory[SPREAD] = 0.02
         self.memory[ZEROS] = ZEROS_START
-        self.memory[PREFERENCE] = 1.0
         self.columns = np.ones(columns)
         # any directions will do to start from; small, so that they say nothing yet
-        pattern = (np.arange(columns * RANK, dtype=np.int64) * 40503 + 12345) % 65536 - 32768
-        self.factors = pattern.reshape(columns, RANK).astype(np.float64) * (0.2 / 32768)
-        self.moments = np.eye(RANK) * 20.0
+        pattern = (np.arange(columns * rank, dtype=np.int64) * 40503 + 12345) % 65536 - 32768
+        self.factors = pattern.reshape(columns, rank).astype(np.float64) * (0.2 / 32768)
+        self.moments = np.eye(rank) * 20.0
+        # where rows lie among the directions: mean and variance
+        self.centre = np.zeros(rank)
+        self.centre[:1] = 1.0
+        self.scatter = np.ones(rank)
 
 
-def encode_matrices(matrices: Iterable[tuple[Hashable, np.ndarray, int]]) -> bytes:
-    """(role, codes int8 (rows, columns), largest code) one after another, as one stream."""
-    matrices = list(matrices)
-    stream = np.zeros(2 * sum(codes.size for _, codes, _ in matrices) + 16, np.uint8)
+def encode_matrices(outlines: Iterable[Outline], matrices: Sequence[np.ndarray]) -> bytes:
+    """Codes int8 (rows, columns), one matrix after another, as one stream."""
+    stream = np.zeros(4 * sum(codes.size for codes in matrices) + 16, np.uint8)
     coder = _start()
-    models: dict[Hashable, Model] = {}
-    for role, codes, largest in matrices:
-        if codes.size and int(np.abs(codes.astype(np.int16)).max()) > largest:
-            raise ValueError(f"a code of {role} is beyond the largest, {largest}")
-        _walk(np.ascontiguousarray(codes), largest, *_parts(models, role, codes.shape[1]), coder, stream, True)
+    walk = Walk(coder, stream, encoding=True)
+    for outline, codes in zip(outlines, matrices, strict=True):
+        if codes.shape != outline.shape:
+            raise ValueError(f"codes of {outline.kind} are {codes.shape}, not {outline.shape}")
+        if codes.size and int(np.abs(codes.astype(np.int16)).max()) > outline.largest:
+            raise ValueError(f"a code of {outline.kind} is beyond the largest, {outline.largest}")
+        walk(outline, np.ascontiguousarray(codes))
     return _finished(coder, stream)
 
 
-def decode_matrices(data: bytes, wanted: Iterable[tuple[Hashable, tuple[int, int], int]]) -> list[np.ndarray]:
-    """The codes of (role, (rows, columns), largest code) in the order in which they were encoded."""
+def decode_matrices(data: bytes, outlines: Iterable[Outline]) -> list[np.ndarray]:
+    """The codes of matrices that were encoded with the same outlines."""
     stream = np.frombuffer(data, np.uint8).copy()
     coder = _start(stream)
-    models: dict[Hashable, Model] = {}
-    found = []
-    for role, shape, largest in wanted:
-        codes = np.zeros(shape, np.int8)
-        _walk(codes, largest, *_parts(models, role, shape[1]), coder, stream, False)
-        found.append(codes)
+    walk = Walk(coder, stream, encoding=False)
+    for outline in outlines:
+        walk(outline, np.zeros(outline.shape, np.int8))
     _check_end(coder, stream)
-    return found
+    return [codes for codes, _ in walk.done]
 
 
-def _parts(models: dict[Hashable, Model], role: Hashable, columns: int) -> tuple[np.ndarray, ...]:
-    model = models.setdefault((role, columns), Model(columns))
-    return (*shape_tables(), model.memory, model.columns, model.factors, model.moments)
+class Walk:
+    """One matrix after another through the coder, with what each kind has taught."""
+
+    def __init__(self, coder: np.ndarray, stream: np.ndarray, *, encoding: bool):
+        self.coder, self.stream, self.encoding = coder, stream, encoding
+        self.models: dict[Hashable, Model] = {}
+        self.done: list[tuple[np.ndarray, Outline]] = []
+
+    def __call__(self, outline: Outline, codes: np.ndarray) -> None:
+        columns = outline.shape[1]
+        key = (outline.kind, columns, outline.rank)
+        model = self.models.setdefault(key, Model(columns, outline.rank))
+        start = np.ones(columns)
+        if outline.feeder is not None:
+            feeder, known = self.done[outline.feeder]
+            if known.scales is not None and len(feeder) == columns:
+                _row_energies(feeder, known.scales.astype(np.float64), start)
+        learnt = (model.memory, model.columns, model.factors, model.moments, model.centre, model.scatter)
+        _walk(codes, start, outline.largest, *shape_tables(), *learnt, self.coder, self.stream, self.encoding)
+        self.done.append((codes, outline))
 
 
 # ---- the model
 
+@numba.njit(cache=True)
+def _row_energies(codes, scales, energies):
+    """Mean squares of rows, relative to their mean; as they were if that is no number to divide by."""
+    total = 0.0
+    for row in range(len(codes)):
+        square = 0
+        for j in range(codes.shape[1]):
+            square += np.int64(codes[row, j]) * np.int64(codes[row, j])
+        total += square * scales[row] * scales[row]
+    if 0.0 < total < 1e30:
+        for row in range(len(codes)):
+            square = 0
+            for j in range(codes.shape[1]):
+                square += np.int64(codes[row, j]) * np.int64(codes[row, j])
+            energies[row] = min(max(square * scales[row] * scales[row] * len(codes) / total, 0.01), 100.0)
+
+
 @numba.njit(cache=True, nogil=True)
-def _walk(codes, largest, tables, guesses, kurtoses, memory, columns, factors, moments, coder, stream, encoding):
+def _walk(
+    codes, start, largest, tables, guesses, kurtoses,
+    memory, columns, factors, moments, centre, scatter, coder, stream, encoding,
+):  # fmt: skip
     """All codes of a matrix, row after row. One function for both directions, so that they cannot differ."""
     rows, width = codes.shape
-    part = np.empty(RANK)
-    spread = np.empty((RANK, RANK))
-    gain = np.empty(RANK)
-    # a matrix is much like the last one of its role, but not the same: its first rows count for more
+    rank = factors.shape[1]
+    part = np.empty(rank)
+    spread = np.empty((rank, rank))
+    gain = np.empty(rank)
+    share_of = np.empty(width)
+    # a matrix is much like the last one of its kind, but not the same: its first rows count for more
     memory[ROWS] = min(memory[ROWS], 1.0)
     for row in range(rows):
         shape = 0
@@ -141,21 +207,33 @@ def _walk(codes, largest, tables, guesses, kurtoses, memory, columns, factors, m
             shape += 1
         table = tables[shape]
         trust = min(max(memory[TRUST] / memory[TRUST_OF], 0.0), 1.0)
+        # the square of a code is uncertain by so much of itself
+        doubt = max(memory[KURTOSIS] - 1.0, 0.0)
         column_rate = max(1.0 / (COLUMN_START + memory[ROWS]), COLUMN_RATE)
-        seen = ROW_WEIGHT
+        _columns_now(columns, start, doubt * column_rate, share_of)
+        before = min(max(doubt / memory[SPREAD], ROW_LEAST), ROW_MOST)
+        seen = before
         energy = seen * memory[VARIANCE]
-        for x in range(RANK):
-            part[x] = memory[PREFERENCE + x]
-            for y in range(RANK):
-                spread[x, y] = 1.0 if x == y else 0.0
+        for x in range(rank):
+            part[x] = centre[x]
+            for y in range(rank):
+                spread[x, y] = scatter[x] if x == y else 0.0
         fourth = 0.0
         zeros = np.int64(memory[ZEROS] * TOTAL)
         pruned = 0.0
         for j in range(width):
-            foretold = 0.0
-            for x in range(RANK):
-                foretold += factors[j, x] * part[x]
-            variance = max(energy / seen * columns[j], LEAST_VARIANCE)
+            # what the directions say, and how sure they are
+            foretold, unsure = 0.0, 0.0
+            gain[:] = 0.0
+            for y in range(rank):
+                factor = factors[j, y]
+                foretold += factor * part[y]
+                for x in range(rank):
+                    gain[x] += spread[y, x] * factor
+            for x in range(rank):
+                unsure += gain[x] * factors[j, x]
+            noise = max(energy / seen * share_of[j], LEAST_VARIANCE)
+            variance = noise + trust * unsure
             mean = trust * foretold
             narrow = 1.0 / np.sqrt(variance)
             if encoding:
@@ -184,51 +262,72 @@ def _walk(codes, largest, tables, guesses, kurtoses, memory, columns, factors, m
             if code == 0:
                 # how likely it is that this zero is a pruned one
                 pruned += zeros / (high - low)
-            # where the row lies among the low-rank directions: one Kalman step
-            total = variance
-            gain[:] = 0.0
-            for y in range(RANK):
-                factor = factors[j, y]
-                for x in range(RANK):
-                    gain[x] += spread[y, x] * factor
-            for x in range(RANK):
-                total += gain[x] * factors[j, x]
+            # where the row lies among the directions: one Kalman step
+            total = noise + unsure
             surprise = (code - foretold) / total
-            for x in range(RANK):
+            for x in range(rank):
                 part[x] += gain[x] * surprise
                 step = gain[x] / total
-                for y in range(RANK):
+                for y in range(rank):
                     spread[x, y] -= step * gain[y]
             # and what the code says of its row, its column, the shape, and of how far to trust the directions
-            error = code - mean
-            square = error * error
             weight = narrow * narrow
             memory[TRUST] += foretold * code * weight
             memory[TRUST_OF] += foretold * foretold * weight
-            energy += square / columns[j]
-            seen += 1.0
-            relative = square * weight
+            # the square without what the directions were unsure of
+            relative = (code - mean) * (code - mean) * weight
+            square = relative * noise
             fourth += min(relative * relative, 400.0)
-            renewed = columns[j] + (square * seen / (energy + LEAST_VARIANCE) - columns[j]) * column_rate
+            energy += square / share_of[j]
+            seen += 1.0
+            renewed = columns[j] + (square * seen / ((energy + LEAST_VARIANCE) * start[j]) - columns[j]) * column_rate
             columns[j] = min(max(renewed, 0.01), 100.0)
         memory[ROWS] += 1.0
-        memory[VARIANCE] += (energy / seen - memory[VARIANCE]) * max(ROW_RATE, 1.0 / (memory[ROWS] + 1.0))
+        own = (energy - before * memory[VARIANCE]) / width
+        beyond = own / memory[VARIANCE] - 1.0
+        # rows differ by more than chance if this is positive on average
+        beyond = min(beyond * beyond, 4.0) - doubt / width
+        memory[SPREAD] += (beyond - memory[SPREAD]) * max(SPREAD_RATE, 1.0 / (memory[ROWS] + 8.0))
+        memory[SPREAD] = max(memory[SPREAD], 1e-9)
+        memory[VARIANCE] += (own - memory[VARIANCE]) * max(ROW_RATE, 1.0 / (memory[ROWS] + 1.0))
+        memory[VARIANCE] = max(memory[VARIANCE], LEAST_VARIANCE)
         memory[KURTOSIS] += (fourth / width - memory[KURTOSIS]) * max(SHAPE_RATE, 1.0 / (memory[ROWS] + 4.0))
         memory[ZEROS] += (min(pruned / width, 1.0) - memory[ZEROS]) * ZEROS_RATE
         memory[ZEROS] = min(max(memory[ZEROS], ZEROS_LEAST), ZEROS_MOST)
         memory[TRUST] *= TRUST_DECAY
         memory[TRUST_OF] *= TRUST_DECAY
-        _learn(codes[row], part, memory, factors, moments)
+        if rank:
+            _learn(codes[row], part, spread, factors, moments, centre, scatter)
+
+
+@numba.njit(cache=True)
+def _columns_now(columns, start, doubt, share_of):
+    """Variances of columns, as far as they differ by more than `doubt`, the relative variance that chance gives them."""
+    width = len(columns)
+    middle = 0.0
+    for j in range(width):
+        middle += columns[j]
+    middle /= width
+    differing = 0.0
+    for j in range(width):
+        off = columns[j] / middle - 1.0
+        differing += off * off
+    differing /= width
+    kept = max(1.0 - doubt / max(differing, 1e-9), 0.0)
+    for j in range(width):
+        share_of[j] = start[j] * (1.0 + kept * (columns[j] / middle - 1.0))
 
 
 @numba.njit(cache=True, inline="always")
 def _below(code, mean, narrow, table, largest, zeros):
-    """In 2^-16, the probability of all codes before this one; each code has at least 2^-16 to itself."""
+    """In 2^-24, the probability of all codes before this one; each code has at least 2^-24 to itself."""
     if code <= -largest:
         return np.int64(0)
     if code > largest:
         return np.int64(TOTAL)
-    z = min(max((code - 0.5 - mean) * narrow, -SPAN + 0.01), SPAN - 0.01)
+    z = (code - 0.5 - mean) * narrow
+    # written so that no number at all is the low end too
+    z = min(z, SPAN - 0.01) if z > -SPAN + 0.01 else -SPAN + 0.01
     place = np.int64((z + SPAN) * (CELLS << FRACTION_BITS))
     cell, fraction = place >> FRACTION_BITS, place & ((1 << FRACTION_BITS) - 1)
     value = table[cell] + ((table[cell + 1] - table[cell]) * fraction >> FRACTION_BITS)
@@ -241,47 +340,50 @@ def _below(code, mean, narrow, table, largest, zeros):
 
 
 @numba.njit(cache=True)
-def _learn(row, part, memory, factors, moments):
+def _learn(row, part, spread, factors, moments, centre, scatter):
     """A finished row turns the directions towards itself: recursive least squares."""
-    for x in range(RANK):
-        memory[PREFERENCE + x] += (part[x] - memory[PREFERENCE + x]) * PREFERENCE_RATE
-        for y in range(RANK):
+    rank = len(part)
+    for x in range(rank):
+        away = part[x] - centre[x]
+        scatter[x] += (away * away + spread[x, x] - scatter[x]) * DIRECTION_RATE
+        centre[x] += away * DIRECTION_RATE
+        for y in range(rank):
             moments[x, y] = moments[x, y] * FACTOR_DECAY + part[x] * part[y]
         moments[x, x] += 1e-3
     system, share = moments.copy(), part.copy()
-    for x in range(RANK):
-        for y in range(x + 1, RANK):
+    for x in range(rank):
+        for y in range(x + 1, rank):
             ratio = system[y, x] / system[x, x]
-            for k in range(x, RANK):
+            for k in range(x, rank):
                 system[y, k] -= ratio * system[x, k]
             share[y] -= ratio * share[x]
-    for x in range(RANK - 1, -1, -1):
-        for y in range(x + 1, RANK):
+    for x in range(rank - 1, -1, -1):
+        for y in range(x + 1, rank):
             share[x] -= system[x, y] * share[y]
         share[x] /= system[x, x]
     for j in range(len(row)):
         missed = np.float64(row[j])
-        for x in range(RANK):
+        for x in range(rank):
             missed -= factors[j, x] * part[x]
-        for x in range(RANK):
+        for x in range(rank):
             factors[j, x] += missed * share[x]
 
 
-# ---- the range coder: a width of 32 bits, bytes out, carries resolved late
+# ---- the range coder: a width of 48 bits, bytes out, carries resolved late
 
 def _start(stream: np.ndarray | None = None) -> np.ndarray:
     coder = np.zeros(6, np.uint64)
-    coder[RANGE] = 0xFFFFFFFF
+    coder[RANGE] = MASK
     if stream is None:
         coder[HELD] = 1
     else:
-        for _ in range(5):
+        for _ in range(7):
             _next_byte(coder, stream)
     return coder
 
 
 def _finished(coder: np.ndarray, stream: np.ndarray) -> bytes:
-    for _ in range(5):
+    for _ in range(7):
         _shift(coder, stream)
     return stream[: int(coder[AT])].tobytes()
 
@@ -295,17 +397,17 @@ def _check_end(coder: np.ndarray, stream: np.ndarray) -> None:
 @numba.njit(cache=True)
 def _shift(coder, stream):
     low = coder[LOW]
-    if low < np.uint64(0xFF000000) or low > np.uint64(0xFFFFFFFF):
-        carry = low >> np.uint64(32)
+    if low < CARRIED or low > MASK:
+        carry = low >> np.uint64(WIDTH_BITS)
         byte = coder[CACHE]
         while coder[HELD] > np.uint64(0):
             stream[np.int64(coder[AT])] = np.uint8((byte + carry) & np.uint64(0xFF))
             coder[AT] += np.uint64(1)
             byte = np.uint64(0xFF)
             coder[HELD] -= np.uint64(1)
-        coder[CACHE] = (low >> np.uint64(24)) & np.uint64(0xFF)
+        coder[CACHE] = (low >> np.uint64(WIDTH_BITS - 8)) & np.uint64(0xFF)
     coder[HELD] += np.uint64(1)
-    coder[LOW] = (low << np.uint64(8)) & np.uint64(0xFFFFFFFF)
+    coder[LOW] = (low << np.uint64(8)) & MASK
 
 
 @numba.njit(cache=True)
@@ -323,7 +425,7 @@ def _next_byte(coder, stream):
     """Behind the end there are zeros; that too many were wanted shows in the place."""
     at = np.int64(coder[AT])
     byte = np.uint64(stream[at]) if at < len(stream) else np.uint64(0)
-    coder[VALUE] = ((coder[VALUE] << np.uint64(8)) | byte) & np.uint64(0xFFFFFFFF)
+    coder[VALUE] = ((coder[VALUE] << np.uint64(8)) | byte) & MASK
     coder[AT] += np.uint64(1)
 
 
@@ -347,6 +449,7 @@ def _decode(coder, stream, start, count):
 
 PREFIXES = 256 * 8 + 32 * 32
 ADAPTATION = 30
+SURE = TOTAL >> 10
 
 
 def encode_halves(numbers: np.ndarray) -> bytes:
@@ -398,7 +501,7 @@ def _tree(odds, counts, bits, value, coder, stream, encoding):
             bit = np.int64(_peek(coder) >= zero)
             _decode(coder, stream, zero if bit else 0, TOTAL - zero if bit else zero)
         counts[node] = min(counts[node] + 1, ADAPTATION)
-        target = 64 if bit else TOTAL - 64
+        target = SURE if bit else TOTAL - SURE
         odds[node] = zero + (target - zero) // (counts[node] + 1)
         node = 2 * node + bit
     return node - (1 << bits)

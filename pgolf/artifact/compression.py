@@ -2,33 +2,32 @@
 
 import lzma
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import zstandard
 
 from pgolf.artifact import coder
+from pgolf.artifact.coder import Outline
 from pgolf.artifact.errors import ArtifactError
-
-# one matrix: its kind, its codes or their shape, its largest code
-Codes = tuple[Hashable, np.ndarray, int]
-CodesWanted = tuple[Hashable, tuple[int, int], int]
 
 LZMA_MEMORY = 1 << 28
 
 
-def pack_codes(matrices: Sequence[Codes], compressor: str) -> bytes:
+def pack_codes(outlines: Sequence[Outline], matrices: Sequence[np.ndarray], compressor: str) -> bytes:
     if compressor == "entropy":
-        return coder.encode_matrices(matrices)
-    return _compress(b"".join(codes.tobytes() for _, codes, _ in matrices), compressor)
+        return coder.encode_matrices(outlines, matrices)
+    return _compress(b"".join(codes.tobytes() for codes in matrices), compressor)
 
 
-def unpack_codes(data: bytes, wanted: Sequence[CodesWanted], compressor: str) -> list[np.ndarray]:
+def unpack_codes(data: bytes, outlines: Sequence[Outline], compressor: str) -> list[np.ndarray]:
     if compressor == "entropy":
-        return coder.decode_matrices(data, wanted)
-    numbers = np.frombuffer(_expand(data, sum(rows * columns for _, (rows, columns), _ in wanted), compressor), np.int8)
+        return coder.decode_matrices(data, outlines)
+    size = sum(rows * columns for rows, columns in (outline.shape for outline in outlines))
+    numbers = np.frombuffer(_expand(data, size, compressor), np.int8)
     found, at = [], 0
-    for _, (rows, columns), largest in wanted:
+    for outline in outlines:
+        (rows, columns), largest = outline.shape, outline.largest
         codes = numbers[at : at + rows * columns].reshape(rows, columns)
         at += rows * columns
         if codes.size and (codes.max() > largest or codes.min() < -largest):

@@ -17,7 +17,7 @@ from pathlib import Path
 from pgolf.artifact.errors import ArtifactError
 
 MAGIC = b"pgolf\n"
-VERSION = 1
+VERSION = 2
 DIGEST = 32
 
 

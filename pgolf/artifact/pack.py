@@ -17,8 +17,8 @@ from torch import Tensor
 from pgolf.artifact import compression
 from pgolf.artifact.container import join_sections, read_container
 from pgolf.artifact.errors import ArtifactError
-from pgolf.artifact.rounding import FACTOR_BITS, Correction, Rounded, largest_code
-from pgolf.artifact.weights import Weights, kind_of, role_of, round_weights, steps_of
+from pgolf.artifact.rounding import Correction, Rounded
+from pgolf.artifact.weights import Weights, outlines_of, role_of, round_weights
 from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, check, from_table, scoring_table
 from pgolf.folder import write_whole
 from pgolf.model import build_model, count_parameters, import_checkpoint, submission_state
@@ -75,9 +75,9 @@ def sections_of(
     weights: Weights, settings: Settings, tokenizer: bytes, extra: Mapping[str, bytes] | None = None
 ) -> dict[str, bytes]:
     chosen = settings.artifact
-    coded = weights.coded(chosen)
-    codes = [(kind, matrix.codes.numpy(), largest) for kind, matrix, largest in coded]
-    scales = [matrix.scales.numpy() for _, matrix, _ in coded]
+    outlines, matrices = weights.coded(chosen)
+    codes = [matrix.codes.numpy() for matrix in matrices]
+    scales = [matrix.scales.numpy() for matrix in matrices]
     small = [tensor.numpy().ravel() for tensor in weights.small.values()]
     ranks = {name: len(correction.left.codes) for name, correction in weights.corrections.items()}
     meta = {
@@ -90,7 +90,7 @@ def sections_of(
     }
     return {
         "meta": compression.pack_text(json.dumps(meta, separators=(",", ":")).encode()),
-        "codes": compression.pack_codes(codes, chosen.compressor),
+        "codes": compression.pack_codes(outlines, codes, chosen.compressor),
         "scales": compression.pack_halves(_joined(scales), chosen.compressor),
         "small": compression.pack_halves(_joined(small), chosen.compressor),
         "tokenizer": compression.pack_text(tokenizer),
@@ -182,24 +182,18 @@ def _weights(
 ) -> Weights:
     roles = {name: role_of(name, shape.numel(), chosen) for name, shape in shapes.items()}
     large = {name: (shape.numel() // shape[-1], shape[-1]) for name, shape in shapes.items() if roles[name] != "small"}
-    wanted: list[compression.CodesWanted] = []
-    for name, shape in large.items():
-        wanted.append((kind_of(name), shape, steps_of(roles[name], chosen).largest))
     ranks = _read_ranks(meta, large)
-    for name, rank in ranks.items():
-        rows, columns = large[name]
-        wanted += [("left", (rank, rows), largest_code(FACTOR_BITS)), ("right", (rank, columns), largest_code(FACTOR_BITS))]
+    outlines = outlines_of(large, ranks, chosen)
     small = {name: shape for name, shape in shapes.items() if roles[name] == "small"}
-    scale_count = sum(rows for _, (rows, _), _ in wanted)
+    counts = [outline.shape[0] for outline in outlines]
     small_count = sum(shape.numel() for shape in small.values())
-    codes = compression.unpack_codes(sections["codes"], wanted, chosen.compressor)
-    scales = compression.unpack_halves(sections["scales"], scale_count, chosen.compressor)
+    halves = compression.unpack_halves(sections["scales"], sum(counts), chosen.compressor)
+    scales = np.split(halves, np.cumsum(counts[:-1])) if counts else []
+    outlines = [outline.given(mine) for outline, mine in zip(outlines, scales, strict=True)]
+    codes = compression.unpack_codes(sections["codes"], outlines, chosen.compressor)
     numbers = compression.unpack_halves(sections["small"], small_count, chosen.compressor)
 
-    matrices, at = [], 0
-    for array in codes:
-        matrices.append(Rounded(torch.from_numpy(array), torch.from_numpy(scales[at : at + len(array)].copy())))
-        at += len(array)
+    matrices = [Rounded(torch.from_numpy(a), torch.from_numpy(b.copy())) for a, b in zip(codes, scales, strict=True)]
     weights = Weights(rounded=dict(zip(large, matrices, strict=False)))
     factors = matrices[len(large) :]
     for number, name in enumerate(ranks):

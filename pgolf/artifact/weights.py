@@ -1,15 +1,19 @@
 """A network's weights as the file holds them: small tensors in float16, large ones as codes, scales and corrections."""
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pgolf.artifact import gptq, rounding
+from pgolf.artifact.coder import Outline
 from pgolf.artifact.rounding import Correction, Rounded, Steps
 from pgolf.config import ArtifactSettings
+
+# how many directions the coder looks for in a matrix: embeddings have many, and are small enough to look closely
+DIRECTIONS = {"matrix": 8, "embedding": 32}
 
 
 def role_of(name: str, numel: int, settings: ArtifactSettings) -> str:
@@ -28,6 +32,27 @@ def steps_of(role: str, settings: ArtifactSettings) -> Steps:
     bits = settings.matrix_bits if role == "matrix" else settings.embedding_bits
     floor = settings.scale_floor and "sdclip" not in settings.rounding
     return Steps(bits, floor, settings.clip_scale, settings.scale_steps)
+
+
+def outlines_of(
+    shapes: Mapping[str, tuple[int, int]], correction_ranks: Mapping[str, int], settings: ArtifactSettings
+) -> list[Outline]:
+    """What a reader knows of a file's matrices, in its order, from their names and shapes: first the tensors, then the
+    two factors of each correction."""
+    places = {name: place for place, name in enumerate(shapes)}
+    outlines = []
+    for name, shape in shapes.items():
+        role = role_of(name, shape[0] * shape[1], settings)
+        # hidden units of the MLP: the rows of one matrix are the columns of the next
+        feeder = places.get(name.replace(".mlp.proj.", ".mlp.fc.")) if ".mlp.proj." in name else None
+        if feeder is not None and feeder > places[name]:
+            feeder = None
+        outlines.append(Outline(kind_of(name), shape, steps_of(role, settings).largest, DIRECTIONS[role], feeder=feeder))
+    largest = rounding.largest_code(rounding.FACTOR_BITS)
+    for name, rank in correction_ranks.items():
+        rows, columns = shapes[name]
+        outlines += [Outline("left", (rank, rows), largest), Outline("right", (rank, columns), largest)]
+    return outlines
 
 
 @dataclass
@@ -49,16 +74,15 @@ class Weights:
             state[name] = value.reshape(shape)
         return state
 
-    def coded(self, settings: ArtifactSettings) -> list[tuple[Hashable, Rounded, int]]:
-        """Everything that is codes and scales, in the file's order, each with its kind and largest code."""
-        entries: list[tuple[Hashable, Rounded, int]] = []
-        for name, matrix in self.rounded.items():
-            largest = steps_of(role_of(name, matrix.codes.numel(), settings), settings).largest
-            entries.append((kind_of(name), matrix, largest))
+    def coded(self, settings: ArtifactSettings) -> tuple[list[Outline], list[Rounded]]:
+        """Everything that is codes and scales, in the file's order."""
+        shapes = {name: tuple(matrix.codes.shape) for name, matrix in self.rounded.items()}
+        ranks = {name: len(correction.left.codes) for name, correction in self.corrections.items()}
+        matrices = list(self.rounded.values())
         for correction in self.corrections.values():
-            largest = rounding.largest_code(rounding.FACTOR_BITS)
-            entries += [("left", correction.left, largest), ("right", correction.right, largest)]
-        return entries
+            matrices += [correction.left, correction.right]
+        outlines = outlines_of(shapes, ranks, settings)
+        return [outline.given(matrix.scales.numpy()) for outline, matrix in zip(outlines, matrices, strict=True)], matrices
 
     def without_ones(self, share: float) -> "Weights":
         if not share:
