@@ -43,7 +43,7 @@ def run(request) -> RunFolder:
 
 @pytest.fixture(scope="module", params=["gptq-sdclip", "gptq", "gptq-published"])
 def matrices(request, run):
-    """(kind, codes, largest) of every large tensor, rounded by GPTQ with inputs from training text."""
+    """Outlines and codes of every large tensor, rounded by GPTQ with inputs from training text."""
     settings = read_toml(run.config)
     model = build_model(settings.model)
     model.load_state_dict(load_file(run.weights))
@@ -54,11 +54,8 @@ def matrices(request, run):
         chosen |= {"matrix_bits": 5, "prune": 0.03}
     artifact = replace(settings.artifact, **chosen)
     weights = round_weights(submission_state(model), artifact, inputs)
-    return request.param, [(kind, matrix.codes.numpy(), largest) for kind, matrix, largest in weights.coded(artifact)]
-
-
-def wanted(matrices):
-    return [(kind, codes.shape, largest) for kind, codes, largest in matrices]
+    outlines, found = weights.coded(artifact)
+    return request.param, (outlines, [matrix.codes.numpy() for matrix in found])
 
 
 def zstd_22(matrices) -> int:
@@ -76,10 +73,11 @@ def brotli_11(matrices) -> int:
 
 
 def lrzip_9(matrices) -> int:
+    """-T: it compresses, whatever a quick look tells it."""
     with tempfile.TemporaryDirectory() as folder:
         raw, packed = Path(folder) / "codes", Path(folder) / "codes.lrz"
         raw.write_bytes(_bytes(matrices))
-        subprocess.run(["lrzip", "-q", "-f", "-z", "-L", "9", "-o", packed, raw], check=True, capture_output=True)
+        subprocess.run(["lrzip", "-q", "-f", "-z", "-L", "9", "-T", "-o", packed, raw], check=True, capture_output=True)
         return packed.stat().st_size
 
 
@@ -88,7 +86,8 @@ def constriction_rows(matrices) -> int:
     import constriction
 
     encoder = constriction.stream.queue.RangeEncoder()
-    for _, codes, largest in matrices:
+    for outline, codes in zip(*matrices, strict=True):
+        largest = outline.largest
         family = constriction.stream.model.QuantizedGaussian(-largest, largest)
         deviations = np.repeat(np.maximum(codes.astype(np.float64).std(1), 0.3), codes.shape[1])
         encoder.encode(codes.ravel().astype(np.int32), family, np.zeros(codes.size), deviations)
@@ -113,17 +112,17 @@ def compressors() -> tuple[dict, dict[str, str]]:
 
 
 def ours(matrices) -> int:
-    return len(coder.encode_matrices(matrices))
+    return len(coder.encode_matrices(*matrices))
 
 
 def _bytes(matrices) -> bytes:
-    return b"".join(codes.tobytes() for _, codes, _ in matrices)
+    return b"".join(codes.tobytes() for codes in matrices[1])
 
 
 def test_bytes(bench, matrices):
     """Fewer bytes than each of them, or the gate fails."""
     rounding, codes = matrices
-    size, count = ours(codes), sum(matrix.size for _, matrix, _ in codes)
+    size, count = ours(codes), sum(matrix.size for matrix in codes[1])
     assert 0 < size < count * 1.01
     if bench.tiny:
         return
@@ -141,16 +140,18 @@ def test_bytes(bench, matrices):
 def test_seconds(bench, matrices):
     """How long coding takes, on a quarter of a million codes. xz and brotli are there for scale: they are no yardstick."""
     rounding, codes = matrices
-    some, total = [], 0
-    for kind, matrix, largest in codes:
+    outlines, parts, total = [], [], 0
+    for outline, matrix in zip(*codes, strict=True):
         rows = max(1, min(len(matrix), ((2_000 if bench.tiny else 250_000) - total) // matrix.shape[1]))
-        some.append((kind, matrix[:rows], largest))
-        total += some[-1][1].size
+        parts.append(matrix[:rows])
+        outlines.append(outline._replace(shape=parts[-1].shape, scales=outline.scales[:rows]))
+        total += parts[-1].size
         if total >= (2_000 if bench.tiny else 250_000):
             break
-    data = coder.encode_matrices(some)
-    back = coder.decode_matrices(data, wanted(some))
-    assert all(np.array_equal(one, other) for (_, one, _), other in zip(some, back, strict=True))
+    some = outlines, parts
+    data = coder.encode_matrices(*some)
+    back = coder.decode_matrices(data, outlines)
+    assert all(np.array_equal(one, other) for one, other in zip(parts, back, strict=True))
     if rounding != "gptq-sdclip":
         return  # its speed does not depend on how codes came about
     found, absent = compressors()
@@ -168,7 +169,7 @@ def test_seconds(bench, matrices):
     bench.keep(line)
     line = bench.measure(
         "decoding",
-        {"ours": lambda: coder.decode_matrices(data, wanted(some)), "encoding": lambda: ours(some)},
+        {"ours": lambda: coder.decode_matrices(data, outlines), "encoding": lambda: ours(some)},
         least={"encoding": 0.5},
         per_call=(total, "weights/s"),
         host=True,
