@@ -18,7 +18,7 @@ from pgolf.artifact.pack import read_artifact
 from pgolf.budget import Clock
 from pgolf.config import read_toml
 from pgolf.data import ByteTable, default_dataset, open_dataset
-from pgolf.evaluation.adaptation.lora import document_starts
+from pgolf.evaluation.documents import document_starts
 from pgolf.evaluation.evaluate import Reading
 from pgolf.evaluation.metric import score_of
 from pgolf.evaluation.pipeline import Pass

@@ -56,6 +56,10 @@ def main(words: list[str] | None = None) -> int:
         code, said = 2, str(error)
     except PgolfError as error:
         code, said = 1, str(error)
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("pgolf."):
+            raise
+        code, said = 2, f"this script carries what its own settings need, and {error.name} is not in it; use the whole package"
     except KeyboardInterrupt:
         code, said = 130, "stopped"
     print(f"pgolf: {said}", file=sys.stderr)

@@ -185,7 +185,6 @@ PACKING = ("calibration", "rounding", "chain table")
 
 def pack(folder: RunFolder, device: str = "") -> int:
     from pgolf.artifact.code import code_bytes
-    from pgolf.artifact.fitting import fit
     from pgolf.artifact.losses import rounding_losses
     from pgolf.artifact.pack import sections_of, size_of, write_weights
     from pgolf.artifact.weights import Weights, round_weights
@@ -209,6 +208,7 @@ def pack(folder: RunFolder, device: str = "") -> int:
         extra = chain_section(model, settings, dataset, place, clock, display)
         with clock.part("rounding"):
             if settings.artifact.fit:
+                from pgolf.artifact.fitting import fit
 
                 def total(weights: Weights, chosen: ArtifactSettings) -> int:
                     found = replace(settings, artifact=chosen)
@@ -236,11 +236,11 @@ def pack(folder: RunFolder, device: str = "") -> int:
 
 def calibration_of(model, settings: Settings, dataset: Dataset, place: torch.device, clock: Budget, display: Display):
     """Second moments of the matrices' inputs, if the rounding wants them. Reading training data counts as training."""
-    from pgolf.artifact.calibration import generated_batches, hessians, training_batches
-
     options, length = settings.artifact, settings.training.sequence_length
     if not options.rounding.startswith("gptq"):
         return None
+    from pgolf.artifact.calibration import generated_batches, hessians, training_batches
+
     batch = max(1, 32_768 // length) if place.type == "cuda" else max(1, 4096 // length)
     if options.calibration == "generated":
         with clock.outside("calibration"):
@@ -253,12 +253,13 @@ def calibration_of(model, settings: Settings, dataset: Dataset, place: torch.dev
 
 def chain_section(model, settings: Settings, dataset: Dataset, place, clock: Budget, display: Display) -> dict[str, bytes]:
     """The chain's weights as a section of the artifact: learnt on the training text that training left out."""
+    if "chain" not in settings.evaluation.mixer.honest:
+        return {}
+    tokens = dataset.held_out(settings.data.held_out_tokens)
+    if len(tokens) < 2:
+        return {}
     from pgolf.evaluation.readers.chain import learnt_to_bytes
     from pgolf.evaluation.readers.table import learn_chain_table
-
-    tokens = dataset.held_out(settings.data.held_out_tokens)
-    if "chain" not in settings.evaluation.mixer.honest or len(tokens) < 2:
-        return {}
 
     def learn(tokens):
         return learn_chain_table(model, tokens, settings.evaluation, bos=dataset.tokenizer.bos, device=place)
@@ -363,10 +364,12 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
 
 def chain_table(artifact):
     """What the artifact carries for the chain to begin with, if it does."""
+    carried = artifact.sections.get("chain")
+    if not carried:
+        return None
     from pgolf.evaluation.readers.chain import learnt_from_bytes
 
-    carried = artifact.sections.get("chain")
-    return learnt_from_bytes(carried, "the artifact's section chain") if carried else None
+    return learnt_from_bytes(carried, "the artifact's section chain")
 
 
 def reading_line(name: str, reading: dict) -> str:

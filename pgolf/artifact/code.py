@@ -4,9 +4,8 @@ import ast
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pgolf
@@ -19,11 +18,41 @@ LEFT_OUT = (
     "pgolf.artifact.export",
     "pgolf.artifact.script",
     "pgolf.data.fineweb",
-    "pgolf.evaluation.codec",
     "pgolf.evaluation.audit",
+    "pgolf.evaluation.codec",
+    "pgolf.kernels.compile",
     "pgolf.report",
 )
 KEPT = ("pgolf.report", "pgolf.report.tables")
+
+
+def _reads(name: str) -> Callable[[Settings], bool]:
+    return lambda settings: name in settings.evaluation.mixer.honest
+
+
+def _gptq(settings: Settings) -> bool:
+    return settings.artifact.rounding.startswith("gptq")
+
+
+def _by_documents(settings: Settings) -> bool:
+    return settings.evaluation.adaptation.method == "lora"
+
+
+# rooms that a run enters only with such settings; whoever needs them imports them on the way in
+ENTERED: dict[str, Callable[[Settings], bool]] = {
+    "pgolf.artifact.calibration": _gptq,
+    "pgolf.artifact.fitting": lambda settings: settings.artifact.fit,
+    "pgolf.artifact.gptq": _gptq,
+    "pgolf.evaluation.adaptation.chunks": lambda settings: settings.evaluation.adaptation.method == "chunks",
+    "pgolf.evaluation.adaptation.lora": _by_documents,
+    "pgolf.evaluation.readers.bias": _reads("bias"),
+    "pgolf.evaluation.readers.chain": _reads("chain"),
+    "pgolf.evaluation.readers.ngrams": _reads("ngrams"),
+    "pgolf.evaluation.readers.table": _reads("chain"),
+    "pgolf.evaluation.readers.tilt": lambda settings: _reads("tilt")(settings) or _reads("boost")(settings),
+    "pgolf.kernels.lora": _by_documents,
+    "pgolf.model.decoder": lambda settings: _gptq(settings) and settings.artifact.calibration == "generated",
+}
 PRESET = "submission"
 # set by the script for the processes that it starts: where it lies
 SCRIPT = "PGOLF_SCRIPT"
@@ -47,7 +76,7 @@ def code_bytes(settings: Settings) -> int:
 
 def make_script(settings: Settings) -> str:
     """One file that holds every source needed, unpacks them for its own lifetime and runs them with these settings."""
-    files = {path: text for path, text in sorted(needed_sources().values())}
+    files = {path: text for path, text in sorted(needed_sources(settings).values())}
     # the same script for every seed: which one it is, the environment says
     files[f"pgolf/presets/{PRESET}.toml"] = to_toml(replace(settings, seed=Settings.seed))
     runner = Path(__file__).with_name("script.py").read_text(encoding="utf-8")
@@ -64,41 +93,95 @@ def literal(text: str) -> str:
     return raw
 
 
-@cache
-def needed_sources() -> dict[str, tuple[str, str]]:
-    """Module name to (path in the package, text), for all that `pgolf.run` imports, directly or not, early or late."""
-    found: dict[str, tuple[str, str]] = {}
-    waiting = [ROOT]
+def needed_sources(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Module name to (path in the package, text), for all that a run with these settings imports, early or late.
+
+    A package's own file that does nothing but pass names on passes on those that are asked for.
+    """
+    sources: dict[str, tuple[str, str]] = {}
+    faces: dict[str, Face] = {}
+    waiting: list[tuple[str, str]] = [(ROOT, "")]
     while waiting:
-        name = waiting.pop()
+        name, asked = waiting.pop()
+        if name in faces:
+            waiting += faces[name].ask(asked)
+            continue
         path = _file_of(name)
-        if name in found or path is None or _left_out(name):
+        if name in sources or path is None or _left_out(name, settings):
             continue
         text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
         inside = name.replace(".", "/")
-        found[name] = (f"{inside}/__init__.py" if path.name == "__init__.py" else f"{inside}.py", text)
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        for imported in _imports(ast.parse(text), package):
-            parts = imported.split(".")
-            # a package's own file runs before any module in it
-            waiting += [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return found
+        sources[name] = (f"{inside}/__init__.py" if path.name == "__init__.py" else f"{inside}.py", text)
+        parent = name.rpartition(".")[0]
+        # a package's own file runs before any module in it
+        waiting.append((parent, ""))
+        if path.name == "__init__.py" and Face.is_one(tree):
+            faces[name] = Face(text, tree, settings)
+            waiting += faces[name].ask(asked)
+            continue
+        for module, imported in _imports(tree, name if path.name == "__init__.py" else parent):
+            waiting.append((module, imported))
+            if imported and not (module in faces and imported in faces[module].origins):
+                waiting.append((f"{module}.{imported}", ""))
+    for name, face in faces.items():
+        sources[name] = (sources[name][0], face.text())
+    return sources
 
 
-def requirements() -> list[str]:
+class Face:
+    """A package's own file that says what the package is and passes names on."""
+
+    def __init__(self, text: str, tree: ast.Module, settings: Settings):
+        self.docstring = (ast.get_source_segment(text, tree.body[0]) or "") + "\n"
+        self.origins = {
+            alias.name: node.module or ""
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and not _left_out(node.module or "", settings)
+            for alias in node.names
+        }
+        self.asked: set[str] = set()
+
+    @staticmethod
+    def is_one(tree: ast.Module) -> bool:
+        names_all = lambda node: isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        passes_on = lambda node: isinstance(node, ast.ImportFrom) and not node.level and not any(a.asname for a in node.names)
+        first, *rest = tree.body or [None]
+        return isinstance(first, ast.Expr) and all(names_all(node) or passes_on(node) for node in rest)
+
+    def ask(self, name: str) -> list[tuple[str, str]]:
+        """What has to be there for the name, which may be a module of the package instead."""
+        if name not in self.origins or name in self.asked:
+            return []
+        self.asked.add(name)
+        return [(self.origins[name], name)]
+
+    def text(self) -> str:
+        lines: dict[str, list[str]] = {}
+        for name in sorted(self.asked):
+            lines.setdefault(self.origins[name], []).append(name)
+        passed = "".join(f"from {module} import {', '.join(names)}\n" for module, names in sorted(lines.items()))
+        return self.docstring + (f"\n{passed}" if passed else "")
+
+
+def requirements(settings: Settings) -> list[str]:
     """The distributions that these sources import, pinned to what is installed here."""
     owners = importlib.metadata.packages_distributions()
-    modules = set()
-    for name, (path, text) in needed_sources().items():
-        package = name if path.endswith("/__init__.py") else name.rpartition(".")[0]
-        modules |= {imported.split(".")[0] for imported in _imports(ast.parse(text), package)}
+    trees = [ast.parse(text) for _, text in needed_sources(settings).values()]
+    modules = {module.split(".")[0] for tree in trees for module, _ in _imports(tree, "")}
     optional = {"brotli", "kernels", "flash_attn", "flash_attn_interface", "huggingface_hub", "tensorboard"}
     wanted = {owner for module in modules - optional - {"pgolf"} - sys.stdlib_module_names for owner in owners.get(module, [])}
     return sorted(f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in wanted)
 
 
-def _left_out(name: str) -> bool:
-    return name not in KEPT and any(name == start or name.startswith(start + ".") for start in LEFT_OUT)
+def _left_out(name: str, settings: Settings) -> bool:
+    if any(_within(name, room) and not entered(settings) for room, entered in ENTERED.items()):
+        return True
+    return name not in KEPT and any(_within(name, room) for room in LEFT_OUT)
+
+
+def _within(name: str, room: str) -> bool:
+    return name == room or name.startswith(room + ".")
 
 
 def _file_of(name: str) -> Path | None:
@@ -115,13 +198,18 @@ def _file_of(name: str) -> Path | None:
     return None
 
 
-def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """Names of modules, and of what is imported from them, which may be modules too."""
-    for node in ast.walk(tree):
+def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str]]:
+    """Pairs of a module and a name that is imported from it, which may be a module too; "" for the module alone."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            yield from ((module, alias.name) for alias in node.names)

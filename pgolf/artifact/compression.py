@@ -1,6 +1,7 @@
 """Arrays of numbers to bytes and back, by a general compressor or by the entropy coder. Reading, no size is exceeded."""
 
 import lzma
+import os
 import zlib
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from pgolf.artifact.coder import Outline
 from pgolf.artifact.errors import ArtifactError
 
 LZMA_MEMORY = 1 << 28
+# what one core compresses by itself
+ZSTD_JOB = 1 << 22
 
 
 def pack_codes(outlines: Sequence[Outline], matrices: Sequence[np.ndarray], compressor: str) -> bytes:
@@ -64,7 +67,10 @@ def unpack_text(data: bytes, limit: int) -> bytes:
 def _compress(data: bytes, compressor: str) -> bytes:
     if compressor == "lzma":
         return lzma.compress(data, preset=6)
-    return zstandard.ZstdCompressor(level=22).compress(data)
+    # the same bytes on any number of cores
+    options = {"job_size": ZSTD_JOB, "threads": max(1, os.cpu_count() or 1), "source_size": len(data)}
+    chosen = zstandard.ZstdCompressionParameters.from_level(22, **options)
+    return zstandard.ZstdCompressor(compression_params=chosen).compress(data)
 
 
 def _expand(data: bytes, size: int, compressor: str) -> bytes:

@@ -45,7 +45,7 @@ def export(options: ExportOptions) -> int:
         raise FolderError(f"{out} is not empty; give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "train_gpt.py", script)
-    write_whole(out / "requirements.txt", "\n".join(requirements()) + "\n")
+    write_whole(out / "requirements.txt", "\n".join(requirements(settings)) + "\n")
     write_whole(out / "submission.json", json.dumps(record, indent=2) + "\n")
     write_whole(out / "README.md", _readme(record, settings, summaries, reading, significance))
     for folder, seed in zip(folders, seeds, strict=True):

@@ -4,8 +4,8 @@
     torchrun --standalone --nproc_per_node=8 train_gpt.py
 
 Settings are this submission's. The challenge's environment names (SEED, DATA_PATH, MAX_WALLCLOCK_SECONDS, ...) and flags
-(--help) change them. FILES holds the sources as they are; they are unpacked into a temporary folder for as long as this
-runs, because compilers of kernels want to read them from files.
+(--help) change them, as far as these sources reach: FILES holds those that the settings need, as they are. They are unpacked
+into a temporary folder for as long as this runs, because compilers of kernels want to read them from files.
 """
 
 import atexit

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pgolf.artifact import gptq, rounding
+from pgolf.artifact import rounding
 from pgolf.artifact.coder import Outline
 from pgolf.artifact.rounding import Correction, Rounded, Steps
 from pgolf.config import ArtifactSettings
@@ -134,6 +134,8 @@ def _round_stack(stack: Tensor, hessians: Tensor | None, role: str, settings: Ar
     if "sdclip" in form:
         sigmas = settings.sdclip_sigmas if role == "matrix" else settings.sdclip_embedding_sigmas
     if hessians is not None:
+        from pgolf.artifact import gptq
+
         if form == "gptq-published":
             return gptq.published(stack, hessians, steps, damping=settings.damping)
         if form.startswith("gptq"):

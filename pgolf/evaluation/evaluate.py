@@ -7,6 +7,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,21 +15,19 @@ import torch
 from pgolf.budget import Budget
 from pgolf.config import EvaluationSettings, SettingsError, nearest
 from pgolf.distributed import World
-from pgolf.evaluation.adaptation import ChunkAdapter
-from pgolf.evaluation.adaptation.lora import document_bounds, document_starts, score_documents
+from pgolf.evaluation.documents import document_bounds, document_starts
 from pgolf.evaluation.metric import Score, score_of
 from pgolf.evaluation.pipeline import Collector, Pass
 from pgolf.evaluation.planner import OutOfTime, Planner, Steady
 from pgolf.evaluation.readers.base import Reader
-from pgolf.evaluation.readers.bias import BiasReader
-from pgolf.evaluation.readers.chain import ChainReader, Learnt
-from pgolf.evaluation.readers.ngrams import NgramsReader
 from pgolf.evaluation.readers.published import Published, PublishedBoost, PublishedHedge, PublishedTail
 from pgolf.evaluation.readers.temperature import Plain, Temperature, Tempered, policy
-from pgolf.evaluation.readers.tilt import BoostReader, TiltReader
 from pgolf.evaluation.statistics import gathered
 from pgolf.evaluation.stream import Ledger, ScoredStream
 from pgolf.evaluation.words import Words, excerpts
+
+if TYPE_CHECKING:
+    from pgolf.evaluation.readers.chain import Learnt
 
 ADAPTER_SEED = 20_301
 
@@ -71,7 +70,7 @@ def evaluate(
     *,
     bos: int,
     budget: Budget | None = None,
-    chain_table: Learnt | None = None,
+    chain_table: "Learnt | None" = None,
     replay: dict | None = None,
     device="cpu",
     world: World | None = None,
@@ -174,6 +173,8 @@ class Scorer:
         settings, adapter = self.settings, None
         by_chunks = settings.mixer.published == "hedge" or settings.temperature.method == "grid"
         if settings.adaptation.method == "chunks":
+            from pgolf.evaluation.adaptation.chunks import ChunkAdapter
+
             adapter = ChunkAdapter(
                 self.model,
                 settings.adaptation,
@@ -197,6 +198,8 @@ class Scorer:
         self, readers: Sequence[Reader], temperature: Temperature | None, planner: Planner
     ) -> dict[str, np.ndarray]:
         """The main pass, with adapters for each document."""
+        from pgolf.evaluation.adaptation.lora import score_documents
+
         stream, world = ScoredStream(self.tokens), self.world
         self.found.ledger = stream.ledger
         collector = Collector(readers, bos=self.bos, temperature=temperature, words=self.found.words)
@@ -262,7 +265,7 @@ def readers_of(
     vocab: int,
     targets: int,
     temperature: Temperature | None,
-    chain_table: Learnt | None = None,
+    chain_table: "Learnt | None" = None,
 ) -> list[Reader]:
     """The plain one first, then those that build on it."""
     mixer, adaptation = settings.mixer, settings.adaptation.method
@@ -270,13 +273,34 @@ def readers_of(
     readers: list[Reader] = [Plain(plain)]
     if temperature:
         readers.append(Tempered(temperature))
-    honest = {
-        "chain": lambda: ChainReader(vocab, mixer.orders, mixer.granularity, chain_table, mixer.online_weights),
-        "boost": BoostReader,
-        "bias": lambda: BiasReader(vocab, mixer.granularity),
-        "tilt": TiltReader,
-        "ngrams": lambda: NgramsReader(vocab),
-    }
+
+    # each imported where it is asked for, so that a submission carries no other
+    def chain() -> Reader:
+        from pgolf.evaluation.readers.chain import ChainReader
+
+        return ChainReader(vocab, mixer.orders, mixer.granularity, chain_table, mixer.online_weights)
+
+    def boost() -> Reader:
+        from pgolf.evaluation.readers.tilt import BoostReader
+
+        return BoostReader()
+
+    def bias() -> Reader:
+        from pgolf.evaluation.readers.bias import BiasReader
+
+        return BiasReader(vocab, mixer.granularity)
+
+    def tilt() -> Reader:
+        from pgolf.evaluation.readers.tilt import TiltReader
+
+        return TiltReader()
+
+    def ngrams() -> Reader:
+        from pgolf.evaluation.readers.ngrams import NgramsReader
+
+        return NgramsReader(vocab)
+
+    honest = {"chain": chain, "boost": boost, "bias": bias, "tilt": tilt, "ngrams": ngrams}
     for name in mixer.honest:
         if name not in honest:
             hint = nearest(name, honest) or f"; there are {', '.join(honest)}"

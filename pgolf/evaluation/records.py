@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pgolf.data import Tokenizer
-from pgolf.evaluation.adaptation.lora import document_starts
+from pgolf.evaluation.documents import document_starts
 from pgolf.evaluation.evaluate import Evaluation, Reading
 from pgolf.evaluation.planner import PlanError
 from pgolf.evaluation.words import Words

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgolf.kernels.lora import lora_initial
 from pgolf.model.operators import Operators
 
 if TYPE_CHECKING:
@@ -47,6 +46,8 @@ class Adapters:
         alpha    the adapters' output is scaled by alpha / rank; 0: not scaled
         dtype    of the factors; float32 if not given (float64 for a float64 network)
         """
+        from pgolf.kernels.lora import lora_initial
+
         sites = [site for target in targets for site in (("up", "down") if target == "mlp" else (target,))]
         if unknown := sorted(set(sites) - set(SITES)):
             raise ValueError(f"adapters: no target {unknown[0]!r}; there are {', '.join(SITES)} and mlp")

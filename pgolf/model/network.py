@@ -10,6 +10,7 @@ small belongs to the executed layer.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,12 @@ from torch.nn import functional as F
 
 from pgolf.config import ModelSettings
 from pgolf.model.adapters import Adapters, Projector
-from pgolf.model.decoder import Decoder
 from pgolf.model.mixer import ScanBlock, ScanMatrices
 from pgolf.model.operators import OPERATORS, Operators
 from pgolf.model.parts import Block, HashedPairs, Matrices, SharedValues, SmearGate, previous, rms_norm, turns
+
+if TYPE_CHECKING:
+    from pgolf.model.decoder import Decoder
 
 
 class Network(nn.Module):
@@ -139,8 +142,10 @@ class Network(nn.Module):
 
     forward = loss
 
-    def decoder(self, batch: int, length: int) -> Decoder:
+    def decoder(self, batch: int, length: int) -> "Decoder":
         """Token by token: what the parallel form gives on windows of `length` tokens. Takes the weights as they are now."""
+        from pgolf.model.decoder import Decoder
+
         return Decoder(self, batch, length)
 
     # ---- how it works

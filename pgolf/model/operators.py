@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from torch import Tensor
+
 from pgolf.kernels.attention import attention
 from pgolf.kernels.attention import reference as attention_reference
 from pgolf.kernels.cross_entropy import cross_entropy
 from pgolf.kernels.cross_entropy.reference import cross_entropy_reference
-from pgolf.kernels.lora import lora
-from pgolf.kernels.lora.reference import lora_reference
 from pgolf.kernels.mlp import mlp
 from pgolf.kernels.mlp.reference import mlp_reference
 from pgolf.kernels.rotary import reference as rotary_reference
@@ -22,22 +22,29 @@ class Operators(NamedTuple):
     rotary: Callable
     mlp: Callable
     cross_entropy: Callable
-    lora: Callable
     scan: Callable
+    plain: bool
+    """In plain torch."""
 
+    def lora(self, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+        """Imported where it is called: few networks have adapters."""
+        if self.plain:
+            from pgolf.kernels.lora.reference import lora_reference
 
-def _lora_reference(x, weight, a, b, scale=1.0, cu_seqlens=None):
-    return lora_reference(x, weight, a, b, scale, cu_seqlens)[0]
+            return lora_reference(x, weight, a, b, scale, None)[0]
+        from pgolf.kernels.lora import lora
+
+        return lora(x, weight, a, b, scale)
 
 
 OPERATORS = {
-    "kernels": Operators(attention, rotary, mlp, cross_entropy, lora, scan),
+    "kernels": Operators(attention, rotary, mlp, cross_entropy, scan, False),
     "reference": Operators(
         attention_reference.attention,
         rotary_reference.rotary,
         mlp_reference,
         cross_entropy_reference,
-        _lora_reference,
         scan_chunked,
+        True,
     ),
 }

@@ -17,7 +17,7 @@ from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.export import export
 from pgolf.artifact.pack import read_artifact
 from pgolf.cli import ExportOptions, UsageError, named_runs, parse
-from pgolf.config import ArtifactSettings, Settings, read_toml, to_toml
+from pgolf.config import ArtifactSettings, Settings, load_preset, preset_names, read_toml, to_toml
 from pgolf.data import write_shard
 from pgolf.folder import RunFolder
 from pgolf.run import main
@@ -31,7 +31,7 @@ def test_the_script_carries_every_source_as_it_is():
     names: dict = {"__name__": "not main"}
     exec(compile(script, "train_gpt.py", "exec"), names)
     files = names["FILES"]
-    for path, text in code.needed_sources().values():
+    for path, text in code.needed_sources(settings).values():
         assert files[path] == text
     assert {"pgolf/run.py", "pgolf/kernels/__init__.py", "pgolf/training/loop.py", "pgolf/model/network.py"} <= files.keys()
     assert not any("report/pictures" in path or "artifact/export" in path for path in files)
@@ -46,12 +46,96 @@ def test_any_text_survives_as_a_literal(text):
     assert ast.literal_eval(code.literal(text)) == text
 
 
+def module_level_imports(tree):
+    """What runs when the module is imported: neither inside functions nor for type checkers."""
+    waiting = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module, alias.name) for alias in node.names)
+        waiting += ast.iter_child_nodes(node)
+
+
+def names_of(tree):
+    """What a module binds at its top."""
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
+        else:
+            yield from (part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_no_carried_source_misses_another(preset):
+    """Each name that is imported when a module is, is there; whichever rooms the settings leave out."""
+    sources = code.needed_sources(load_preset(preset))
+    trees = {name: ast.parse(text) for name, (_, text) in sources.items()}
+    for name, tree in trees.items():
+        for module, imported in module_level_imports(tree):
+            if module.split(".")[0] == "pgolf":
+                assert module in sources, f"{name} imports {module}"
+                assert f"{module}.{imported}" in sources or imported in names_of(trees[module]), f"{name}: {module}.{imported}"
+
+
+def test_rooms_are_carried_where_the_settings_enter_them():
+    plain = Settings()
+    settings = {
+        "calibration": with_(plain, artifact=with_(plain.artifact, rounding="gptq")),
+        "fitting": with_(plain, artifact=with_(plain.artifact, fit=True)),
+        "decoder": with_(plain, artifact=with_(plain.artifact, rounding="gptq", calibration="generated")),
+        "chunks": adapting(plain, "chunks"),
+        "lora.op": adapting(plain, "lora"),
+        "adaptation.pieces": adapting(plain, "lora"),
+        "tilt": reading(plain, "boost"),
+        "ngrams": reading(plain, "ngrams"),
+        "readers.chain": reading(plain, "chain"),
+        "hedge.trie": reading(plain, "chain"),
+        "bias": reading(plain, "bias"),
+    }
+    for room, entering in settings.items():
+        carried = lambda chosen, room=room: any(name.endswith(f".{room}") for name in code.needed_sources(chosen))
+        assert carried(entering) and not carried(plain), room
+    rooms = {name.rpartition(".")[0] for name in code.needed_sources(settings["lora.op"])}
+    assert not {"pgolf.kernels.packed", "pgolf.report.html", "pgolf.evaluation.codec"} & rooms
+    assert not any(name.startswith(("pgolf.kernels.packed", "pgolf.kernels.lora")) for name in code.needed_sources(plain))
+
+
+with_ = dataclasses.replace
+
+
+def adapting(settings, method):
+    evaluation = settings.evaluation
+    return with_(settings, evaluation=with_(evaluation, adaptation=with_(evaluation.adaptation, method=method)))
+
+
+def reading(settings, name):
+    evaluation = settings.evaluation
+    return with_(settings, evaluation=with_(evaluation, mixer=with_(evaluation.mixer, honest=(name,))))
+
+
+def test_a_room_that_is_not_carried_is_named(monkeypatch, capsys):
+    def missing(words):
+        raise ModuleNotFoundError("No module", name="pgolf.evaluation.readers.tilt")
+
+    monkeypatch.setattr("pgolf.run.dispatch", missing)
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pgolf.evaluation.readers.tilt" in said
+
+
 def test_every_module_of_the_script_imports_without_the_rest(tmp_path):
     """As in a fresh environment: only the unpacked files, nothing that was left out, no installed package of ours."""
-    for path, text in code.needed_sources().values():
+    sources = code.needed_sources(load_preset("pr688"))
+    for path, text in sources.values():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text, encoding="utf-8")
-    modules = [name for name in code.needed_sources() if not name.endswith((".gpu", "__main__"))]
+    modules = [name for name in sources if not name.endswith((".gpu", "__main__"))]
     program = (
         "import importlib, sys, pgolf\n"
         f"assert pgolf.__file__.startswith({str(tmp_path)!r}), pgolf.__file__\n"
@@ -66,7 +150,7 @@ def test_every_module_of_the_script_imports_without_the_rest(tmp_path):
 
 
 def test_requirements_are_what_the_sources_import():
-    found = {line.split("==")[0].lower() for line in code.requirements()}
+    found = {line.split("==")[0].lower() for line in code.requirements(Settings())}
     assert {"torch", "numpy", "numba", "zstandard", "safetensors", "sentencepiece", "tyro", "rich"} <= found
     assert not found & {"pgolf", "pytest", "matplotlib"}
 
@@ -121,7 +205,7 @@ def test_the_folder_holds_what_was_measured(tmp_path, capsys):
     readme = (out / "README.md").read_text()
     assert all(f"\n- C{n}, " in readme for n in (1, 2, 3, 4)) and "scored as `plain`" in readme and "| 2 | 2.00400 |" in readme
     assert (out / "train_seed3.log").read_text() == "log of seed 3\n"
-    assert (out / "requirements.txt").read_text().splitlines() == code.requirements()
+    assert (out / "requirements.txt").read_text().splitlines() == code.requirements(Settings())
 
 
 def test_runs_that_do_not_belong_together_are_refused(tmp_path):

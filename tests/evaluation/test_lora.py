@@ -8,7 +8,8 @@ import torch
 
 from pgolf.config import LoraSettings
 from pgolf.errors import PgolfError
-from pgolf.evaluation.adaptation import LoraScorer, batches_of, document_bounds, score_documents
+from pgolf.evaluation.adaptation import LoraScorer, batches_of, score_documents
+from pgolf.evaluation.documents import document_bounds
 from pgolf.evaluation.statistics import statistics_of
 from pgolf.evaluation.stream import ScoredStream
 from pgolf.kernels.lora import lora_initial
