@@ -68,7 +68,7 @@ def _compress(data: bytes, compressor: str) -> bytes:
     if compressor == "lzma":
         return lzma.compress(data, preset=6)
     # the same bytes on any number of cores
-    options = {"job_size": ZSTD_JOB, "threads": max(1, os.cpu_count() or 1), "source_size": len(data)}
+    options = {"job_size": ZSTD_JOB, "overlap_log": 3, "threads": max(1, os.cpu_count() or 1), "source_size": len(data)}
     chosen = zstandard.ZstdCompressionParameters.from_level(22, **options)
     return zstandard.ZstdCompressor(compression_params=chosen).compress(data)
 
