@@ -95,7 +95,7 @@ def test_rooms_are_carried_where_the_settings_enter_them():
         "tilt": reading(plain, "boost"),
         "ngrams": reading(plain, "ngrams"),
         "readers.chain": reading(plain, "chain"),
-        "hedge.trie": reading(plain, "chain"),
+        "hedge.chain": reading(plain, "chain"),
         "bias": reading(plain, "bias"),
     }
     for room, entering in settings.items():
