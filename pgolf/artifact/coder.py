@@ -175,13 +175,13 @@ def _row_energies(codes, scales, energies):
     """Mean squares of rows, relative to their mean; as they were if that is no number to divide by."""
     total = 0.0
     for row in range(len(codes)):
-        square = 0
+        square = np.int64(0)
         for j in range(codes.shape[1]):
             square += np.int64(codes[row, j]) * np.int64(codes[row, j])
         total += square * scales[row] * scales[row]
     if 0.0 < total < 1e30:
         for row in range(len(codes)):
-            square = 0
+            square = np.int64(0)
             for j in range(codes.shape[1]):
                 square += np.int64(codes[row, j]) * np.int64(codes[row, j])
             energies[row] = min(max(square * scales[row] * scales[row] * len(codes) / total, 0.01), 100.0)
