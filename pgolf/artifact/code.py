@@ -146,8 +146,8 @@ class Face:
     def is_one(tree: ast.Module) -> bool:
         names_all = lambda node: isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
         passes_on = lambda node: isinstance(node, ast.ImportFrom) and not node.level and not any(a.asname for a in node.names)
-        first, *rest = tree.body or [None]
-        return isinstance(first, ast.Expr) and all(names_all(node) or passes_on(node) for node in rest)
+        begins = bool(tree.body) and isinstance(tree.body[0], ast.Expr)
+        return begins and all(names_all(node) or passes_on(node) for node in tree.body[1:])
 
     def ask(self, name: str) -> list[tuple[str, str]]:
         """What has to be there for the name, which may be a module of the package instead."""
