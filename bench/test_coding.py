@@ -25,7 +25,6 @@ from bench.results import Gate, Line, Peer
 from bench.timing import Spread
 from pgolf.artifact import coder
 from pgolf.artifact.calibration import hessians, training_batches
-from pgolf.artifact.coder import Outline
 from pgolf.artifact.weights import round_weights
 from pgolf.config import read_toml
 from pgolf.folder import RunFolder
