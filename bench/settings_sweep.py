@@ -25,7 +25,7 @@ from pgolf.training.loop import train
 
 def main(steps: str, *flags: str) -> None:
     keep_freed_memory()
-    settings, _ = settings_from(["--steps", steps, *flags], cuda=False)
+    settings, _ = settings_from(["--steps", steps, "--training.precision", "native", *flags], cuda=False)
     with Display() as display, tempfile.TemporaryDirectory() as folder:
         dataset = dataset_of(settings, display)
 

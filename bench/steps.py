@@ -21,7 +21,7 @@ from pgolf.model import Adapters, build_model, parameter_groups
 from pgolf.model.operators import OPERATORS
 from pgolf.training import schedule
 from pgolf.training.learner import Learner
-from pgolf.training.loop import multiplies_bfloat16
+from pgolf.training.loop import drawn
 
 # what a Hopper GPU does at most by its data sheet, in dense bfloat16; what MFU is a share of
 NOMINAL_FLOPS = 989e12
@@ -56,10 +56,7 @@ class TrainingStep:
         self.settings, self.device = settings, torch.device(device)
         if device == "cuda":
             torch.set_float32_matmul_precision("high")
-        asked = torch.float32 if options.precision == "float32" else None
-        model = build_model(settings.model, device=device, dtype=asked, seed=settings.seed)
-        if not asked and device == "cpu" and multiplies_bfloat16():
-            model.activation = torch.bfloat16
+        model = drawn(settings.model, settings, self.device)
         model.operators = operators
         learner = Learner(model, parameter_groups(model), options, World(device=self.device))
         self.model, self.optimisers, self.terms, self.loss = model, learner.optimisers, learner.terms, learner.loss

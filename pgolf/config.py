@@ -158,8 +158,9 @@ class TrainingSettings:
     """Tokens of one training sequence."""
     micro_batches: int = 8
     """Parts of one step; the number of ranks must divide it, and each rank accumulates its share."""
-    precision: Literal["native", "float32"] = "native"
-    """native: activations in bfloat16 on CUDA and on CPUs with instructions for it, in float32 elsewhere."""
+    precision: Literal["auto", "native", "float32"] = "auto"
+    """native: activations in bfloat16 on CUDA and on CPUs with instructions for it, in float32 elsewhere. auto: the same, but
+    float32 on a CPU for a fixed number of steps, so that any number of ranks and threads finds the same curve."""
     warmup_steps: int = 20
     """Untimed steps that compile everything and leave no trace."""
     muon_lr: float = 0.025

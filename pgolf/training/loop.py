@@ -167,22 +167,15 @@ class _Run:
         torch.manual_seed(self.settings.seed)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        model = self._drawn(self.settings.model)
+        model = drawn(self.settings.model, self.settings, self.device)
         self.teacher, loss = None, None
         if self.options.distillation_share:
-            self.teacher = teacher_of(self._drawn(teacher_shape(self.settings.model)), self.options, self.world)
+            teacher = drawn(teacher_shape(self.settings.model), self.settings, self.device)
+            self.teacher = teacher_of(teacher, self.options, self.world)
             loss = distilled_loss(model, self.teacher.model)
         self.network = Learner(model, parameter_groups(model), self.options, self.world, loss)
         alpha, vocabulary = self.options.complement_alpha, self.settings.model.vocab_size
         self.complement = Complement(alpha, vocabulary, self.world) if alpha else None
-
-    def _drawn(self, shape: ModelSettings) -> Network:
-        """A network with its first weights, at the run's precision."""
-        asked = torch.float32 if self.options.precision == "float32" else None
-        model = build_model(shape, device=self.device, dtype=asked, seed=self.settings.seed)
-        if not asked and self.device.type == "cpu" and multiplies_bfloat16():
-            model.activation = torch.bfloat16
-        return model
 
     def _announce(self) -> None:
         cuda = self.device.type == "cuda"
@@ -437,6 +430,18 @@ class _Run:
         end = {"steps": self.step, "tokens": tokens, "seconds": report, "loss": self.loss, "weights": weights}
         self.log({"kind": "end", **end, "interrupted": self.interrupted})
         return TrainingResult(**end, validation=validation, exported=exported, interrupted=self.interrupted)
+
+
+def drawn(shape: ModelSettings, settings: Settings, device: torch.device) -> Network:
+    """A network with its first weights, at the run's precision."""
+    options, on_cpu = settings.training, device.type == "cpu"
+    repeats = options.precision == "auto" and options.steps > 0 and on_cpu
+    exact = options.precision == "float32" or repeats
+    # None: the device's own choice
+    model = build_model(shape, device=device, dtype=torch.float32 if exact else None, seed=settings.seed)
+    if on_cpu and not exact and multiplies_bfloat16():
+        model.activation = torch.bfloat16
+    return model
 
 
 def multiplies_bfloat16() -> bool:

@@ -194,7 +194,7 @@ def test_the_proof(path, codec, tmp_path):
     tokens = np.array([1, *codec.tokenizer.encode(TEXT[:600])], np.uint16)
     kept = tmp_path / "proof.pgolfz"
     found = prove(path, tokens, stream_path=kept)
-    assert found["equal"] and found["said"] == "" and found["tokens"] == len(tokens) - 1 and found["reading"] == "chain"
+    assert (found["said"], found["equal"], found["tokens"], found["reading"]) == ("", True, len(tokens) - 1, "chain")
     assert found["real_bits"] == 8 * kept.stat().st_size > found["code_bits"]
     assert found["coded_bits"] == pytest.approx(found["claimed_bits"], rel=2e-6)
     assert found["seconds"] > max(found["encode_seconds"], found["decode_seconds"]) > 0

@@ -78,8 +78,9 @@ def test_a_document_does_not_depend_on_its_company(n):
     bounds = torch.tensor([0, n], dtype=torch.int32)
     for d in range(5):
         one = slice(d, d + 1)
-        assert torch.equal(lora(x[one], weight, a[one], b[one])[0], together[d])
-        assert torch.equal(lora(x[d], weight, a[one], b[one], 1.0, bounds), together[d])
+        # as close as the library's product of many matrices is to that of one: on some processors it takes another path
+        assert_close(lora(x[one], weight, a[one], b[one])[0], together[d], 1e-6)
+        assert_close(lora(x[d], weight, a[one], b[one], 1.0, bounds), together[d], 1e-6)
 
 
 def test_float32_adapters_on_bfloat16_rows():

@@ -529,11 +529,16 @@ def test_native_precision_is_that_of_the_processor(tmp_path, monkeypatch):
     found = {}
     for able in (True, False):
         monkeypatch.setattr(loop, "multiplies_bfloat16", lambda able=able: able)
-        for precision in ("native", "float32"):
+        for precision in ("auto", "native", "float32"):
             result, events = run(tiny(precision=precision, steps=3), tmp_path / f"{able}-{precision}")
             assert all(tensor.dtype == torch.float32 for tensor in result.exported.values())
             found[able, precision] = losses(events)
     assert found[False, "native"] == found[False, "float32"] == found[True, "float32"] != found[True, "native"]
+    # a fixed number of steps repeats anywhere
+    assert found[True, "auto"] == found[True, "float32"]
+    monkeypatch.setattr(loop, "multiplies_bfloat16", lambda: True)
+    by_clock = tiny(precision="auto", steps=0)
+    assert loop.drawn(by_clock.model, by_clock, torch.device("cpu")).activation == torch.bfloat16
     assert found[True, "native"] == pytest.approx(found[True, "float32"], abs=0.02)
 
 

@@ -11,6 +11,8 @@
     4 bytes   CRC-32 of everything before
 """
 
+import functools
+import importlib.util
 import platform
 import struct
 import zlib
@@ -27,7 +29,7 @@ MAGIC, VERSION, DIGEST = b"pgolfz", 1, 8
 TEXT, TOKENS = 0, 1
 LARGEST = 1 << 40
 LIBRARIES = ("torch", "numpy", "numba", "constriction")
-
+ROOMS = ("pgolf.kernels", "pgolf.model", "pgolf.evaluation")
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,23 @@ def varint(number: int) -> bytes:
 def computer() -> dict[str, str]:
     """What the last bits of a distribution depend on, beside the artifact."""
     return {
-        "pgolf": pgolf.__version__,
+        "pgolf": f"{pgolf.__version__}-{sources():08x}",
         **{name: version_of(name) for name in LIBRARIES},
         "processor": f"{platform.machine()}-{processor():08x}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+@functools.cache
+def sources() -> int:
+    """A number for the code that computes: between two versions it changes, and with it a last bit now and then."""
+    number = 0
+    for room in ROOMS:
+        spec = importlib.util.find_spec(room)
+        assert spec and spec.origin
+        for path in sorted(Path(spec.origin).parent.rglob("*.py")):
+            number = zlib.crc32(path.read_bytes(), number)
+    return number
 
 
 def processor() -> int:
