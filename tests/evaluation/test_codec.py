@@ -161,6 +161,12 @@ def test_its_length_is_what_the_scorer_claims(path, codec, name, monkeypatch):
     assert codec.decompress(packed, "stream") == tokens.astype("<u2").tobytes()
 
 
+def test_settings_travel_only_where_they_are_not_the_artifacts_own(path, codec):
+    tokens = np.array([1, *codec.tokenizer.encode(TEXT[:100])], np.uint16)
+    streams = [Codec(path, settings).compress_tokens(tokens)[0] for settings in (None, settings_with())]
+    assert streams[0] == streams[1] and Stream.from_bytes(streams[0], "stream").settings == b""
+
+
 def test_adapting_and_mixing_change_the_length(path, codec, packed):
     plain = Codec(path, settings_with(EvaluationSettings(window=32, stride=12)))
     assert packed[1]["claimed_bits"] < 0.9 * plain.compress(TEXT.encode())[1]["claimed_bits"]

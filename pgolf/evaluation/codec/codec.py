@@ -46,7 +46,8 @@ class Codec:
         self.own = self.artifact.meta.get("scoring", {})
         if settings is None and (not self.own or not isinstance(self.own, dict)):
             raise CodecError(f"{path} does not say how it is scored: an older program packed it; pack its run again")
-        self.table: dict = self.own if settings is None else scoring_table(settings)
+        # by way of JSON, as the artifact's own have come: where they are the same, the stream need not carry them
+        self.table: dict = self.own if settings is None else json.loads(json.dumps(scoring_table(settings)))
         self.tokenizer = Tokenizer(f"{path}, its tokenizer", self.artifact.tokenizer)
         if self.tokenizer.vocab_size > self.artifact.model_settings.vocab_size:
             raise CodecError(f"{path}: its tokenizer has more entries than its network")
