@@ -20,21 +20,21 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
 fi
 by_nsys() {
     nsys profile --trace cuda,nvtx --capture-range cudaProfilerApi --capture-range-end stop --force-overwrite true \
-        --output "$report" "$python" -m bench.profile "$preset" --what "$what" --by range &&
+        --output "$report" "$python" -m bench.profiling "$preset" --what "$what" --by range &&
         nsys stats --report cuda_gpu_kern_sum --format csv --output - "$report.nsys-rep" >"$report.csv"
 }
 by_ncu() {
     # one step: every kernel is run several times over for its counters. Clocks are left alone.
     ncu --profile-from-start off --clock-control none --nvtx --set none --metrics gpu__time_duration.sum --csv \
-        --log-file "$report.csv" "$python" -m bench.profile "$preset" --what "$what" --by range --steps 1
+        --log-file "$report.csv" "$python" -m bench.profiling "$preset" --what "$what" --by range --steps 1
 }
 for tool in ${PROFILER:-nsys ncu torch}; do
     if [ "$tool" = torch ]; then
-        exec "$python" -m bench.profile "$preset" --what "$what" --trace "$report.json"
+        exec "$python" -m bench.profiling "$preset" --what "$what" --trace "$report.json"
     fi
     # a tool can be there and still not be allowed to look: then the next one tries
     if command -v "$tool" >/dev/null && "by_$tool"; then
-        exec "$python" -m bench.profile "$preset" --what "$what" --report "$report.csv"
+        exec "$python" -m bench.profiling "$preset" --what "$what" --report "$report.csv"
     fi
     echo "$tool is not there or could not profile" >&2
     [ -z "${PROFILER:-}" ] || exit 1

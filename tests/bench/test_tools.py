@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import profile, tune
+from bench import profiling, tune
 from bench.contests import ENTRIES, Place
 from bench.floors import kernel_of, training_floors
-from bench.profile import Kernel
+from bench.profiling import Kernel
 from pgolf.config import load_preset
 from pgolf.kernels.compile import OPERATORS, cases
 from pgolf.kernels.launch import Launch
@@ -91,22 +91,22 @@ def test_a_launch_that_changes_the_result_is_refused(monkeypatch):
 
 def test_shares_and_floors_of_a_profile():
     kernels = [Kernel("small", 1.0, 10), Kernel("xsa_fwd_kernel", 3.0, 2)]
-    text = profile.table(kernels, lambda name: 0.75 if name == "xsa_fwd_kernel" else None)
+    text = profiling.table(kernels, lambda name: 0.75 if name == "xsa_fwd_kernel" else None)
     first, second = text.splitlines()[1:]
     assert re.split(r"  +", first) == ["xsa_fwd_kernel", "2", "1.5 s", "75.0%", "50%"]
     assert re.split(r"  +", second) == ["small", "10", "100 ms", "25.0%"]
-    assert "1 more" in profile.table(kernels, lambda name: None, top=1)
+    assert "1 more" in profiling.table(kernels, lambda name: None, top=1)
 
 
 def test_summaries_of_nsys_and_ncu_are_read():
     nsys = 'note\n"Time (%)","Total Time (ns)","Instances","Name"\n75.0,3000000,2,"a(int, float)"\n25.0,1000000,1,b\n'
-    assert profile.kernels_in_csv(nsys) == [Kernel("a(int, float)", 0.003, 2), Kernel("b", 0.001, 1)]
+    assert profiling.kernels_in_csv(nsys) == [Kernel("a(int, float)", 0.003, 2), Kernel("b", 0.001, 1)]
     head = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
     rows = '"0","a","gpu__time_duration.sum","ns","1,500"\n"1","a","gpu__time_duration.sum","us","2.5"\n'
     rows += '"1","a","other","%","9"\n'
-    assert profile.kernels_in_csv("==PROF== x\n" + head + rows) == [Kernel("a", pytest.approx(4e-6), 2)]
+    assert profiling.kernels_in_csv("==PROF== x\n" + head + rows) == [Kernel("a", pytest.approx(4e-6), 2)]
     with pytest.raises(ValueError, match="neither"):
-        profile.kernels_in_csv("nothing\n")
+        profiling.kernels_in_csv("nothing\n")
 
 
 def test_floors_are_the_compile_tables_at_the_same_shape():

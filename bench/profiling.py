@@ -1,4 +1,4 @@
-"""A few warm steps of a preset under a profiler: `python -m bench.profile PRESET`; bench/profile.sh chooses the profiler.
+"""A few warm steps of a preset under a profiler: `python -m bench.profiling PRESET`; bench/profile.sh chooses the profiler.
 
     --by torch    torch's own profiler; prints the top kernels with their share and their fraction of the floor
     --by range    nothing of its own: marks the steps for nsys or ncu (cudaProfilerStart and Stop)
@@ -93,7 +93,7 @@ def work_of(what: str, preset: str, device: str, tiny: bool) -> tuple[Callable[[
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.profiling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("preset")
     parser.add_argument("--what", choices=("training", "adapters", "scoring"), default="training")
