@@ -20,5 +20,6 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers)
 
 
-# a forked process has the pools but not their threads
-os.register_at_fork(after_in_child=_pool.cache_clear)
+# a forked process has the pools but not their threads; where nothing forks there is nothing to register
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -10,7 +10,7 @@ LARGEST_KEPT = 32 << 20  # as much as glibc allows
 
 def keep_freed_memory() -> None:
     """Large blocks go back to the system when they are freed, and the next ones come as fresh pages that must be zeroed
-    first: a fifth of a small network's training step on a CPU. Keep them instead. Other allocators are left as they are."""
+    first, again in every training step on a CPU. Keep them instead. Other allocators are left as they are."""
     with contextlib.suppress(OSError, AttributeError):
         allocator = ctypes.CDLL(None)
         allocator.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
