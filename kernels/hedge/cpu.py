@@ -9,13 +9,15 @@ import math
 import numpy as np
 from numba import njit
 
-# sums may be taken in any order, so that they fill vector registers; infinities stay what they are
+# Sums may be taken in any order, so that they fill vector registers; infinities stay what they are. Whatever leaves its
+# rounding to the compiler is inlined where it is called: a shared copy would be optimised once more in each caller, and
+# which of the copies runs, and so the last bit, would depend on what a process has loaded before.
 REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 
 # ---- the elementary functions, in forms that vectorise. Not reassociated: the rounding below would be optimised away
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@njit(nogil=True, cache=True, forceinline=True, fastmath={"contract"})
 def exp_below(x):
     """e^x for x <= 0, relative error under 1e-12; what is smaller than 1e-306 becomes 1e-306."""
     x = max(x, -706.0)
@@ -38,7 +40,7 @@ def exp_below(x):
     return np.int64(bits).view(np.float64)
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@njit(nogil=True, cache=True, forceinline=True, fastmath={"contract"})
 def log_normal(x):
     """log x for positive x that is neither denormal nor infinite, absolute error under 1e-12."""
     bits = np.float64(x).view(np.int64)
@@ -61,7 +63,7 @@ def log_normal(x):
 # ---- statistics of the neural distribution
 
 
-@njit(nogil=True, cache=True, fastmath=REORDERED)
+@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED)
 def row_sums(row, inverse, peak):
     """Sum of e^(z - peak), and of (z - peak) e^(z - peak), over one row of z = row * inverse."""
     total = 0.0
@@ -95,7 +97,7 @@ def statistics(logits, peaks, targets, candidates, temperature, lse, entropy, ta
 BLOCK = 256
 
 
-@njit(nogil=True, cache=True, fastmath=REORDERED)
+@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED)
 def five_block(neural, entropy, valid, counts, weights, tokens, vocabulary, smoothing, trigram_smoothing, nll, experts, sums):
     inverse = 1.0 / (tokens + smoothing * vocabulary)
     sum0 = sum1 = sum2 = sum3 = sum4 = 0.0
@@ -152,7 +154,7 @@ def five(
             )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, fastmath=REORDERED)
+@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED)
 def block_logs(counts, tokens, vocabulary, smoothing, trigram_smoothing, probabilities, losses):
     inverse = 1.0 / (tokens + smoothing * vocabulary)
     for i in range(probabilities.shape[1]):
@@ -191,7 +193,7 @@ def five_ngrams(
                 cumulative[k, i + 1] = running
 
 
-@njit(nogil=True, cache=True, fastmath=REORDERED)
+@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED)
 def total_of(row):
     total = 0.0
     for i in range(row.shape[0]):
@@ -199,7 +201,7 @@ def total_of(row):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath=REORDERED)
+@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED)
 def mix_five(neural, entropy, probabilities, weights, nll):
     for i in range(neural.shape[0]):
         mixed = weights[0] * exp_below(neural[i]) + weights[4] * exp_below(-entropy[i])

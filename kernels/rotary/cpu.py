@@ -8,11 +8,13 @@ import math
 import numpy as np
 from numba import njit
 
-# sums may be taken in any order, so that they fill vector registers
-compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+# Sums may be taken in any order, so that they fill vector registers. What another function calls is inlined there: see
+# cross_entropy's.
+options = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+compiled, inlined = njit(**options), njit(**options, forceinline=True)
 
 
-@compiled
+@inlined
 def inverse_norm(x, eps):
     square = np.float32(0)
     for j in range(x.shape[0]):
@@ -20,7 +22,7 @@ def inverse_norm(x, eps):
     return np.float32(1 / math.sqrt(square / x.shape[0] + eps))
 
 
-@compiled
+@inlined
 def turn(x, cos, sin, direction):
     """Turn the first dims of one head, first half against second half."""
     half = cos.shape[0]

@@ -86,7 +86,9 @@ class Codec:
     def _write(self, tokens, kind: int, content: bytes, patch: bytes, progress) -> tuple[bytes, dict]:
         first, targets = int(tokens[0]), len(tokens) - 1
         begun = time.perf_counter()
-        code, nats = encode(self.reading(self.table, first, targets), tokens[1:], progress)
+        # torch behaves otherwise where the number of threads was never set, as it is when this is read
+        with torch_threads(torch.get_num_threads()):
+            code, nats = encode(self.reading(self.table, first, targets), tokens[1:], progress)
         settings = b"" if self.table == self.own else zlib.compress(json.dumps(self.table).encode(), 9)
         stream = Stream(
             artifact=self.digest,
