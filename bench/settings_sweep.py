@@ -16,8 +16,8 @@ from pgolf.cli import settings_from
 from pgolf.config import EvaluationSettings
 from pgolf.data import ByteTable
 from pgolf.evaluation.evaluate import evaluate
-from pgolf.memory import keep_freed_memory
 from pgolf.model import build_model
+from pgolf.process import keep_freed_memory
 from pgolf.progress import Display
 from pgolf.stages import dataset_of
 from pgolf.training.loop import train

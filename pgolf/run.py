@@ -21,6 +21,8 @@ Exit codes: 0 done, 1 something in the way or an audit that failed, 2 the comman
 128 + n stopped by signal n.
 """
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -41,15 +43,15 @@ from pgolf.cli import (
     settings_from,
 )
 from pgolf.config import SettingsError, load_preset, nearest, preset_names, read_toml, to_toml
-from pgolf.distributed import rank_from_environment
 from pgolf.errors import PgolfError
 from pgolf.folder import RunFolder, new_run_path, write_whole
-from pgolf.memory import keep_freed_memory
+from pgolf.process import keep_freed_memory, wait_briefly
 
 
 def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     keep_freed_memory()
+    wait_briefly()  # so nothing above may have loaded torch
     try:
         return dispatch(words)
     except (UsageError, SettingsError) as error:
@@ -62,6 +64,10 @@ def main(words: list[str] | None = None) -> int:
         code, said = 2, f"this script carries what its own settings need, and {error.name} is not in it; use the whole package"
     except KeyboardInterrupt:
         code, said = 130, "stopped"
+    except BrokenPipeError:
+        # whoever was reading has seen enough; what is still to be written at the end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     print(f"pgolf: {said}", file=sys.stderr)
     return code
 
@@ -127,6 +133,8 @@ def run(words: list[str], *, only_training: bool) -> int:
     """Train, and unless told otherwise pack, score and report."""
     asks_for_help = "--help" in words or "-h" in words
     settings, options = settings_from(words, cuda=not asks_for_help and _has_cuda())
+    from pgolf.distributed import rank_from_environment
+
     path = run_path(options)
     first = rank_from_environment() == 0
     if options.resume:

@@ -1,6 +1,10 @@
 """What every test gets: fixed seeds, memory that shows when it was not written, and GPU tests skipped with a reason."""
 
+import os
 import sys
+
+# as pgolf.process does, which has to come before torch as well
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import pytest
 import torch

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,21 @@ def test_the_same_seed_repeats_and_another_does_not(run, tmp_path):
     assert first["train"]["loss"] == same["train"]["loss"] != other["train"]["loss"]
     for reading in first["score"]:
         assert first["score"][reading]["nats"] == same["score"][reading]["nats"] != other["score"][reading]["nats"]
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    options = ["--scale", "tiny", "--steps", "100", "--training.checkpoint-seconds", "0.1", "--device", "cpu"]
+    calm, cut = tmp_path / "calm", tmp_path / "cut"
+    assert pgolf("train", "--out", calm, *options).returncode == 0
+    training = subprocess.Popen([sys.executable, "-m", "pgolf.run", "train", "--out", cut, *options])
+    while not (cut / "checkpoint.safetensors").exists():
+        assert training.poll() is None
+        time.sleep(0.01)
+    training.kill()
+    assert training.wait() == -signal.SIGKILL and not (cut / "weights.safetensors").exists()
+    done = pgolf("train", "--resume", "--out", cut)
+    assert done.returncode == 0, done.stderr
+    assert (cut / "weights.safetensors").read_bytes() == (calm / "weights.safetensors").read_bytes()
 
 
 def test_two_ranks_give_the_same_score(run, tmp_path):
@@ -162,6 +179,17 @@ def test_text_becomes_a_dataset_becomes_a_score(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = summary_of(tmp_path / "run")
     assert summary["main"] == "chain" and not summary["score"]["chain"]["partial"]
+
+
+def test_who_reads_nothing_gets_no_traceback(run):
+    script = f"{sys.executable} -m pgolf.run show {run[0]} | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_torch_waits_until_its_surroundings_are_set():
+    words = "import os, sys, pgolf.run; pgolf.run.wait_briefly(); print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
+    assert subprocess.run([sys.executable, "-c", words], capture_output=True, text=True).stdout.split() == ["False", "2000"]
 
 
 def test_the_presets_are_listed():

@@ -140,6 +140,30 @@ def test_xsa_alone(gate):
     assert clamped.any() and not clamped.all()
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)], ids=str)
+@pytest.mark.parametrize("heads, kv_heads, dim", [(6, 2, 20), (3, 3, 7)])
+@GATES
+def test_xsa_in_single_precision(gate, heads, kv_heads, dim, dtype, tolerance, poisoned_memory):
+    """More than one span of tokens, not all of them full; and two tokens whose value is as good as nothing."""
+    y, _, v, gate = inputs(2, 700, heads, kv_heads, dim, dtype, gate)
+    with torch.no_grad():
+        v[1, -1], v[0, 3] = 0, 1e-13
+    leaves = [x for x in (y, v, gate) if x is not None]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    found, wanted, weight = xsa(*leaves), reference.exclude(*exact), torch.randn_like(y)
+    assert found.dtype == dtype
+    assert_close(found.double(), wanted, tolerance)
+    gradients = (torch.autograd.grad(out, of, weight.to(out.dtype)) for out, of in ((found, leaves), (wanted, exact)))
+    for one, other in zip(*gradients, strict=True):
+        assert one.dtype == dtype
+        # beside the nearly empty value's gradient nothing else would be seen
+        assert_close(one[0, 3].double(), other[0, 3], tolerance)
+        one[0, 3] = other[0, 3] = 0
+        assert_close(one.double(), other, tolerance)
+    with torch.no_grad():
+        assert xsa(y[:0], v[:0]).shape == y[:0].shape
+
+
 @pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
 @GATES
 def test_opcheck(ragged, gate):
