@@ -368,10 +368,16 @@ class LoraSettings:
     """Updates on each chunk after it was scored."""
     batch_documents: int = 64
     """Documents adapted side by side."""
-    minimum_tokens: int = 512
-    """Shorter documents are scored without adapters."""
+    minimum_tokens: int = 0
+    """Shorter documents are scored without adapters. The submissions' 512 saves time, but no decoder knows a length beforehand:
+    with more than a chunk, or a maximum, the scores are no code lengths."""
     maximum_tokens: int = 0
     """Longer documents are scored without adapters; 0: no limit."""
+
+    @property
+    def foresees(self) -> bool:
+        """Whether a document's length decides how its beginning is scored. The first chunk has learnt nothing anyway."""
+        return self.minimum_tokens > self.chunk_tokens + 1 or self.maximum_tokens > 0
 
 
 @dataclass(frozen=True)

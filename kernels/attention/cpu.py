@@ -5,15 +5,11 @@ of them at all.
 """
 
 import numpy as np
-from numba import njit
 
-# Sums may be taken in any order, so that they fill vector registers. What another function calls is inlined there: see
-# cross_entropy's.
-options = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-compiled, inlined = njit(**options), njit(**options, forceinline=True)
+from pgolf.kernels.compiled import reordered, reordered_inlined
 
 
-@inlined
+@reordered_inlined
 def dot(x, y):
     total = np.float32(0)
     for j in range(x.shape[0]):
@@ -21,7 +17,7 @@ def dot(x, y):
     return total
 
 
-@compiled
+@reordered
 def exclude(heads, values, gates, least):
     """heads <- gate * (y - (y . v) / max(|v|^2, least) v)."""
     for t in range(heads.shape[0]):
@@ -35,7 +31,7 @@ def exclude(heads, values, gates, least):
                     y[j] = gate * (y[j] - along * v[j])
 
 
-@compiled
+@reordered
 def exclude_backward(grad, heads, values, gates, least, d_values, d_gates):
     """grad <- the gradient of the heads; those of the values and the gates go where the last arguments say."""
     for t in range(heads.shape[0]):

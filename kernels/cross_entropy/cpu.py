@@ -3,12 +3,9 @@
 import math
 
 import numpy as np
-from numba import njit
 
-# Sums may be taken in any order, so that they fill vector registers. Whatever leaves its rounding to the compiler is
-# inlined where it is called: a shared copy would be optimised once more in each caller, and which of the copies runs, and
-# so the last bit, would depend on what a process has loaded before.
-REORDERED = {"reassoc", "contract", "nsz"}
+from pgolf.kernels.compiled import contracted_inlined, exact, reordered_inlined
+
 SHIFT = np.float32(12_582_912.0)  # 1.5 * 2^23: adding it rounds to a whole number and leaves that in the lowest bits
 LOG2E = np.float32(1.4426950408889634)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -19,7 +16,7 @@ T3, T5, T7, T9 = np.float32(-1 / 3), np.float32(2 / 15), np.float32(-17 / 315), 
 SMALL = np.float32(0.09)  # the square from which the quotient is the more exact one
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath={"contract"})
+@contracted_inlined
 def exponential(x):
     """e^x for x < 88 in float32, relative error under 3e-7; what is smaller than e^-87 becomes that."""
     x = max(x, LEAST)
@@ -33,8 +30,7 @@ def exponential(x):
     return np.int32(bits).view(np.float32)
 
 
-# numpy's errors: a division that may raise is a branch, and would not vectorise
-@njit(nogil=True, cache=True, forceinline=True, fastmath={"contract"}, error_model="numpy")
+@contracted_inlined
 def hyperbolic_tangent(x):
     e = exponential(TWO * min(x, MOST))
     far = (e - ONE) / (e + ONE)
@@ -43,7 +39,7 @@ def hyperbolic_tangent(x):
     return near if square < SMALL else far
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED, error_model="numpy")
+@reordered_inlined
 def exponentials(row, peak, softcap, slopes):
     """row <- e^(z - peak), slopes <- dz / d logit; gives the sum of the exponentials."""
     total = np.float32(0)
@@ -63,7 +59,7 @@ def exponentials(row, peak, softcap, slopes):
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@exact
 def rows(logits, peaks, targets, kept, scale, softcap, z_loss, losses, unscaled, want_gradient):
     """Losses of rows of float32 logits, which are overwritten with their gradient (or, where none is wanted, with what
     was left of it)."""

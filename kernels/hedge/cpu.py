@@ -7,17 +7,13 @@ numba keeps what it compiled, and would not notice that an imported one has chan
 import math
 
 import numpy as np
-from numba import njit
 
-# Sums may be taken in any order, so that they fill vector registers; infinities stay what they are. Whatever leaves its
-# rounding to the compiler is inlined where it is called: a shared copy would be optimised once more in each caller, and
-# which of the copies runs, and so the last bit, would depend on what a process has loaded before.
-REORDERED = {"reassoc", "contract", "nsz", "arcp"}
+from pgolf.kernels.compiled import contracted_inlined, exact, exact_inlined, reordered_inlined
 
 # ---- the elementary functions, in forms that vectorise. Not reassociated: the rounding below would be optimised away
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath={"contract"})
+@contracted_inlined
 def exp_below(x):
     """e^x for x <= 0, relative error under 1e-12; what is smaller than 1e-306 becomes 1e-306."""
     x = max(x, -706.0)
@@ -40,7 +36,7 @@ def exp_below(x):
     return np.int64(bits).view(np.float64)
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath={"contract"})
+@contracted_inlined
 def log_normal(x):
     """log x for positive x that is neither denormal nor infinite, absolute error under 1e-12."""
     bits = np.float64(x).view(np.int64)
@@ -63,7 +59,7 @@ def log_normal(x):
 # ---- statistics of the neural distribution
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED)
+@reordered_inlined
 def row_sums(row, inverse, peak):
     """Sum of e^(z - peak), and of (z - peak) e^(z - peak), over one row of z = row * inverse."""
     total = 0.0
@@ -76,7 +72,7 @@ def row_sums(row, inverse, peak):
     return total, weighted
 
 
-@njit(nogil=True, cache=True)
+@exact
 def statistics(logits, peaks, targets, candidates, temperature, lse, entropy, target, picked):
     for i in range(logits.shape[0]):
         row = logits[i]
@@ -97,7 +93,7 @@ def statistics(logits, peaks, targets, candidates, temperature, lse, entropy, ta
 BLOCK = 256
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED)
+@reordered_inlined
 def five_block(neural, entropy, valid, counts, weights, tokens, vocabulary, smoothing, trigram_smoothing, nll, experts, sums):
     inverse = 1.0 / (tokens + smoothing * vocabulary)
     sum0 = sum1 = sum2 = sum3 = sum4 = 0.0
@@ -127,7 +123,7 @@ def five_block(neural, entropy, valid, counts, weights, tokens, vocabulary, smoo
     sums[4] += sum4
 
 
-@njit(nogil=True, cache=True)
+@exact
 def five(
     neural, entropy, inputs, targets, valid, unigram, bigram, bigram_total, trigram, trigram_total, weights, tokens,
     smoothing, trigram_smoothing, nll, experts, sums,
@@ -154,7 +150,7 @@ def five(
             )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED)
+@reordered_inlined
 def block_logs(counts, tokens, vocabulary, smoothing, trigram_smoothing, probabilities, losses):
     inverse = 1.0 / (tokens + smoothing * vocabulary)
     for i in range(probabilities.shape[1]):
@@ -165,7 +161,7 @@ def block_logs(counts, tokens, vocabulary, smoothing, trigram_smoothing, probabi
         losses[0, i], losses[1, i], losses[2, i] = -log_normal(p1), -log_normal(p2), -log_normal(p3)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def five_ngrams(
     tokens, unigram, bigram, bigram_total, trigram, trigram_total, counted, smoothing, trigram_smoothing, probabilities,
     cumulative,
@@ -193,7 +189,7 @@ def five_ngrams(
                 cumulative[k, i + 1] = running
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED)
+@reordered_inlined
 def total_of(row):
     total = 0.0
     for i in range(row.shape[0]):
@@ -201,7 +197,7 @@ def total_of(row):
     return total
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath=REORDERED)
+@reordered_inlined
 def mix_five(neural, entropy, probabilities, weights, nll):
     for i in range(neural.shape[0]):
         mixed = weights[0] * exp_below(neural[i]) + weights[4] * exp_below(-entropy[i])
@@ -209,7 +205,7 @@ def mix_five(neural, entropy, probabilities, weights, nll):
         nll[i] = -log_normal(mixed)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def five_windows(
     neural, entropy, tokens, begins, lengths, scored, probabilities, cumulative, trigram, trigram_total, trigram_smoothing,
     weights, nll, experts, sums,
@@ -244,7 +240,7 @@ def five_windows(
         done += kept
 
 
-@njit(nogil=True, cache=True)
+@exact
 def five_count(tokens, unigram, bigram, bigram_total, trigram, trigram_total):
     buckets = trigram.shape[0]
     for i in range(tokens.shape[0]):
@@ -263,7 +259,7 @@ def five_count(tokens, unigram, bigram, bigram_total, trigram, trigram_total):
 # ---- `published_boost`: hashed counts of nine orders, two experts
 
 
-@njit(nogil=True, cache=True)
+@exact
 def boost_window(tokens, begin, end, scored, neural, entropy, contexts, fulls, primes, multiplier, losses):
     """Score the last `scored` targets of tokens[begin:end] with the tables as they are, then count all of them."""
     levels, buckets = contexts.shape
@@ -301,7 +297,7 @@ def boost_window(tokens, begin, end, scored, neural, entropy, contexts, fulls, p
                 fulls[level, full_of[at, level]] += np.uint32(1)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def boost_mix(losses, weights, eta):
     """Mixture of the two experts of one window, then the weights' step."""
     mean0 = mean1 = 0.0
@@ -335,18 +331,18 @@ USED, MASK, ENTERED, WAITING = range(4)
 SMALLEST_TABLE = 256
 
 
-@njit(nogil=True, cache=True)
+@exact
 def hashed(node, symbol, multiplier):
     h = (np.int64(node) * 0x2545F4914F6CDD1D + symbol) * multiplier
     return h ^ (h >> 29)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def tag_of(h):
     return (h >> 32) & 0x7FFFFFFF
 
 
-@njit(nogil=True, cache=True, inline="always")
+@exact_inlined
 def find(records, table, scalars, multiplier, node, symbol):
     """The edge from a context by a symbol, or ABSENT. A hit in the table counts only if its record says the same."""
     if node < 0:
@@ -366,7 +362,7 @@ def find(records, table, scalars, multiplier, node, symbol):
     return ABSENT
 
 
-@njit(nogil=True, cache=True)
+@exact
 def enter(records, table, scalars, multiplier, edge):
     h = hashed(records[edge, PARENT], records[edge, SYMBOL], multiplier)
     slot, mask = h & scalars[MASK], scalars[MASK]
@@ -376,7 +372,7 @@ def enter(records, table, scalars, multiplier, edge):
     scalars[ENTERED] += 1
 
 
-@njit(nogil=True, cache=True)
+@exact
 def make_room(records, table, scalars, multiplier):
     """Keep the table at most half full: enter every edge anew into one four times as large."""
     if 2 * scalars[ENTERED] <= scalars[MASK]:
@@ -390,7 +386,7 @@ def make_room(records, table, scalars, multiplier):
             enter(records, table, scalars, multiplier, edge)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def clear(records, table, scalars):
     records[ROOT, :] = 0
     records[ROOT, TOP] = -1
@@ -398,7 +394,7 @@ def clear(records, table, scalars):
     table[:SMALLEST_TABLE] = 0
 
 
-@njit(nogil=True, cache=True, inline="always")
+@exact_inlined
 def add(records, table, scalars, multiplier, node, symbol, edge):
     """Count one more `symbol` after a context; `edge` leads there, or is ABSENT. Returns the edge."""
     if edge == ABSENT:
@@ -421,7 +417,7 @@ def add(records, table, scalars, multiplier, node, symbol, edge):
     return edge
 
 
-@njit(nogil=True, cache=True)
+@exact
 def count_waiting(records, table, scalars, multiplier, waiting, edges, reading, writing):
     """Count the tokens that wait; after it, what can be read is all there is. `edges` are those found when reading."""
     last = writing.shape[0] - 1
@@ -443,7 +439,7 @@ def count_waiting(records, table, scalars, multiplier, waiting, edges, reading, 
         reading[order] = writing[order]
 
 
-@njit(nogil=True, cache=True)
+@exact
 def cell_of(total, distinct):
     """Where a context stands in a level's table, 0 if it is new; without branches, which would be guessed wrongly."""
     size = (total > 1) + (total > 2) + (total > 4) + (total > 8) + (total > 16) + (total > 64) + (total > 256)
@@ -451,7 +447,7 @@ def cell_of(total, distinct):
     return (total > 0) * (1 + 4 * size + spread)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@exact_inlined
 def peek(records, table, scalars, multiplier, granularity, waiting, edges, reading, writing, orders, t, top, cell, total):
     """What the levels know before the next token, into row t."""
     if scalars[WAITING] == granularity:
@@ -466,7 +462,7 @@ def peek(records, table, scalars, multiplier, granularity, waiting, edges, readi
             top[t, level], total[t, level], cell[t, level] = -1, 0, 0
 
 
-@njit(nogil=True, cache=True)
+@exact
 def open_document(records, table, scalars, multiplier, shared, waiting, edges, reading, writing):
     """Forget the context, and, unless tables are shared between documents, all counts."""
     if shared:
@@ -479,7 +475,7 @@ def open_document(records, table, scalars, multiplier, shared, waiting, edges, r
     scalars[WAITING] = 0
 
 
-@njit(nogil=True, cache=True)
+@exact
 def successors(records, table, scalars, multiplier, reading, orders, counts):
     """How often each symbol of the vocabulary followed the context of each level: (L, V)."""
     for level in range(orders.shape[0]):
@@ -494,7 +490,7 @@ def successors(records, table, scalars, multiplier, reading, orders, counts):
             counts[level, symbol] = records[edge, COUNT] if edge >= 0 else 0
 
 
-@njit(nogil=True, cache=True)
+@exact
 def follow(
     tokens, starts, records, table, scalars, multiplier, granularity, shared, waiting, edges, reading, writing, orders,
     top, cell, count, total, dense_at, dense,
@@ -533,7 +529,7 @@ def follow(
 # ---- `normalised`: the mixture
 
 
-@njit(nogil=True, cache=True)
+@exact
 def q_cell_of(log_prob, cuts):
     cell = 0
     for k in range(cuts.shape[0]):
@@ -541,7 +537,7 @@ def q_cell_of(log_prob, cuts):
     return cell
 
 
-@njit(nogil=True, cache=True)
+@exact
 def finish(neural, left, backed):
     """NLL of a chain that kept the part `left` of the neural probability e^neural, and that part's share."""
     kept = left * math.exp(neural)
@@ -551,7 +547,7 @@ def finish(neural, left, backed):
     return -(neural + math.log(left)), 1.0
 
 
-@njit(nogil=True, cache=True)
+@exact
 def mix(target, candidates, cell, count, total, weights, cuts, nll, share):
     for t in range(target.shape[0]):
         left, backed = 1.0, 0.0
@@ -563,7 +559,7 @@ def mix(target, candidates, cell, count, total, weights, cuts, nll, share):
         nll[t], share[t] = finish(target[t], left, backed)
 
 
-@njit(nogil=True, cache=True)
+@exact
 def mix_dense(log_probs, top, cell, counts, total, weights, cuts, mixed):
     """The whole distribution `mixed` (V,) of one token, carried through the levels of one row."""
     for level in range(cell.shape[0]):
@@ -574,7 +570,7 @@ def mix_dense(log_probs, top, cell, counts, total, weights, cuts, mixed):
                 mixed[symbol] = kept * mixed[symbol] + share * counts[level, symbol]
 
 
-@njit(nogil=True, cache=True)
+@exact
 def settle(weights, visits, places, posteriors, waiting, floor, least, most):
     """Move each cell that waits towards its posterior, in order."""
     for i in range(waiting[0]):
@@ -585,7 +581,7 @@ def settle(weights, visits, places, posteriors, waiting, floor, least, most):
     waiting[0] = 0
 
 
-@njit(nogil=True, cache=True)
+@exact
 def mix_online(
     target, candidates, cell, count, total, fresh, weights, visits, places, posteriors, waiting, cuts, floor, least, most,
     nll, share,

@@ -6,15 +6,11 @@ Heads are (tokens, H, d) in float32, overwritten; position t of a span takes the
 import math
 
 import numpy as np
-from numba import njit
 
-# Sums may be taken in any order, so that they fill vector registers. What another function calls is inlined there: see
-# cross_entropy's.
-options = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-compiled, inlined = njit(**options), njit(**options, forceinline=True)
+from pgolf.kernels.compiled import reordered, reordered_inlined
 
 
-@inlined
+@reordered_inlined
 def inverse_norm(x, eps):
     square = np.float32(0)
     for j in range(x.shape[0]):
@@ -22,7 +18,7 @@ def inverse_norm(x, eps):
     return np.float32(1 / math.sqrt(square / x.shape[0] + eps))
 
 
-@inlined
+@reordered_inlined
 def turn(x, cos, sin, direction):
     """Turn the first dims of one head, first half against second half."""
     half = cos.shape[0]
@@ -32,7 +28,7 @@ def turn(x, cos, sin, direction):
         x[half + j] = right * cos[j] - left * s
 
 
-@compiled
+@reordered
 def forward(heads, gain, cos, sin, first, eps):
     """heads <- gain * rotated(heads / rms)."""
     length, ahead = cos.shape[0], np.float32(1)
@@ -46,7 +42,7 @@ def forward(heads, gain, cos, sin, first, eps):
             turn(x, cos[position], sin[position], ahead)
 
 
-@compiled
+@reordered
 def backward(grad, heads, gain, cos, sin, first, eps, d_gain):
     """grad <- the gradient of the heads; d_gain (H,) gets the sums of this span added."""
     length, back = cos.shape[0], np.float32(-1)

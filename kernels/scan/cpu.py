@@ -4,13 +4,11 @@ chunks, and all of them run along a head's width, in vector registers. No interp
 import math
 
 import numpy as np
-from numba import njit
 
-# sums along a head's width may be taken in any order
-REORDERED = {"reassoc", "contract", "nsz"}
+from pgolf.kernels.compiled import reordered
 
 
-@njit(nogil=True, cache=True, fastmath=REORDERED)
+@reordered
 def forward(v, b, c, dt, log_decay, chunk, y, states):
     """y (B, T, H, P), and the state before each chunk, (B, H, chunks, S, P)."""
     batch, length, heads, width = v.shape
@@ -31,7 +29,7 @@ def forward(v, b, c, dt, log_decay, chunk, y, states):
                         out[p] += leaves * row[p]
 
 
-@njit(nogil=True, cache=True, fastmath=REORDERED)
+@reordered
 def backward(dy, v, b, c, dt, log_decay, states, chunk, dv, db, dc, d_dt, d_log_decay):
     """Chunk by chunk from the last: its states once more, then its tokens backwards. db and dc must hold zeros."""
     batch, length, heads, width = v.shape

@@ -308,6 +308,8 @@ def readers_of(
         readers.append(honest[name]())
     if adaptation == "lora":
         check_documents(settings, readers)
+        for reader in readers:
+            reader.legal = reader.legal and not settings.lora.foresees
         return readers
     if mixer.published == "none":
         return readers + tail_of(plain, settings, vocab, targets)

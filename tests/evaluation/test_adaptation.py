@@ -35,15 +35,6 @@ TINY = ModelSettings(
 PARTS = {"pr745": {"value_residual": True, "gated_attention": True, "recurrence": (1, 2), "xsa_last": 4}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Everything here is too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Bytes:
     """Tokens are one to four bytes long, one more behind an even one; token 0 has none."""
 

@@ -381,6 +381,17 @@ def test_the_expectations_are_those_that_were_scored(way, monkeypatch):
         assert np.array_equal(reading.nats, without.readings[name].nats)
 
 
+@pytest.mark.parametrize("gates, legal", [
+    ({}, True), ({"minimum_tokens": 9}, True), ({"minimum_tokens": 10}, False), ({"maximum_tokens": 400}, False)
+], ids=str)  # fmt: skip
+def test_adapters_that_a_documents_length_decides_are_no_code_length(gates, legal):
+    lora = dataclasses.replace(WAYS["lora"].lora, **{"minimum_tokens": 0, **gates})
+    _, found = run(dataclasses.replace(WAYS["lora"], lora=lora, words=0), 300)
+    of_the_model = {"non_overlapping", "sliding"}
+    built_on_it = [reading.score.legal for name, reading in found.readings.items() if name not in of_the_model]
+    assert built_on_it == [legal] * 3
+
+
 def test_words_stop_when_their_time_is_up(tmp_path):
     ticks = iter(range(100_000))
     settings = dataclasses.replace(WAYS["fixed"], seconds=1500.0)

@@ -60,15 +60,6 @@ def scored(model, tokens, settings, **options):
     return stream.ledger.finished()["adapted"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Everything here is too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def exact():
     """A network in float64, with every part that carries something from layer to layer."""
