@@ -13,8 +13,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgolf.kernels.launch import Launch
+
+if TYPE_CHECKING:
+    from triton import JITFunction
 
 OPERATORS = ("attention", "rotary", "packed", "lora", "hedge", "cross_entropy", "mlp", "newton_schulz", "scan")
 CAPABILITIES = (80, 90, 100)
@@ -59,7 +63,7 @@ class Case:
     `matmul` says that tensor-core instructions must appear; `max_registers` is the launch table's expectation.
     """
 
-    kernel: object
+    kernel: "JITFunction"
     name: str
     signature: dict[str, str]
     constants: dict[str, object]
@@ -177,7 +181,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool, "--dump-resource-usage", file.name]
+        command = [str(tool), "--dump-resource-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", text)
     if not found:

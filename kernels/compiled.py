@@ -5,11 +5,13 @@ this must be inlined where another one calls it: a shared copy would be optimise
 copies runs, and so the last bit of a result, would depend on what a process has loaded before.
 """
 
+from typing import Any
+
 from numba import njit
 
 REORDERED = {"reassoc", "contract", "nsz"}
 # numpy's errors: a division that may raise is a branch, and would not vectorise
-OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 exact = njit(**OPTIONS)
 exact_inlined = njit(**OPTIONS, inline="always")

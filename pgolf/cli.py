@@ -217,7 +217,8 @@ def parse(options: type, words: list[str], *, default=None, positional: str = ""
 
 def named_runs(words: list[str]) -> list[str]:
     """Words that belong to no flag, behind the flag --runs; every other flag takes one value."""
-    flags, runs = [], []
+    flags: list[str] = []
+    runs: list[str] = []
     for i, word in enumerate(words):
         before = words[i - 1] if i else ""
         belongs = word.startswith("-") or (before.startswith("--") and "=" not in before and before != "--runs")
@@ -230,7 +231,7 @@ def _flags(options: type, prefix: str = "") -> list[str]:
     flags = []
     for item in dataclasses.fields(options):
         name = prefix + item.name.replace("_", "-")
-        if dataclasses.is_dataclass(item.type):
+        if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
             flags += _flags(item.type, name + ".")
         else:
             flags.append("--" + name)

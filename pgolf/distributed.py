@@ -125,9 +125,8 @@ def launch(device: str | torch.device = "cpu", stage: str = "train") -> Iterator
         yield World.current(device)
         return
     store, rank, size = next(dist.rendezvous("env://"))
-    place = {"device_id": device} if device.type == "cuda" else {}
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore(stage, store), rank=rank, world_size=size, **place)
+    backend, place = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, store=dist.PrefixStore(stage, store), rank=rank, world_size=size, device_id=place)
     try:
         yield World.current(device)
         # leave together: the first rank keeps the store that the others still talk to

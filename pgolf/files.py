@@ -19,7 +19,7 @@ class FileError(PgolfError):
     """The operating system's refusal, in one line."""
 
 
-ADVICE = {
+ADVICE: dict[int | None, str] = {
     errno.ENOSPC: "make room, or choose another place",
     errno.ENOENT: "check the name",
     errno.EACCES: "check permissions, or choose another place",

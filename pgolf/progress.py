@@ -7,6 +7,10 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 
 class Display:
@@ -15,7 +19,7 @@ class Display:
         self.terminal = active and sys.stdout.isatty()
         self._plain_seconds = plain_seconds
         self._last_plain = 0.0
-        self._live = None
+        self._live: Live | None = None
         # line buffered, so that a killed run has lost nothing it said
         self._log = open(log, "a", encoding="utf-8", buffering=1) if active and log else None
         self._events = open(events, "a", encoding="utf-8", buffering=1) if active and events else None

@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import math
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,10 +172,20 @@ def _best_core(q):
     return choose_core(capability_of(q.device), q.dtype, q.shape[3], _installed_cores().split())
 
 
+def _constant(form: Any) -> Any:
+    """A compiled graph cannot trace an import: what is marked like this runs while it is traced, and its answer becomes a
+    constant of it. The attribute is what torch.compiler.assume_constant_result sets; calling that would import the compiler
+    here and now."""
+    form._dynamo_marked_constant = True
+    return form
+
+
+@_constant
 def _installed_cores():
     return "triton sdpa" + "".join(f" {core}" for core in FLASH if _flash_module(core) is not None)
 
 
+@_constant
 def _load_flash(core):
     if _flash_module(core) is None:
         raise ImportError(f"attention: core={core!r} needs {FLASH[core]}; core=None takes the best core that is installed")
@@ -181,16 +193,11 @@ def _load_flash(core):
     return True
 
 
-# A compiled graph cannot trace an import: these two run while it is traced, and their answers become constants of it.
-# The attribute is what torch.compiler.assume_constant_result sets; calling that would import the compiler here and now.
-_installed_cores._dynamo_marked_constant = True
-_load_flash._dynamo_marked_constant = True
-
 FLASH = {
     "fa3": "FlashAttention-3: either flash_attn_interface, or Hugging Face's kernels and its kernels-community/flash-attn3",
     "fa2": "FlashAttention-2: pip install flash-attn",
 }
-LOADED: dict[str, object] = {}
+LOADED: dict[str, ModuleType] = {}
 
 
 @functools.cache
@@ -200,9 +207,7 @@ def _flash_module(core):
     if importlib.util.find_spec("flash_attn_interface"):
         return importlib.import_module("flash_attn_interface")
     try:
-        from kernels import get_kernel
-
-        return get_kernel("kernels-community/flash-attn3")
+        return importlib.import_module("kernels").get_kernel("kernels-community/flash-attn3")
     except Exception:  # not installed, no network, or no build for this machine: whichever it is, there is no such core.
         return None
 

@@ -285,6 +285,7 @@ class ChainStream:
         """One row of `Chain.mix_and_learn`, without a dispatcher on the way."""
         from pgolf.kernels.hedge import cpu
 
+        assert self.log_probs is not None, "observe has refused a token that nobody predicted"
         chain, neural = self.chain, self.log_probs.numpy()
         state = (x.numpy() for x in (chain.table, chain.visits, chain.places, chain.posteriors, chain.waiting))
         cpu.mix_online(

@@ -286,7 +286,7 @@ def boost_window(tokens, begin, end, scored, neural, entropy, contexts, fulls, p
                 seen = np.int64(contexts[level, context_of[at, level]])
                 hits = np.int64(fulls[level, full_of[at, level]])
                 if seen > 0 and hits > 0:
-                    boost = max(boost, math.log(1.0 + hits) - math.log(1.0 + max(seen - hits, 1)))
+                    boost = max(boost, math.log(1.0 + hits) - math.log(1.0 + max(seen - hits, np.int64(1))))
         alpha = 0.05 + 0.55 / (1.0 + math.exp(2.0 * (entropy[offset] - 4.0))) if boost > 0 else 0.0
         losses[offset, 1] = -neural[offset]
         losses[offset, 2] = -(neural[offset] + alpha * boost)

@@ -256,7 +256,8 @@ def mix_online_reference(target, candidates, cell, count, total, fresh, table, v
     for t in range(len(target)):
         if fresh[t]:
             settle_reference(waiting, table, visits, floor)
-        nll, share = mix_reference(*(x[t : t + 1] for x in (target, candidates, cell, count, total)), table)
+        row = slice(t, t + 1)
+        nll, share = mix_reference(target[row], candidates[row], cell[row], count[row], total[row], table)
         nlls.append(nll)
         shares.append(share)
         mixed = float(target[t].exp())

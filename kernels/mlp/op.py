@@ -167,12 +167,14 @@ def compile_cases(capability):
 
 
 def forward_cuda(x, w_up, w_down, slope):
-    by_kernels = uses_kernels(x.shape[1], *w_down.T.shape, x.dtype, capability_of(x.device))
+    out, hidden = w_down.shape
+    by_kernels = uses_kernels(x.shape[1], hidden, out, x.dtype, capability_of(x.device))
     return (forward_triton if by_kernels else forward_torch)(x, w_up, w_down, slope)
 
 
 def backward_cuda(dy, x, w_up, w_down, saved, slope, wants_x, wants_up, wants_down):
-    by_kernels = uses_kernels(x.shape[1], *w_down.T.shape, x.dtype, capability_of(x.device))
+    out, hidden = w_down.shape
+    by_kernels = uses_kernels(x.shape[1], hidden, out, x.dtype, capability_of(x.device))
     backward = backward_triton if by_kernels else backward_torch
     return backward(dy, x, w_up, w_down, saved, slope, wants_x, wants_up, wants_down)
 

@@ -33,9 +33,10 @@ def coefficient_table(coefficients: str | Iterable, steps: int) -> list[tuple[fl
         if coefficients not in TABLES:
             raise ValueError(f"newton_schulz: no coefficients {coefficients!r}; there are {', '.join(TABLES)}")
         coefficients = TABLES[coefficients]
-    table = [tuple(float(value) for value in triple) for triple in coefficients]
-    if not table or any(len(triple) != 3 for triple in table):
+    triples = [[float(value) for value in triple] for triple in coefficients]
+    if not triples or any(len(triple) != 3 for triple in triples):
         raise ValueError("newton_schulz: coefficients must be one or more triples (a, b, c), or the name of a table")
+    table = [(a, b, c) for a, b, c in triples]
     return (table + table[-1:] * steps)[:steps]
 
 
@@ -177,7 +178,8 @@ def iterate_triton(g, coefficients, dtype):
 
 
 def iterate_cuda(g, coefficients, dtype):
-    by_kernel = uses_kernel(*sorted(g.shape[-2:]), dtype, capability_of(g.device))
+    m, n = sorted(g.shape[-2:])
+    by_kernel = uses_kernel(m, n, dtype, capability_of(g.device))
     return (iterate_triton if by_kernel else iterate_torch)(g, coefficients, dtype)
 
 

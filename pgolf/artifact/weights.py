@@ -76,7 +76,7 @@ class Weights:
 
     def coded(self, settings: ArtifactSettings) -> tuple[list[Outline], list[Rounded]]:
         """Everything that is codes and scales, in the file's order."""
-        shapes = {name: tuple(matrix.codes.shape) for name, matrix in self.rounded.items()}
+        shapes = {name: (codes.shape[0], codes.shape[1]) for name, (codes, _) in self.rounded.items()}
         ranks = {name: len(correction.left.codes) for name, correction in self.corrections.items()}
         matrices = list(self.rounded.values())
         for correction in self.corrections.values():

@@ -7,7 +7,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -152,7 +152,7 @@ class Scorer:
         tried.run(Steady(self.budget.clock, targets, settings.stride))
 
     def new_pass(self, readers: Sequence[Reader], tokens: np.ndarray | None = None, **options) -> Pass:
-        about = {"words": self.found.words, "progress": lambda share: self.report(readers[0].name, share)}
+        about: dict[str, Any] = {"words": self.found.words, "progress": lambda share: self.report(readers[0].name, share)}
         return Pass(
             self.model,
             self.tokens if tokens is None else tokens,

@@ -1,6 +1,8 @@
 """From settings to a network with its initial weights; and what a trainer needs to know of it."""
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from pgolf.config import ModelSettings
 from pgolf.model.mixer import ScanBlock
 from pgolf.model.network import Network
+from pgolf.model.parts import Block
 
 TABLES = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
 
@@ -85,7 +88,8 @@ def _initialise(network: Network, generator: torch.Generator | None) -> None:
         network.skip_weights.fill_(1)
     for head in (*network.mtp_heads, *([network.lm_head] if network.lm_head is not None else [])):
         head.weight.zero_()
-    for block in network.blocks:
+    # a ModuleList does not say what its modules are
+    for block in cast(Iterable[Block | ScanBlock], network.blocks):
         if isinstance(block, ScanBlock):
             mixer = block.mixer
             block.mixer_scale.fill_(1)

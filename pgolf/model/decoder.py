@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     o: np.ndarray  # (n, D, D)
     up: np.ndarray  # (n, D, hidden)
     down: np.ndarray  # (n, hidden, D)
-    slope: float
+    slope: np.float32
     attn_scale: np.ndarray  # (A, D)
     mlp_scale: np.ndarray  # (A, D)
     q_gain: np.ndarray  # (A, heads)

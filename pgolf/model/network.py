@@ -83,7 +83,7 @@ class Network(nn.Module):
         first_values = None
         skips: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
-            if layer >= self.encoders and skips:
+            if self.skip_weights is not None and layer >= self.encoders and skips:
                 x = x + self.skip_weights[layer - self.encoders].to(x.dtype) * skips.pop()
             entered = x
             project = Projector(operators, adapters, layer, self.watch)
@@ -132,11 +132,10 @@ class Network(nn.Module):
             return operators.cross_entropy(raw, ahead, softcap=self.settings.softcap, weights=share, reduction=reduction)
 
         loss = cross_entropy(self._raw_logits(hidden), 0)
-        further = self.mtp_heads[: tokens.shape[1] - 1] if self.training else ()
-        if len(further):
-            losses = [
-                cross_entropy(F.linear(hidden, head.weight.to(hidden.dtype)), skip) for skip, head in enumerate(further, 1)
-            ]
+        # a head is a matrix and nothing else
+        further = list(self.mtp_heads.parameters())[: tokens.shape[1] - 1] if self.training else []
+        if further:
+            losses = [cross_entropy(F.linear(hidden, head.to(hidden.dtype)), skip) for skip, head in enumerate(further, 1)]
             loss = loss + self.settings.mtp_weight * sum(losses) / len(losses)
         return loss
 
