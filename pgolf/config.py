@@ -369,8 +369,8 @@ class LoraSettings:
     batch_documents: int = 64
     """Documents adapted side by side."""
     minimum_tokens: int = 0
-    """Shorter documents are scored without adapters. The submissions' 512 saves time, but no decoder knows a length beforehand:
-    with more than a chunk, or a maximum, the scores are no code lengths."""
+    """Shorter documents are scored without adapters. The submissions' 512 saves time, but no decoder knows a length
+    beforehand: with more than a chunk, or a maximum, the scores are no code lengths."""
     maximum_tokens: int = 0
     """Longer documents are scored without adapters; 0: no limit."""
 

@@ -85,10 +85,10 @@ class Words:
         return np.flatnonzero(inside)
 
     def watch(self, readers: Sequence[Reader], temperature: Temperature | None, start: int, stop: int) -> Watched | None:
-        """Copies of the plain reader and of the one that gives the run's score, if the span has a part of an excerpt."""
+        """Copies of the plain reader and of the last code length, if the span has a part of an excerpt."""
         if not any(start < excerpt.stop and excerpt.start < stop for excerpt in self.excerpts):
             return None
-        chosen = {reader.name: reader for reader in (readers[0], [r for r in readers if r.legal][-1])}
+        chosen = {reader.name: reader for reader in (readers[0], *[r for r in readers if r.legal][-1:])}
         return copy.deepcopy(Watched(list(chosen.values()), temperature))
 
     def take(self, watched: Watched | None, span: Span, statistics: Statistics, columns: dict[str, slice]) -> None:
