@@ -59,6 +59,21 @@ def log_normal(x):
 # ---- statistics of the neural distribution
 
 
+@exact
+def peaks_of(rows, peaks):
+    """The largest number of each row in float32, NaN if there is one. Comparisons of integers fill vector registers: numbers
+    are ordered like their bits, the negative ones' turned round."""
+    magnitude, infinite = np.int32(0x7FFFFFFF), 0x7F800000
+    for i in range(rows.shape[0]):
+        bits = rows[i].view(np.int32)
+        most, furthest = np.int32(-(2**31)), np.int32(0)
+        for j in range(bits.shape[0]):
+            most = max(most, np.int32(bits[j] ^ (bits[j] >> np.int32(31) & magnitude)))
+            furthest = max(furthest, np.int32(bits[j] & magnitude))
+        most = np.int32(most ^ (most >> np.int32(31) & magnitude))
+        peaks[i] = most.view(np.float32) if furthest <= infinite else np.float32(np.nan)
+
+
 @reordered_inlined
 def row_sums(row, inverse, peak):
     """Sum of e^(z - peak), and of (z - peak) e^(z - peak), over one row of z = row * inverse."""
@@ -146,7 +161,7 @@ def five(
                 counts[4, i - begin] = trigram_total[bucket]
             five_block(
                 neural[window, begin:end], entropy[window, begin:end], valid[window, begin:end], counts, weights, tokens,
-                vocabulary, smoothing, trigram_smoothing, nll[window, begin:end], experts[:, window, begin:end], sums,
+                vocabulary, smoothing, trigram_smoothing, nll[window, begin:end], experts[:, window, begin:end], sums[window],
             )  # fmt: skip
 
 

@@ -109,12 +109,20 @@ def statistics_cpu(logits, targets, candidates, temperature):
     targets, candidates = targets.int().contiguous(), candidates.int().contiguous()
     rows = logits.detach().contiguous()
     rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-    tensors = (rows, rows.amax(1), targets, candidates, temperature.contiguous(), lse, entropy, target, picked)
+    single = rows.dtype == torch.float32
+    peaks = torch.empty(count) if single else rows.amax(1)
+    tensors = (rows, peaks, targets, candidates, temperature.contiguous(), lse, entropy, target, picked)
     arrays = [x.detach().numpy() for x in tensors]
     share = max(1, cdiv(count, torch.get_num_threads()))
+    group = max(1, CACHED_ELEMENTS // vocabulary)
 
     def sweep(first):
-        cpu.statistics(*(x[first : first + share] if len(x) == count else x for x in arrays))
+        stop = min(first + share, count)
+        for begin in range(first, stop, group):
+            own = [x[begin : min(begin + group, stop)] if len(x) == count else x for x in arrays]
+            if single:
+                cpu.peaks_of(*own[:2])
+            cpu.statistics(*own)
 
     in_parallel(sweep, range(0, count, share))
     return lse, entropy, target, picked
@@ -140,16 +148,22 @@ def five_cpu(
 
     within(inputs, 0, len(unigram) - 1, "FiveExperts: inputs")
     within(targets, 0, len(unigram) - 1, "FiveExperts: targets")
-    nll, sums = neural.new_empty(neural.shape), torch.zeros(5, dtype=torch.float64)
-    experts = neural.new_empty((5, *neural.shape))
-    scored = (neural, entropy, inputs.int(), targets.int(), valid)
-    tables = (unigram, bigram, bigram_total, trigram, trigram_total)
-    weights = log_weights.double().softmax(0).numpy()
-    cpu.five(
-        *(x.contiguous().numpy() for x in scored), *(x.numpy() for x in tables), weights, float(tokens),
-        reference.SMOOTHING, reference.TRIGRAM_SMOOTHING, nll.numpy(), experts.numpy(), sums.numpy(),
-    )  # fmt: skip
-    return nll, experts, sums
+    nll, experts = neural.new_empty(neural.shape), neural.new_empty((5, *neural.shape))
+    # one row a window, so that the sums do not depend on how threads share them
+    sums = torch.zeros(len(neural), 5, dtype=torch.float64)
+    windows = [x.contiguous().numpy() for x in (neural, entropy, inputs.int(), targets.int(), valid)]
+    tables = [x.numpy() for x in (unigram, bigram, bigram_total, trigram, trigram_total)]
+    rules = (log_weights.double().softmax(0).numpy(), float(tokens), reference.SMOOTHING, reference.TRIGRAM_SMOOTHING)
+    results = (nll.numpy(), experts.numpy(), sums.numpy())
+
+    def work(first):
+        here = slice(first, first + share)
+        scores, losses, totals = results
+        cpu.five(*(x[here] for x in windows), *tables, *rules, scores[here], losses[:, here], totals[here])
+
+    share = max(1, cdiv(len(neural), torch.get_num_threads()))
+    in_parallel(work, range(0, len(neural), share))
+    return nll, experts, sums.sum(0)
 
 
 def five_ngrams_cpu(tokens, *tables_and_count):

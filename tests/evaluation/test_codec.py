@@ -279,7 +279,7 @@ def test_a_word_for_its_length_is_not_believed(codec, packed):
     ({"settings": zlib.compress(b'{"evaluation": {"adaptation": {"method": "lora"}}}')}, "cannot be scored with"),
     ({"patch": b"no zstd"}, "its patch"),
     ({"patch": module.make_patch(b"", bytes(10**6))[:20]}, "its patch"),
-], ids=str)  # fmt: skip
+], ids=lambda value: next(iter(value)) if isinstance(value, dict) else value.replace(" ", "-"))  # fmt: skip
 def test_a_crafted_stream_is_one_line(codec, part, said):
     with pytest.raises(CodecError, match=said) as caught:
         codec.decompress(resealed(codec.compress(b"the cat")[0], **part), "stream")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from pgolf.kernels.hedge import (
     FiveExperts,
     NeuralStatistics,
     OnlineBias,
+    cpu,
     learn_table,
     neural_statistics,
     op,
@@ -45,6 +47,17 @@ def starts(documents, count):
 
 
 # ---- statistics
+
+
+def test_peaks_are_those_of_torch():
+    inf, nan = math.inf, math.nan
+    odd = [[-0.0, 0.0, -1e-45], [-3.0, -2.5, -inf], [inf, 1.0, 2.0], [-inf, -inf, -inf], [1.0, nan, inf], [3e38, -nan, -1.0]]
+    rows = torch.cat([torch.tensor(odd), torch.randn(50, 3) * 10 ** (8 * torch.randn(50, 1))])
+    found = np.full(len(rows), 7, np.float32)
+    cpu.peaks_of(rows.numpy(), found)
+    assert np.array_equal(found, rows.amax(1).numpy(), equal_nan=True)
+    statistics = neural_statistics(rows[4:6], torch.tensor([0, 0]))
+    assert all(bool(x.isnan().all()) for x in statistics[:3])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
