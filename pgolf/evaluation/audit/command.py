@@ -24,9 +24,11 @@ from pgolf.folder import RunFolder, write_whole
 
 # of the scoring clock
 SHARE = 0.2
-# calls as long as the sample, more or less, beside those for every cut
-WHOLE_CALLS = 7.0
+# calls as long as the sample beside those for every cut, and what the clean room takes as long as
+WHOLE_CALLS = 20.0
 MOST_TARGETS = 200_000
+# futures that are changed where the clock is short
+FEWEST_CUTS = 2
 # training tokens whose documents are hashed; more takes longer than the audit may
 HASHED_TOKENS = 200_000_000
 FINEWEB_DOCUMENTS = 50_000
@@ -95,7 +97,10 @@ def effort_for(subject: RunSubject, tokens: np.ndarray, seconds: float, targets:
         begun = time.perf_counter()
         subject.score(trial)
         rate = (time.perf_counter() - begun) / (len(trial) - 1)
-        targets = int(max(least, min(seconds / rate / (WHOLE_CALLS + effort.cuts), MOST_TARGETS)))
+        affordable = seconds / rate
+        if affordable < least * (WHOLE_CALLS + effort.cuts):
+            effort = replace(effort, cuts=FEWEST_CUTS)
+        targets = int(max(least, min(affordable / (WHOLE_CALLS + effort.cuts), MOST_TARGETS)))
     return replace(effort, targets=min(targets, len(tokens) - 1))
 
 

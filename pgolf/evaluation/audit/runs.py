@@ -85,7 +85,7 @@ class RunSubject:
     def least_targets(self) -> int:
         """Targets without which the interesting parts of a scorer never begin: one lesson, and what is scored after it."""
         chunk = self.settings.adaptation.chunk_tokens if self.settings.adaptation.method == "chunks" else 0
-        return max(chunk + chunk // 4, 4 * self.settings.window)
+        return max(chunk + 2 * self.settings.window, 4 * self.settings.window)
 
     def score(
         self, tokens: np.ndarray, probes: Sequence[int] = (), total: int | None = None, before: np.ndarray | None = None
