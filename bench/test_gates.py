@@ -27,9 +27,9 @@ def test_a_slowed_operator_turns_its_gates_red(bench, slowed):
     """On real clocks, so only where this run measures; tests/bench/test_timing.py does the same with a clock of its own."""
     if bench.tiny:
         pytest.skip("takes times: with --benchmark")
-    entry = next(entry for entry in ENTRIES if entry.name == "mixer from logits")
+    entry = next(entry for entry in ENTRIES if entry.name == "chain learning")
     contest = entry.build(Place(bench.device, bench.size), FORWARD, *entry.shapes[bench.size])
-    ((peer, theirs),) = contest.peers.items()
+    peer, theirs = next(iter(contest.peers.items()))
     contenders = {"ours": contest.ours, "slowed": lambda: slowed(contest.ours), peer: theirs}
     samples = timing.interleave(contenders, timing.HostClock(), 1.0, capture=False).seconds
 
