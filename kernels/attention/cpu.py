@@ -6,7 +6,7 @@ of them at all.
 
 import numpy as np
 
-from pgolf.kernels.compiled import reordered, reordered_inlined
+from pgolf.kernels.jit import reordered, reordered_inlined
 
 
 @reordered_inlined

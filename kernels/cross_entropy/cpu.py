@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from pgolf.kernels.compiled import contracted_inlined, exact, reordered_inlined
+from pgolf.kernels.jit import contracted_inlined, exact, reordered_inlined
 
 SHIFT = np.float32(12_582_912.0)  # 1.5 * 2^23: adding it rounds to a whole number and leaves that in the lowest bits
 LOG2E = np.float32(1.4426950408889634)

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from pgolf.kernels.compiled import contracted_inlined, exact, exact_inlined, reordered_inlined
+from pgolf.kernels.jit import contracted_inlined, exact, exact_inlined, reordered_inlined
 
 # ---- the elementary functions, in forms that vectorise. Not reassociated: the rounding below would be optimised away
 

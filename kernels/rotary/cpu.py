@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from pgolf.kernels.compiled import reordered, reordered_inlined
+from pgolf.kernels.jit import reordered, reordered_inlined
 
 
 @reordered_inlined

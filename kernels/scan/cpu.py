@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from pgolf.kernels.compiled import reordered
+from pgolf.kernels.jit import reordered
 
 
 @reordered

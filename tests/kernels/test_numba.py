@@ -10,11 +10,11 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 import pgolf.kernels
+from pgolf.kernels.compile import OPERATORS
 
-MODULES = ("attention", "cross_entropy", "hedge", "lora", "mlp", "newton_schulz", "packed", "rotary", "scan")
 COMPILED = [
     importlib.import_module(f"pgolf.kernels.{name}.cpu")
-    for name in MODULES
+    for name in OPERATORS
     if (Path(pgolf.kernels.__path__[0]) / name / "cpu.py").exists()
 ]
 WORK = """
