@@ -7,16 +7,15 @@ import torch
 from bench.contests import Contest
 from bench.eager import EagerFive, markov_stream
 from pgolf.kernels.hedge import BoostedCache, FiveExperts, neural_statistics, reference
+from pgolf.kernels.threads import torch_threads
 
 EAGER = "submissions' eager"
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 def test_five_experts_in_sliding_windows(bench):

@@ -2,7 +2,9 @@
 
 import functools
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -13,6 +15,17 @@ def in_parallel(work, parts):
     parts = list(parts)
     workers = min(len(parts), torch.get_num_threads(), os.cpu_count() or 1)
     return list(_pool(workers).map(work, parts)) if workers > 1 else [work(part) for part in parts]
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for what is inside, torch's operators and ours."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache

@@ -1,9 +1,9 @@
 import dataclasses
 
 import pytest
-import torch
 
 from pgolf.config import ArtifactSettings, Settings
+from pgolf.kernels.threads import torch_threads
 from pgolf.model import submission_state
 from tests.model.common import SMALL, random_model
 
@@ -12,10 +12,8 @@ TOKENIZER = bytes(range(256)) * 20
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,10 @@
 import pytest
-import torch
+
+from pgolf.kernels.threads import torch_threads
 
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread():
     """Networks this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield

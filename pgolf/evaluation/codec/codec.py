@@ -8,8 +8,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from pgolf.evaluation.evaluate import evaluate
 from pgolf.evaluation.readers.chain import Learnt, learnt_from_bytes
 from pgolf.files import sha256_of
 from pgolf.folder import write_whole
+from pgolf.kernels.threads import torch_threads
 from pgolf.model.rounding import FakeRounding
 
 NO_CLOCK = 1e9
@@ -257,16 +257,6 @@ def unpack_settings(packed: bytes, where: str | Path) -> dict:
     if not isinstance(found, dict):
         raise CodecError(f"{where} is no stream that this program writes: its settings cannot be read")
     return found
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ---- the proof
