@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
+# tokens of one span, for operators whose sums over tokens must not depend on the number of threads
+SPAN = 1024
+
 
 def in_parallel(work, parts):
     """Run work(part) for each part; the interpreter's lock is free while numba computes. `work` should leave torch's own
@@ -15,6 +18,12 @@ def in_parallel(work, parts):
     parts = list(parts)
     workers = min(len(parts), torch.get_num_threads(), os.cpu_count() or 1)
     return list(_pool(workers).map(work, parts)) if workers > 1 else [work(part) for part in parts]
+
+
+def tokens_in_float32(x: torch.Tensor, copy: bool = False) -> torch.Tensor:
+    """(batch, time, ...) as (tokens, ...) in float32, without gaps; a copy where it is to be overwritten."""
+    x = x.detach().to(torch.float32, copy=copy, memory_format=torch.contiguous_format)
+    return x.contiguous().flatten(0, 1)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 
 from pgolf.kernels.attention import reference
 from pgolf.kernels.launch import Launch, capability_of, cdiv, implement, outside_graphs
-from pgolf.kernels.threads import in_parallel
+from pgolf.kernels.threads import SPAN, in_parallel, tokens_in_float32
 
 LOG2E = math.log2(math.e)
 INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? gate, Tensor? start, Tensor? end"
@@ -614,31 +614,21 @@ def _project_back(dz, y, v, eps):
     return (dz - b * own).flatten(2, 3), d_v.squeeze(3)
 
 
-# Tokens of one span on a CPU.
-CPU_SPAN = 1024
-
-
 def _xsa_cpu(y, v, gate, eps):
     """In numba, which computes in float32; float64 stays with torch."""
     if y.dtype == torch.float64:
         return reference.exclude(y, v, gate, eps).contiguous()
     from pgolf.kernels.attention import cpu
 
-    values, gates = _floats(v), _gates(gate, y, v)
-    heads = _by_group(_floats(y, copy=True), values)
+    values, gates = tokens_in_float32(v).numpy(), _gates(gate, y, v)
+    heads = _by_group(tokens_in_float32(y, copy=True).numpy(), values)
 
     def work(first):
-        span = slice(first, first + CPU_SPAN)
+        span = slice(first, first + SPAN)
         cpu.exclude(heads[span], values[span], gates[span], np.float32(eps * eps))
 
-    in_parallel(work, range(0, len(heads), CPU_SPAN))
+    in_parallel(work, range(0, len(heads), SPAN))
     return torch.from_numpy(heads).to(y.dtype).view(y.shape)
-
-
-def _floats(x, copy=False):
-    """(tokens, ...) in float32; a copy where it is to be overwritten."""
-    x = x.detach().to(torch.float32, copy=copy, memory_format=torch.contiguous_format)
-    return x.contiguous().flatten(0, 1).numpy()
 
 
 def _by_group(heads, values):
@@ -648,7 +638,7 @@ def _by_group(heads, values):
 
 def _gates(gate, y, v):
     groups = (v.shape[2], y.shape[2] // v.shape[2])
-    return np.empty((0, *groups), np.float32) if gate is None else _floats(gate).reshape(-1, *groups)
+    return np.empty((0, *groups), np.float32) if gate is None else tokens_in_float32(gate).numpy().reshape(-1, *groups)
 
 
 def _xsa_backward_cpu(grad, y, v, gate, eps):
@@ -656,16 +646,16 @@ def _xsa_backward_cpu(grad, y, v, gate, eps):
         return _xsa_backward_torch(grad, y, v, gate, eps)
     from pgolf.kernels.attention import cpu
 
-    values, gates = _floats(v), _gates(gate, y, v)
-    heads, d_y = _by_group(_floats(y), values), _by_group(_floats(grad, copy=True), values)
+    values, gates = tokens_in_float32(v).numpy(), _gates(gate, y, v)
+    heads, d_y = _by_group(tokens_in_float32(y).numpy(), values), _by_group(tokens_in_float32(grad, copy=True).numpy(), values)
     d_v, d_gate = np.empty_like(values), np.empty_like(gates)
 
     def work(first):
-        span = slice(first, first + CPU_SPAN)
+        span = slice(first, first + SPAN)
         arrays = (x[span] for x in (d_y, heads, values, gates))
         cpu.exclude_backward(*arrays, np.float32(eps * eps), d_v[span], d_gate[span])
 
-    in_parallel(work, range(0, len(heads), CPU_SPAN))
+    in_parallel(work, range(0, len(heads), SPAN))
     d_y, d_v = (torch.from_numpy(x).to(kind.dtype).view(kind.shape) for x, kind in ((d_y, y), (d_v, v)))
     d_gate = y.new_empty(0) if gate is None else torch.from_numpy(d_gate).to(gate.dtype).view(gate.shape)
     return d_y, d_v, d_gate

@@ -4,7 +4,7 @@ import torch
 
 from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
 from pgolf.kernels.rotary import reference
-from pgolf.kernels.threads import in_parallel
+from pgolf.kernels.threads import SPAN, in_parallel, tokens_in_float32
 
 INPUTS = "Tensor q, Tensor k, Tensor gain, Tensor cos, Tensor sin, float eps"
 torch.library.define("pgolf::rotary", f"({INPUTS}) -> (Tensor, Tensor)")
@@ -144,30 +144,21 @@ def compile_cases(capability):
     return cases
 
 
-# Tokens of one span on a CPU, so that the sums over tokens do not depend on the number of threads.
-CPU_SPAN = 1024
-
-
 def _forward_cpu(q, k, gain, cos, sin, eps):
     """In numba, which computes in float32; float64 stays with torch."""
     if torch.float64 in (q.dtype, cos.dtype):
         return reference.rotary(q, k, gain, cos, sin, eps=eps)
     from pgolf.kernels.rotary import cpu
 
-    heads, turns = [_heads(x) for x in (q, k)], [x.float().contiguous().numpy() for x in (cos, sin)]
+    heads, turns = [tokens_in_float32(x, copy=True) for x in (q, k)], [x.float().contiguous().numpy() for x in (cos, sin)]
     gains = [x.detach().float().contiguous().numpy() for x in (gain, torch.ones(k.shape[2]))]
 
     def work(first):
         for x, own in zip(heads, gains, strict=True):
-            cpu.forward(x.numpy()[first : first + CPU_SPAN], own, *turns, first, eps)
+            cpu.forward(x.numpy()[first : first + SPAN], own, *turns, first, eps)
 
-    in_parallel(work, range(0, len(heads[0]), CPU_SPAN))
+    in_parallel(work, range(0, len(heads[0]), SPAN))
     return tuple(x.to(kind.dtype).view(kind.shape) for x, kind in zip(heads, (q, k), strict=True))
-
-
-def _heads(x):
-    """A copy (tokens, H, d) in float32."""
-    return x.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 def _backward_cpu(grad_q, grad_k, q, k, gain, cos, sin, eps):
@@ -175,16 +166,16 @@ def _backward_cpu(grad_q, grad_k, q, k, gain, cos, sin, eps):
         return _backward_torch(grad_q, grad_k, q, k, gain, cos, sin, eps)
     from pgolf.kernels.rotary import cpu
 
-    grads, heads = [_heads(x) for x in (grad_q, grad_k)], [_heads(x) for x in (q, k)]
+    grads, heads = [tokens_in_float32(x, copy=True) for x in (grad_q, grad_k)], [tokens_in_float32(x) for x in (q, k)]
     turns = [x.float().contiguous().numpy() for x in (cos, sin)]
     gains = [x.detach().float().contiguous().numpy() for x in (gain, torch.ones(k.shape[2]))]
-    starts = range(0, len(heads[0]), CPU_SPAN)
+    starts = range(0, len(heads[0]), SPAN)
     sums = [torch.zeros(len(starts), x.shape[2]) for x in (q, k)]
 
     def work(first):
         for grad, x, own, total in zip(grads, heads, gains, sums, strict=True):
-            span = slice(first, first + CPU_SPAN)
-            cpu.backward(grad.numpy()[span], x.numpy()[span], own, *turns, first, eps, total.numpy()[first // CPU_SPAN])
+            span = slice(first, first + SPAN)
+            cpu.backward(grad.numpy()[span], x.numpy()[span], own, *turns, first, eps, total.numpy()[first // SPAN])
 
     in_parallel(work, starts)
     d_q, d_k = (x.to(kind.dtype).view(kind.shape) for x, kind in zip(grads, (q, k), strict=True))
