@@ -26,8 +26,16 @@ SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", "/bin")
 # what libraries ask their compilers and the machine
 TOOLS = ("gcc", "cc", "clang", "ld", "ldconfig", "ptxas", "nvcc", "uname", "lscpu", "file")
 # where to find programs, and how threads are to behave: both processes want the same cores
-KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
-KEPT_VARIABLES += ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+KEPT_VARIABLES = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "NUMBA_CACHE_DIR",
+    "NUMBA_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+)
 SECONDS = 300
 
 

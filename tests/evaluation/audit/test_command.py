@@ -2,10 +2,13 @@
 
 import json
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from pgolf.evaluation.audit import command
+from pgolf.evaluation.audit.trials import Effort
 from pgolf.run import main
 
 SCORER = """
@@ -92,3 +95,28 @@ def test_tokens_of_ones_own(tmp_path, capsys):
     assert main(["audit", "--scorer", str(tmp_path / "other.py") + ":Uniform"]) == 1
     assert main(["audit", "--scorer", name + "s"]) == 1
     assert "has no Uniforms" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds, cuts, targets", [
+    (1.0, command.FEWEST_CUTS, 400), (10.0, Effort.cuts, 400), (100.0, Effort.cuts, 4000), (1e9, Effort.cuts, 9000)
+])  # fmt: skip
+def test_a_short_clock_gets_a_smaller_audit(seconds, cuts, targets, monkeypatch):
+    """A scorer that takes a millisecond a target, by a clock that only scoring moves."""
+    clock = SimpleNamespace(now=0.0)
+
+    def score(tokens):
+        clock.now += 1e-3 * (len(tokens) - 1)
+
+    monkeypatch.setattr(command.time, "perf_counter", lambda: clock.now)
+    subject = SimpleNamespace(least_targets=400, settings=SimpleNamespace(window=32), score=score)
+    effort = command.effort_for(subject, np.zeros(9001, np.int64), seconds)
+    assert (effort.cuts, effort.targets) == (cuts, targets)
+
+
+def test_the_clean_room_waits_as_its_parent_does(tmp_path, monkeypatch):
+    """Two processes share the cores: threads that only spin in one of them stop both."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "321")
+    monkeypatch.setenv("PARENT", "yes")
+    name = written(tmp_path, "import os; 'PARENT' in os.environ or SECRET.write_text(os.environ.get('GOMP_SPINCOUNT', 'none'))")
+    main(["audit", "--scorer", name, "--targets", "300", "--out", str(tmp_path)])
+    assert (tmp_path / "answers.txt").read_text() == "321"
