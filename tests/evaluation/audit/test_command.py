@@ -117,6 +117,6 @@ def test_the_clean_room_waits_as_its_parent_does(tmp_path, monkeypatch):
     """Two processes share the cores: threads that only spin in one of them stop both."""
     monkeypatch.setenv("GOMP_SPINCOUNT", "321")
     monkeypatch.setenv("PARENT", "yes")
-    name = written(tmp_path, "import os; 'PARENT' in os.environ or SECRET.write_text(os.environ.get('GOMP_SPINCOUNT', 'none'))")
+    name = written(tmp_path, "import os; 'PARENT' in os.environ or SECRET.write_text(os.getenv('GOMP_SPINCOUNT', ''))")
     main(["audit", "--scorer", name, "--targets", "300", "--out", str(tmp_path)])
     assert (tmp_path / "answers.txt").read_text() == "321"
