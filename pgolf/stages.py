@@ -363,13 +363,12 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
 
 
 def chain_table(artifact):
-    """What the artifact carries for the chain to begin with, if it does."""
-    carried = artifact.sections.get("chain")
-    if not carried:
+    """What the artifact carries for the chain to begin with, if it does. A submission without a chain has no room for one."""
+    if "chain" not in artifact.sections:
         return None
-    from pgolf.evaluation.readers.chain import learnt_from_bytes
+    from pgolf.evaluation.readers.chain import learnt_of
 
-    return learnt_from_bytes(carried, "the artifact's section chain")
+    return learnt_of(artifact.sections)
 
 
 def reading_line(name: str, reading: dict) -> str:

@@ -22,7 +22,7 @@ from pgolf.evaluation.audit.interface import Claims, Scored
 from pgolf.evaluation.audit.published import boost_row, hedge_row
 from pgolf.evaluation.planner import Decision, Planner, Steady
 from pgolf.evaluation.readers.base import Reader, Span
-from pgolf.evaluation.readers.chain import learnt_from_bytes
+from pgolf.evaluation.readers.chain import learnt_of
 from pgolf.evaluation.readers.published import Published, PublishedBoost, PublishedHedge
 from pgolf.evaluation.readers.temperature import Plain, policy
 from pgolf.evaluation.statistics import Statistics, log_probabilities
@@ -62,8 +62,7 @@ class RunSubject:
         self.vocab = artifact.model_settings.vocab_size
         self.tokenizer = Tokenizer(folder.artifact, artifact.tokenizer)
         self.table = ByteTable(self.tokenizer)
-        carried = artifact.sections.get("chain")
-        self.chain_table = learnt_from_bytes(carried) if carried else None
+        self.chain_table = learnt_of(artifact.sections)
         self.published, self.plan = published, plan
         self.settings = settings_of(settings.evaluation, published)
         named = ["published"] if published else readings if readings is not None else self._all_readings()

@@ -24,7 +24,7 @@ from pgolf.evaluation.codec.coding import CodecError, believable, decode, encode
 from pgolf.evaluation.codec.reading import StreamReading
 from pgolf.evaluation.codec.stream import DIGEST, TEXT, TOKENS, Stream, computer
 from pgolf.evaluation.evaluate import evaluate
-from pgolf.evaluation.readers.chain import Learnt, learnt_from_bytes
+from pgolf.evaluation.readers.chain import learnt_of
 from pgolf.files import sha256_of
 from pgolf.folder import write_whole
 from pgolf.kernels.threads import torch_threads
@@ -140,7 +140,7 @@ class Codec:
                 bos=self.tokenizer.bos,
                 first=first,
                 targets=targets,
-                chain_table=self._chain_table(),
+                chain_table=learnt_of(self.artifact.sections),
             )
         except (SettingsError, ValueError) as error:
             raise CodecError(f"{self.path} cannot be scored with these settings: {error}") from None
@@ -159,7 +159,7 @@ class Codec:
             options,
             bos=self.tokenizer.bos,
             budget=Budget(NO_CLOCK),
-            chain_table=self._chain_table(),
+            chain_table=learnt_of(self.artifact.sections),
         )
         return found.readings[found.main].score.nats / math.log(2), found.main
 
@@ -177,10 +177,6 @@ class Codec:
         if settings.training.qat_threshold:
             model.rounding = FakeRounding.of(settings.training)
         return model
-
-    def _chain_table(self) -> Learnt | None:
-        carried = self.artifact.sections.get("chain")
-        return learnt_from_bytes(carried, "the artifact's section chain") if carried else None
 
 
 # ---- what a tokenizer that normalises has lost

@@ -99,6 +99,12 @@ def learnt_to_bytes(learnt: Learnt) -> bytes:
     return bytes([len(learnt.table)]) + zstandard.ZstdCompressor(level=19).compress(plain)
 
 
+def learnt_of(sections: dict[str, bytes]) -> Learnt | None:
+    """What an artifact's sections hold for the chain to begin with, if they do."""
+    carried = sections.get("chain")
+    return learnt_from_bytes(carried, "the artifact's section chain") if carried else None
+
+
 def learnt_from_bytes(data: bytes, where: str = "the chain's table") -> Learnt:
     """Checked as a stranger's bytes."""
     levels = data[0] if data else 0
