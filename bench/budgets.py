@@ -102,11 +102,11 @@ def quantised_steps(settings: Settings, steps: int) -> int:
 
 @dataclass(frozen=True)
 class ScoringRates:
-    """Seconds on one device: for a window's forward pass; for a target by all readers together (every rank reads all of
+    """Seconds on one device: for a window's forward pass; for a target by all predictors together (every rank reads all of
     them); for a target learnt from in one epoch; for a target in a document with adapters; and once for all."""
 
     window: float
-    reading: float = 0.0
+    result: float = 0.0
     learning: float = 0.0
     adapted_target: float = 0.0
     writing: float = 0.0
@@ -130,7 +130,7 @@ def scoring_bill(settings: Settings, rates: ScoringRates, *, targets: int = TARG
     else:
         name = f"{along:,} windows at stride {options.stride}, {shared}"
         parts.append(Part("sliding windows", along * rates.window / DEVICES, name))
-    parts.append(Part("readers", targets * rates.reading, f"{1e9 * rates.reading:.1f} ns a target, on every device"))
+    parts.append(Part("predictors", targets * rates.result, f"{1e9 * rates.result:.1f} ns a target, on every device"))
     if options.adaptation.method == "chunks":
         epochs = options.adaptation.epochs
         how = f"{epochs} x {1e9 * rates.learning:.1f} ns a target, shared by {DEVICES}"

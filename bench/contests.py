@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.eager import EagerFive, chain_in_dictionaries
+from bench.eager import EagerFive, ngram_backoff_in_dictionaries
 from bench.timing import Work
 from pgolf.kernels import (
-    Chain,
-    FiveExperts,
+    HedgeMixer,
+    NgramBackoff,
     PackedMatrix,
     attention,
     cross_entropy,
@@ -474,8 +474,9 @@ def _(place, form, *shape):
 
 
 def lora_contest(place: Place, form: str, docs: int, length: int, width: int, out: int, rank: int):
-    x, a, b = place.randn(docs, length, width, grad=True), *(
-        (place.randn(*shape) / shape[-1] ** 0.5).requires_grad_() for shape in ((docs, rank, width), (docs, out, rank))
+    x, a, b = (
+        place.randn(docs, length, width, grad=True),
+        *((place.randn(*shape) / shape[-1] ** 0.5).requires_grad_() for shape in ((docs, rank, width), (docs, out, rank))),
     )
     weight = place.randn(out, width) / width**0.5
     eager = lambda x, a, b: lora_reference(x, weight, a, b, 1.0, None)[0]
@@ -591,7 +592,7 @@ for size, vocabulary in (("small", 1024), ("medium", 4096), ("large", 8192)):
 @contest("mixer from logits", tiny=(2, 12, 40), cpu=(4, 1024, 1024), full=(32, 2048, 1024), forms=(FORWARD,))
 def _(place, form, windows, length, vocabulary):
     """Five experts on a batch of windows, from raw logits: what #688 computes for each batch."""
-    mixer = FiveExperts(vocabulary, warmup=0, device=place.device)
+    mixer = HedgeMixer(vocabulary, warmup=0, device=place.device)
     mixer.count(place.randint(vocabulary, 20_000))
     eager = EagerFive(mixer)
     logits = place.randn(windows, length, vocabulary)
@@ -617,7 +618,7 @@ def _(place, form, windows, length, vocabulary):
 
 def counting_contest(place: Place, form: str, tokens: int, vocabulary: int):
     """A chunk's tokens into the five experts' tables, beside the submissions' scatter_add."""
-    mixer, stream = FiveExperts(vocabulary, device=place.device), place.randint(vocabulary, tokens)
+    mixer, stream = HedgeMixer(vocabulary, device=place.device), place.randint(vocabulary, tokens)
     buckets = len(mixer.trigram)
     sizes = (vocabulary, vocabulary**2, buckets * vocabulary)
     unigram, bigram, trigram = (torch.zeros(size, device=place.device) for size in sizes)
@@ -645,7 +646,7 @@ contest("five experts counting", tiny=(60, 16), cpu=(32_769, 1024), full=(131_07
 CHAIN_ORDERS = (1, 2, 3, 4)
 
 
-def chain_rows(place: Place, tokens: int, documents: int):
+def ngram_backoff_rows(place: Place, tokens: int, documents: int):
     stream = place.randint(64, tokens)
     bounds = torch.tensor([tokens * i // documents for i in range(documents + 1)], device=place.device)
     kind = hedge_op.exact_dtype(place.device)
@@ -657,18 +658,18 @@ def chain_rows(place: Place, tokens: int, documents: int):
 @contest("chain counting", tiny=(60, 3), cpu=(4000, 8), full=(65_536, 64), forms=(FORWARD,))
 def _(place, form, tokens, documents):
     """Document-local counts of four orders, beside a dictionary for each order in Python."""
-    stream, bounds, _ = chain_rows(place, tokens, documents)
-    chain = Chain(CHAIN_ORDERS, device=place.device)
+    stream, bounds, _ = ngram_backoff_rows(place, tokens, documents)
+    ngram_backoff = NgramBackoff(CHAIN_ORDERS, device=place.device)
     starts = [False] * tokens
     for document in range(documents):
         starts[tokens * document // documents] = True
 
     def ours():
-        found = chain.evidence(stream, bounds)
+        found = ngram_backoff.evidence(stream, bounds)
         return torch.stack([found.hits, found.total], -1).flatten(1)
 
     def plain():
-        counts = chain_in_dictionaries(stream.tolist(), starts, CHAIN_ORDERS)
+        counts = ngram_backoff_in_dictionaries(stream.tolist(), starts, CHAIN_ORDERS)
         return torch.tensor(counts, device=place.device, dtype=torch.int32)
 
     peer, work = "dictionaries in Python", hedge_op.traffic_evidence(tokens, max(CHAIN_ORDERS), len(CHAIN_ORDERS))
@@ -677,30 +678,33 @@ def _(place, form, tokens, documents):
 
 @contest("chain mixing", tiny=(60, 3), cpu=(50_000, 100), full=(1 << 20, 1024), forms=(FORWARD,))
 def _(place, form, tokens, documents):
-    stream, bounds, known = chain_rows(place, tokens, documents)
-    chain = Chain(CHAIN_ORDERS, device=place.device)
-    evidence = chain.evidence(stream, bounds)
-    rows = (known.target, known.candidates, evidence.cell, evidence.hits, evidence.total, chain.table)
+    stream, bounds, known = ngram_backoff_rows(place, tokens, documents)
+    ngram_backoff = NgramBackoff(CHAIN_ORDERS, device=place.device)
+    evidence = ngram_backoff.evidence(stream, bounds)
+    rows = (known.target, known.candidates, evidence.cell, evidence.hits, evidence.total, ngram_backoff.table)
     plain = lambda: hedge_reference.mix_reference(*rows)[0]
     peers = {"torch.compile": torch.compile(plain, fullgraph=True, dynamic=False)} if place.on_gpu else {}
     peers["the formula in torch"] = plain
     work = hedge_op.traffic_mix(tokens, len(CHAIN_ORDERS))
-    ours, least = lambda: chain.mix(known, evidence).nll, _first(place, peers, 1.0)
+    ours, least = lambda: ngram_backoff.mix(known, evidence).nll, _first(place, peers, 1.0)
     return Contest(ours, peers, work, (tokens, "tokens/s"), least=least, tolerance=1e-4)
 
 
 @contest("chain learning", tiny=(60, 3), cpu=(300, 3), full=(16_384, 16), forms=(FORWARD,))
 def _(place, form, tokens, documents):
     """Mixing while the weights are learnt, token by token: one thread of one program, because each step needs the last."""
-    stream, bounds, known = chain_rows(place, tokens, documents)
-    evidence = Chain(CHAIN_ORDERS, device=place.device).evidence(stream, bounds)
-    fresh = lambda: Chain(CHAIN_ORDERS, device=place.device)
+    stream, bounds, known = ngram_backoff_rows(place, tokens, documents)
+    evidence = NgramBackoff(CHAIN_ORDERS, device=place.device).evidence(stream, bounds)
+    fresh = lambda: NgramBackoff(CHAIN_ORDERS, device=place.device)
     ours = lambda: fresh().mix_and_learn(known, evidence).nll
 
     def plain():
-        chain, rows = fresh(), (known.target, known.candidates, evidence.cell, evidence.hits, evidence.total, evidence.fresh)
-        state = [x.cpu() for x in (*rows, chain.table, chain.visits)]
-        return hedge_reference.mix_online_reference(*state, [], chain.floor)[0].to(place.device)
+        ngram_backoff, rows = (
+            fresh(),
+            (known.target, known.candidates, evidence.cell, evidence.hits, evidence.total, evidence.fresh),
+        )
+        state = [x.cpu() for x in (*rows, ngram_backoff.table, ngram_backoff.visits)]
+        return hedge_reference.mix_online_reference(*state, [], ngram_backoff.floor)[0].to(place.device)
 
     peer, work = "the loop in Python", hedge_op.traffic_online(tokens, len(CHAIN_ORDERS))
     return Contest(ours, {peer: plain}, work, (tokens, "tokens/s"), least={peer: 4.0}, tolerance=1e-3)

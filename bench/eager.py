@@ -2,13 +2,13 @@
 
 import torch
 
-from pgolf.kernels.hedge import FiveExperts
+from pgolf.kernels.hedge import HedgeMixer
 
 
 class EagerFive:
     """The five experts as the submissions compute them for each batch: eager torch, float32 tables, whole tables first."""
 
-    def __init__(self, mixer: FiveExperts):
+    def __init__(self, mixer: HedgeMixer):
         self.unigram, self.bigram, _, self.trigram, self.trigram_total = (table.float() for table in mixer.tables)
         self.tokens, self.log_weights = mixer.tokens, mixer.log_weights.float()
 
@@ -35,8 +35,8 @@ class EagerFive:
         return self.step(neural, -(log_probs.exp() * log_probs).sum(-1), inputs, targets, valid)
 
 
-def chain_in_dictionaries(tokens: list[int], starts: list[bool], orders: tuple[int, ...]) -> list[list[int]]:
-    """Per token the counts of a chain of document-local levels, as a dictionary loop keeps them: (hits, total) a level."""
+def ngram_backoff_in_dictionaries(tokens: list[int], starts: list[bool], orders: tuple[int, ...]) -> list[list[int]]:
+    """Per token the counts of an back-off of document-local levels, as a dictionary loop keeps them: (hits, total) a level."""
     tables: list[dict] = [{} for _ in orders]
     found, document = [], []
     for token, start in zip(tokens, starts, strict=True):

@@ -48,9 +48,9 @@ class Row:
     """Settings by their dotted names, on top of the base's."""
     stage: str = "train"
     """The first stage that the changes touch; what earlier ones have left is the base's own."""
-    reading: str = "non_overlapping"
+    result: str = "non_overlapping"
     against: str = "base"
-    """The run that it is held against, which may be itself, by another reading."""
+    """The run that it is held against, which may be itself, by another predictor."""
     other: str = "non_overlapping"
 
 
@@ -283,13 +283,13 @@ def run_all(jobs: list[Job], workers: int, display: Display) -> None:
 # ---- the page
 
 
-def bpb(runs: Path, name: str, seed: int, reading: str) -> float:
-    return RunFolder(folder_of(runs, name, seed)).read_summary()["score"][reading]["bpb"]
+def bpb(runs: Path, name: str, seed: int, result: str) -> float:
+    return RunFolder(folder_of(runs, name, seed)).read_summary()["score"][result]["bpb"]
 
 
 def differences(row: Row, runs: Path, seeds: list[int]) -> list[float]:
     """Bits per byte less than the other run's, seed by seed."""
-    return [bpb(runs, row.run, seed, row.reading) - bpb(runs, row.against, seed, row.other) for seed in seeds]
+    return [bpb(runs, row.run, seed, row.result) - bpb(runs, row.against, seed, row.other) for seed in seeds]
 
 
 def verdict(found: list[float]) -> str:

@@ -1,8 +1,8 @@
 """A few warm steps of a preset under a profiler: `python -m bench.profiling PRESET`; bench/profile.sh chooses the profiler.
 
-    --by torch    torch's own profiler; prints the top kernels with their share and their fraction of the floor
-    --by range    nothing of its own: marks the steps for nsys or ncu (cudaProfilerStart and Stop)
-    --report CSV  no run: the same table from a summary that nsys or ncu has written
+--by torch    torch's own profiler; prints the top kernels with their share and their fraction of the floor
+--by range    nothing of its own: marks the steps for nsys or ncu (cudaProfilerStart and Stop)
+--report CSV  no run: the same table from a summary that nsys or ncu has written
 """
 
 import argparse

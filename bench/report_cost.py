@@ -1,6 +1,6 @@
 """What the page of a long stream costs: a run folder of made-up scores, read and drawn in a process of its own.
 
-    python bench/report_cost.py [--tokens 10000000] [--readings 8]
+    python bench/report_cost.py [--tokens 10000000] [--predictors 8]
 
 Prints seconds of processor time, the greatest memory and the page's size, and fails above 60 s, 2 GB or 3 MB.
 """
@@ -20,12 +20,12 @@ VOCAB, BOS, LINE, PATTERN = 8192, 1, 512, 500
 KINDS = ["boundary", "byte", "space", "digit", "punctuation", "word start", "continuation"]
 
 
-def write(folder: Path, tokens: int, readings: int) -> None:
+def write(folder: Path, tokens: int, results: int) -> None:
     rng = np.random.default_rng(0)
-    names = [f"reading_{i}" for i in range(readings)]
+    names = [f"reading_{i}" for i in range(results)]
     (folder / "config.toml").write_text('preset = "made up"\n')
     kinds = "".join(str(i) for i in rng.integers(0, len(KINDS), VOCAB))
-    head = {"targets": tokens, "readings": names, "unit": "nats", "bos": BOS, "kinds": KINDS, "kind_of_token": kinds}
+    head = {"targets": tokens, "results": names, "unit": "nats", "bos": BOS, "kinds": KINDS, "kind_of_token": kinds}
     with open(folder / "score.jsonl", "w") as file:
         file.write(json.dumps(head) + "\n")
         # some hundred lines over and over: what is read costs the same, and writing it is quick
@@ -68,14 +68,14 @@ def draw(folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=10_000_000)
-    parser.add_argument("--readings", type=int, default=8)
+    parser.add_argument("--predictors", type=int, default=8)
     parser.add_argument("--draw", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.draw:
         draw(options.draw)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), options.tokens, options.readings)
+        write(Path(folder), options.tokens, options.results)
         size = (Path(folder) / "score.jsonl").stat().st_size / 1e6
         # writing has used memory too, so drawing gets a process of its own
         done = subprocess.run([sys.executable, __file__, "--draw", folder], capture_output=True, text=True)
@@ -83,7 +83,7 @@ def main() -> int:
         print(done.stderr, file=sys.stderr)
         return 1
     figures = json.loads(done.stdout)
-    print(f"score.jsonl of {size:,.0f} MB, {options.readings} readings")
+    print(f"score.jsonl of {size:,.0f} MB, {options.results} predictors")
     for name, value in figures.items():
         print(f"  {name}: {value:,.3f}" if isinstance(value, float) else f"  {name}: {value:,}")
     limits = {"seconds of processor time": 60, "peak memory (GB)": 2, "page (MB)": 3}

@@ -96,6 +96,7 @@ def regression_gate(now: Spread, before: Spread) -> Gate:
 
 # ---- files
 
+
 def device_name() -> str:
     import torch
 

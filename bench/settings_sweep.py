@@ -41,7 +41,7 @@ def main(steps: str, *flags: str) -> None:
         options = EvaluationSettings(seconds=3600, window=settings.evaluation.window, stride=settings.evaluation.stride)
         tokens = np.asarray(dataset.val_tokens())
         found = evaluate(model, tokens, ByteTable(dataset.tokenizer), options, bos=dataset.tokenizer.bos)
-        scores = ", ".join(f"{name} {reading.score.bpb:.4f}" for name, reading in found.readings.items())
+        scores = ", ".join(f"{name} {result.score.bpb:.4f}" for name, result in found.results.items())
         display.settle()
         display.say(f"{result.tokens:,} tokens, {rate:,.0f} a CPU second; {scores}: {' '.join(flags) or 'no flags'}")
 

@@ -12,9 +12,9 @@ from bench.eager import markov_stream
 from pgolf.budget import Budget, phase
 from pgolf.config import Settings, at_scale, load_preset
 from pgolf.distributed import World
-from pgolf.evaluation.evaluate import Scorer, readers_of
+from pgolf.evaluation.evaluate import Scorer, predictors_of
 from pgolf.evaluation.planner import Decision, Rate
-from pgolf.evaluation.readers.temperature import policy
+from pgolf.evaluation.predictors.temperature import policy
 from pgolf.kernels import attention, lora_adam
 from pgolf.kernels.attention.reference import exclude
 from pgolf.model import Adapters, build_model, parameter_groups
@@ -45,6 +45,7 @@ def preset_for(name: str, device: str, *, tiny: bool) -> Settings:
 
 
 # ---- training
+
 
 class TrainingStep:
     """One device's share of a step: an eighth of the batch of a preset that was made for eight devices, and the optimiser's
@@ -167,6 +168,7 @@ class AdaptersStep:
 
 # ---- scoring
 
+
 class Stopwatch:
     """Stands for a planner: everything as the settings want it, and the seconds it took. The first span warms up whatever
     compiles on first use, and is left out where there is another."""
@@ -182,8 +184,8 @@ class Stopwatch:
     def next(self, start: int, stop: int) -> Decision:
         return self.wanted
 
-    def scored(self, windows: int, targets: int, forward: float, reading: float) -> None:
-        self.spans.append((windows, targets, forward, reading))
+    def scored(self, windows: int, targets: int, forward: float, result: float) -> None:
+        self.spans.append((windows, targets, forward, result))
 
     def epochs_now(self, targets: int) -> int:
         return self.wanted.epochs
@@ -198,10 +200,10 @@ class Stopwatch:
         self.documents.append((tokens, seconds))
 
     def rates(self) -> dict[str, float]:
-        windows, targets, forward, reading = map(sum, zip(*_warm(self.spans), strict=True)) if self.spans else (1, 1, 0.0, 0.0)
+        windows, targets, forward, result = map(sum, zip(*_warm(self.spans), strict=True)) if self.spans else (1, 1, 0.0, 0.0)
         return {
             "window": forward / windows,
-            "reading": reading / targets,
+            "result": result / targets,
             "learning": _rate(self.lessons),
             "adapted_target": _rate(self.documents),
         }
@@ -258,15 +260,15 @@ def scoring_rates(settings: Settings, device: str, spans: int = 2) -> ScoringRat
     warm_up = time.perf_counter() - begun
     watch = Stopwatch(budget, options.stride, options.adaptation.epochs if options.adaptation.method == "chunks" else 0)
     temperature = policy(options.temperature)
-    readers = readers_of(options, settings.model.vocab_size, len(tokens) - 1, temperature)
+    predictors = predictors_of(options, settings.model.vocab_size, len(tokens) - 1, temperature)
     if options.adaptation.method == "lora":
-        scorer.by_documents(readers, temperature, watch)
+        scorer.by_documents(predictors, temperature, watch)
     else:
-        scorer.sliding(readers, temperature, watch, np.zeros(len(tokens) - 1))
+        scorer.sliding(predictors, temperature, watch, np.zeros(len(tokens) - 1))
     found = watch.rates()
     if len(watch.spans) > 1:  # what the first span took beyond its like was compiling
         windows, targets, *seconds = watch.spans[0]
-        warm_up += max(0.0, sum(seconds) - windows * found["window"] - targets * found["reading"])
+        warm_up += max(0.0, sum(seconds) - windows * found["window"] - targets * found["result"])
     return ScoringRates(**found, loading=loading, warm_up=warm_up)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from bench.contests import Contest
 from bench.eager import EagerFive, markov_stream
-from pgolf.kernels.hedge import BoostedCache, FiveExperts, neural_statistics, reference
+from pgolf.kernels.hedge import BoostedCache, HedgeMixer, neural_statistics, reference
 from pgolf.kernels.threads import torch_threads
 
 EAGER = "submissions' eager"
@@ -22,7 +22,7 @@ def test_five_experts_in_sliding_windows(bench):
     """A chunk's windows overlap: ours looks each token's n-grams up once, the submissions once for every window."""
     vocabulary, windows, length, stride, chunk = (64, 4, 32, 8, 256) if bench.tiny else (1024, 16, 2048, 64, 32_768)
     stream = markov_stream(chunk * 3 + length + 1, vocabulary)
-    mixer = FiveExperts(vocabulary, warmup=0)
+    mixer = HedgeMixer(vocabulary, warmup=0)
     mixer.count(stream[: 2 * chunk])
     span = stream[2 * chunk : 3 * chunk + length + 1]
     begins = [stride * i for i in range(windows)]

@@ -8,9 +8,9 @@ from pgolf.kernels.attention import attention, xsa
 from pgolf.kernels.cross_entropy import cross_entropy, linear_cross_entropy
 from pgolf.kernels.hedge import (
     BoostedCache,
-    Chain,
-    ChainStream,
-    FiveExperts,
+    HedgeMixer,
+    NgramBackoff,
+    NgramBackoffStream,
     OnlineBias,
     learn_table,
     neural_statistics,
@@ -24,9 +24,9 @@ from pgolf.kernels.scan import scan, scan_step
 
 __all__ = [
     "BoostedCache",
-    "Chain",
-    "ChainStream",
-    "FiveExperts",
+    "NgramBackoff",
+    "NgramBackoffStream",
+    "HedgeMixer",
     "OnlineBias",
     "PackedMatrix",
     "attention",

@@ -21,21 +21,23 @@ def main() -> int:
         rows = list(compile_all(arguments.operators or OPERATORS, arguments.target or CAPABILITIES, pool))
     for row in rows:
         case, made = row.case, row.compiled
-        lines.append([
-            f"{row.operator}/{case.name}",
-            str(case.launch),
-            f"sm_{row.capability}",
-            str(made.registers),
-            str(made.spilled),
-            str(made.shared),
-            f"{made.occupancy:.0%}",
-            made.tensor_core or "-",
-            case.shape,
-            f"{case.bytes:,}",
-            f"{case.flops:,}",
-            f"{floor_microseconds(case, H100):.2f}",
-            f"{floor_microseconds(case, H200):.2f}",
-        ])
+        lines.append(
+            [
+                f"{row.operator}/{case.name}",
+                str(case.launch),
+                f"sm_{row.capability}",
+                str(made.registers),
+                str(made.spilled),
+                str(made.shared),
+                f"{made.occupancy:.0%}",
+                made.tensor_core or "-",
+                case.shape,
+                f"{case.bytes:,}",
+                f"{case.flops:,}",
+                f"{floor_microseconds(case, H100):.2f}",
+                f"{floor_microseconds(case, H200):.2f}",
+            ]
+        )
         if row.trouble:
             bad.append(f"{row.operator}/{case.name} [{case.launch}] sm_{row.capability} {row.trouble}")
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]

@@ -103,12 +103,12 @@ class CompareOptions:
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """Try whether a score is a code length: of a run's readings, or of a scorer of your own."""
+    """Try whether a score is a code length: of a run's predictors, or of a scorer of your own."""
 
     run: str = ""
     """Folder of the run."""
     scorer: str = ""
-    """Instead of a run: MODULE:NAME or FILE.py:NAME; pgolf/evaluation/audit/interface.py says what it has to offer."""
+    """Instead of a run: MODULE:NAME or FILE.py:NAME; pgolf/audit/interface.py says what it has to offer."""
     tokens: str = ""
     """Text for a scorer to be tried on: a shard, or a .npy of token ids. Empty: the built-in corpus, or a made-up text for
     vocabularies that it does not fit."""

@@ -33,7 +33,7 @@ class DataSettings:
     """sequential: one stream through the sorted shards. coprime: blocks of many shards at coprime strides."""
     held_out_tokens: int = 0
     """Tokens at the end of the training text (at most a tenth of its last shard) that training leaves out; the weights of
-    the honest chain are learnt on them when the run is packed. 0: none, and the chain starts without."""
+    the honest n-gram back-off are learnt on them when the run is packed. 0: none, and the n-gram back-off starts without."""
 
 
 @dataclass(frozen=True)
@@ -395,9 +395,9 @@ class MixerSettings:
     honest: tuple[str, ...] = ()
     """Normalised mixers scored beside it: chain, boost, bias, tilt, ngrams."""
     orders: int = 4
-    """Levels of the document-local chain."""
+    """Levels of the document-local n-gram back-off."""
     online_weights: bool = True
-    """Learn the chain's weights while scoring; off: only the table in the artifact."""
+    """Learn the n-gram back-off's weights while scoring; off: only the table in the artifact."""
     granularity: int = 8
     """Counts and weights are fresh to within this many tokens."""
     eta: float = 0.1
@@ -445,6 +445,7 @@ class Settings:
 
 
 # ---- presets
+
 
 def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
@@ -662,6 +663,7 @@ def _parsed(text: str, kind, where: str):
 
 # ---- scales
 
+
 def at_scale(settings: Settings, scale: str) -> Settings:
     """`tiny` keeps every mechanism of a preset and shrinks dimensions, tokens and budgets to fit two CPU cores."""
     if scale == "full":
@@ -722,6 +724,7 @@ def at_scale(settings: Settings, scale: str) -> Settings:
 
 
 # ---- checks that need several settings at once
+
 
 def _check_ranges(model: ModelSettings) -> None:
     """Every number of the network within what it can mean."""

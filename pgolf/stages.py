@@ -35,6 +35,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pgolf"
 
 # ---- train
 
+
 def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -> int:
     from pgolf.training.loop import train as train_model
 
@@ -205,7 +206,7 @@ def pack(folder: RunFolder, device: str = "") -> int:
         # what reads training data and rounding belong to the training clock; coding does not
         clock = Budget(settings.training.seconds)
         moments = calibration_of(model, settings, dataset, place, clock, display)
-        extra = chain_section(model, settings, dataset, place, clock, display)
+        extra = ngram_section(model, settings, dataset, place, clock, display)
         with clock.part("rounding"):
             if settings.artifact.fit:
                 from pgolf.artifact.fitting import fit
@@ -251,25 +252,25 @@ def calibration_of(model, settings: Settings, dataset: Dataset, place: torch.dev
         return hessians(model, batches, head=options.gptq_embedding)
 
 
-def chain_section(model, settings: Settings, dataset: Dataset, place, clock: Budget, display: Display) -> dict[str, bytes]:
-    """The chain's weights as a section of the artifact: learnt on the training text that training left out."""
-    if "chain" not in settings.evaluation.mixer.honest:
+def ngram_section(model, settings: Settings, dataset: Dataset, place, clock: Budget, display: Display) -> dict[str, bytes]:
+    """The n-gram back-off's weights as a section of the artifact: learnt on the training text that training left out."""
+    if "ngram_backoff" not in settings.evaluation.mixer.honest:
         return {}
     tokens = dataset.held_out(settings.data.held_out_tokens)
     if len(tokens) < 2:
         return {}
-    from pgolf.evaluation.readers.chain import learnt_to_bytes
-    from pgolf.evaluation.readers.table import learn_chain_table
+    from pgolf.evaluation.predictors.ngram_backoff import learnt_to_bytes
+    from pgolf.evaluation.predictors.table import learn_ngram_table
 
     def learn(tokens):
-        return learn_chain_table(model, tokens, settings.evaluation, bos=dataset.tokenizer.bos, device=place)
+        return learn_ngram_table(model, tokens, settings.evaluation, bos=dataset.tokenizer.bos, device=place)
 
     with clock.outside("warm-up"):
         learn(tokens[:2])
     with clock.part("chain table"):
         table = learn(tokens)
     display.say(f"chain: weights learnt on {len(tokens):,} tokens that training left out")
-    return {"chain": learnt_to_bytes(table)}
+    return {"ngram_backoff": learnt_to_bytes(table)}
 
 
 def with_packing(train: dict, parts: dict) -> dict:
@@ -289,11 +290,12 @@ def size_line(size: dict) -> str:
 
 # ---- score
 
+
 def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     budget = Budget(read_toml(folder.config).evaluation.seconds)
     from pgolf.artifact.pack import read_artifact
     from pgolf.evaluation.evaluate import evaluate
-    from pgolf.evaluation.records import read_plan, readings_table, write_scores, write_traces, write_words
+    from pgolf.evaluation.records import read_plan, results_table, write_scores, write_traces, write_words
     from pgolf.model.rounding import FakeRounding
 
     settings = read_toml(folder.config)
@@ -322,7 +324,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
                 options,
                 bos=dataset.tokenizer.bos,
                 budget=budget,
-                chain_table=chain_table(artifact),
+                ngram_table=ngram_table(artifact),
                 replay=replay,
                 device=world.device,
                 world=world,
@@ -333,19 +335,19 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             return 0
         with budget.part("writing"):
             per_target = table.count(tokens[:-1], tokens[1:])
-            readings = readings_table(found, tokens, dataset.tokenizer.bos, per_target)
-            columns = {name: reading.nats[: len(per_target)] for name, reading in found.readings.items()}
+            results = results_table(found, tokens, dataset.tokenizer.bos, per_target)
+            columns = {name: result.nats[: len(per_target)] for name, result in found.results.items()}
             write_scores(folder.scores, tokens, per_target, columns, dataset.tokenizer)
             write_words(folder.words, found.words, tokens, per_target, columns, dataset.tokenizer.pieces)
             write_traces(folder.weights_log, found.traces)
             write_whole(folder.plan, json.dumps(found.plan) + "\n")
         spent = budget.report()
-        for name, reading in readings.items():
-            display.say(reading_line(name, reading))
+        for name, result in results.items():
+            display.say(result_line(name, result))
         if found.gave_up:
             display.say(f"given up for the clock: {', '.join(f'{name} {what}' for name, what in found.gave_up.items())}")
         folder.update_summary(
-            score={name: {**reading, "partial": partial} for name, reading in readings.items()},
+            score={name: {**result, "partial": partial} for name, result in results.items()},
             main=found.main,
             scoring={
                 "seconds": spent["total"],
@@ -356,25 +358,25 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
                 "adaptation_steps": found.adaptation_steps,
             },
             compressors=compressors(
-                dataset.tokenizer.decode_bytes(tokens.tolist()), readings[found.main], folder.artifact.stat().st_size
+                dataset.tokenizer.decode_bytes(tokens.tolist()), results[found.main], folder.artifact.stat().st_size
             ),
         )
     return 0
 
 
-def chain_table(artifact):
-    """What the artifact carries for the chain to begin with, if it does. A submission without a chain has no room for one."""
-    if "chain" not in artifact.sections:
+def ngram_table(artifact):
+    """The n-gram back-off table that the artifact carries, if any."""
+    if "ngram_backoff" not in artifact.sections:
         return None
-    from pgolf.evaluation.readers.chain import learnt_of
+    from pgolf.evaluation.predictors.ngram_backoff import learnt_of
 
     return learnt_of(artifact.sections)
 
 
-def reading_line(name: str, reading: dict) -> str:
-    mark = "" if reading["legal"] else "  (as published; not a code length)"
-    gain = f", {-reading['gain']:+.4f} on {reading['over'].replace('_', ' ')}" if "over" in reading else ""
-    return f"{name.replace('_', ' ')}: {reading['bpb']:.4f} bits per byte{gain}, {reading['seconds']:.1f} s{mark}"
+def result_line(name: str, result: dict) -> str:
+    mark = "" if result["legal"] else "  (as published; not a code length)"
+    gain = f", {-result['gain']:+.4f} on {result['over'].replace('_', ' ')}" if "over" in result else ""
+    return f"{name.replace('_', ' ')}: {result['bpb']:.4f} bits per byte{gain}, {result['seconds']:.1f} s{mark}"
 
 
 def compressors(text: bytes, score: dict, artifact_bytes: int, limit: int = 20_000_000) -> dict:
@@ -401,9 +403,10 @@ def compressors(text: bytes, score: dict, artifact_bytes: int, limit: int = 20_0
 
 # ---- audit
 
+
 def audit(options: AuditOptions) -> int:
     from pgolf.artifact.code import make_script
-    from pgolf.evaluation.audit.command import audit_run, audit_scorer, decode_run, publish
+    from pgolf.audit.command import audit_run, audit_scorer, decode_run, publish
 
     if bool(options.run) == bool(options.scorer):
         raise UsageError("audit needs either the folder of a run or --scorer MODULE:NAME: python -m pgolf.run audit RUN")
@@ -434,7 +437,7 @@ def audit(options: AuditOptions) -> int:
                 "passed": report.passed,
                 "failed": sorted({one.id for one in report.failed}),
                 "tests": len(report.judged),
-                "readings": report.readings,
+                "results": report.results,
                 "seconds": report.seconds,
                 "decoded": report.decoded,
             }
@@ -443,7 +446,7 @@ def audit(options: AuditOptions) -> int:
 
 
 def honesty(options: HonestyOptions) -> int:
-    from pgolf.evaluation.audit.honesty import SYSTEMS, honest_row, said, table
+    from pgolf.audit.honesty import SYSTEMS, honest_row, said, table
 
     place, rows = Path(options.out), []
     with Display() as display:
@@ -472,6 +475,7 @@ def said_by(display: Display):
 
 
 # ---- report, compare and show
+
 
 def report(folder: RunFolder) -> int:
     from pgolf.report.files import read_run
@@ -521,6 +525,7 @@ def show(folder: RunFolder, device: str = "") -> int:
 
 # ---- data
 
+
 def make_data(options: DataOptions) -> int:
     if bool(options.text) == bool(options.fineweb):
         raise UsageError("data needs either --text with files or folders, or --fineweb with a variant such as sp1024")
@@ -548,6 +553,7 @@ def make_data(options: DataOptions) -> int:
 
 
 # ---- what stages share
+
 
 def dataset_of(settings: Settings, display: Display, world=None) -> Dataset:
     """The run's data; the built-in corpus is made once and kept in a cache."""

@@ -39,8 +39,8 @@ def test_the_documented_keys(run):
     assert parts <= summary.keys()
     assert {"seconds", "limit", "parts", "steps", "tokens"} <= summary["train"].keys()
     assert {"model_bytes", "code_bytes", "total_bytes", "limit", "margin"} <= summary["artifact"].keys()
-    for reading in summary["score"].values():
-        assert {"bpb", "loss", "nats", "tokens", "bytes", "seconds", "legal", "partial"} <= reading.keys()
+    for result in summary["score"].values():
+        assert {"bpb", "loss", "nats", "tokens", "bytes", "seconds", "legal", "partial"} <= result.keys()
     assert summary["train"]["steps"] == 3 and len(summary["corpus"]["digest"]) == 64
     sizes = summary["artifact"]
     assert sizes["model_bytes"] + sizes["tokenizer_bytes"] == (folder / "model.pgolf").stat().st_size
@@ -60,12 +60,12 @@ def test_the_files_of_a_run(run):
 def test_scores_add_up_to_the_summary(run):
     folder, _ = run
     head, *lines = [json.loads(line) for line in (folder / "score.jsonl").read_text().splitlines()]
-    for name in head["readings"]:
+    for name in head["results"]:
         nats = sum(sum(line[name]) for line in lines)
-        reading = summary_of(folder)["score"][name]
-        assert nats == pytest.approx(reading["nats"], rel=1e-5)
-        assert sum(sum(line["bytes"]) for line in lines) == reading["bytes"]
-        assert sum(len(line["tokens"]) for line in lines) == reading["tokens"] == head["targets"]
+        result = summary_of(folder)["score"][name]
+        assert nats == pytest.approx(result["nats"], rel=1e-5)
+        assert sum(sum(line["bytes"]) for line in lines) == result["bytes"]
+        assert sum(len(line["tokens"]) for line in lines) == result["tokens"] == head["targets"]
 
 
 def test_the_same_seed_repeats_and_another_does_not(run, tmp_path):
@@ -75,8 +75,8 @@ def test_the_same_seed_repeats_and_another_does_not(run, tmp_path):
         assert done.returncode == 0, done.stderr
     first, same, other = (summary_of(path) for path in (folder, tmp_path / "same", tmp_path / "other"))
     assert first["train"]["loss"] == same["train"]["loss"] != other["train"]["loss"]
-    for reading in first["score"]:
-        assert first["score"][reading]["nats"] == same["score"][reading]["nats"] != other["score"][reading]["nats"]
+    for result in first["score"]:
+        assert first["score"][result]["nats"] == same["score"][result]["nats"] != other["score"][result]["nats"]
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
@@ -101,8 +101,8 @@ def test_two_ranks_give_the_same_score(run, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = summary_of(folder), summary_of(tmp_path / "two")
     assert two["train"]["loss"] == pytest.approx(one["train"]["loss"], abs=1e-5)
-    for name, reading in one["score"].items():
-        assert two["score"][name]["bpb"] == pytest.approx(reading["bpb"], abs=1e-6)
+    for name, result in one["score"].items():
+        assert two["score"][name]["bpb"] == pytest.approx(result["bpb"], abs=1e-6)
     # said once, by the first rank
     assert done.stdout.count("\nmodel and code ") == 1
 
@@ -178,7 +178,7 @@ def test_text_becomes_a_dataset_becomes_a_score(tmp_path):
     done = pgolf("--out", tmp_path / "run", *SMALL, *words)
     assert done.returncode == 0, done.stderr
     summary = summary_of(tmp_path / "run")
-    assert summary["main"] == "chain" and not summary["score"]["chain"]["partial"]
+    assert summary["main"] == "ngram_backoff" and not summary["score"]["ngram_backoff"]["partial"]
 
 
 def test_who_reads_nothing_gets_no_traceback(run):

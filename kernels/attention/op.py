@@ -117,9 +117,7 @@ def _check_attention(q, k, v, gate, cu_seqlens, window, scale):
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"attention: {q.shape[2]} query heads cannot share {k.shape[2]} key-value heads evenly")
     if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
-        raise ValueError(
-            f"attention: q, k and v must have one floating-point dtype, got {q.dtype}, {k.dtype} and {v.dtype}"
-        )
+        raise ValueError(f"attention: q, k and v must have one floating-point dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
     if gate is not None and gate.shape != q.shape[:3]:
         raise ValueError(f"attention: gate must be (B, T, H) = {tuple(q.shape[:3])}, got {tuple(gate.shape)}")
     if cu_seqlens is not None and (cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32 or q.shape[0] != 1):

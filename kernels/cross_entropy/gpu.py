@@ -66,9 +66,7 @@ def cross_entropy_fwd_kernel(
     b_total = tl.sum(b_exp, 1)
     b_lse = b_peak + tl.log2(b_total) / LOG2_E
 
-    b_loss, b_weight = row_loss(
-        p_logits + o_row * V, b_target, b_scale, m_kept & m_row, b_lse, softcap, z_loss, V, CAPPED
-    )
+    b_loss, b_weight = row_loss(p_logits + o_row * V, b_target, b_scale, m_kept & m_row, b_lse, softcap, z_loss, V, CAPPED)
     tl.store(p_unscaled + o_row, b_loss, mask=m_row)
     tl.store(p_losses + o_row, tl.where(m_kept, b_loss * b_scale, 0.0), mask=m_row)
     if GRADIENT:

@@ -245,9 +245,7 @@ def rescale_triton(gradient, upstream):
         return
     launch = launch_rescale(vocabulary)
     grid = (cdiv(count, launch.tiles["BR"]),)
-    gpu.cross_entropy_bwd_kernel_rescale[grid](
-        gradient, upstream, upstream.stride(0), count, V=vocabulary, **launch.options
-    )
+    gpu.cross_entropy_bwd_kernel_rescale[grid](gradient, upstream, upstream.stride(0), count, V=vocabulary, **launch.options)
 
 
 def forward_cpu(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient, gradient=None):
@@ -427,6 +425,4 @@ torch.library.register_autograd("pgolf::cross_entropy", _backward, setup_context
 implement("pgolf::linear_cross_entropy", "CPU", linear_forward(forward_cpu))
 implement("pgolf::linear_cross_entropy", "CUDA", linear_forward(forward_triton))
 torch.library.register_fake("pgolf::linear_cross_entropy", _linear_fake_forward)
-torch.library.register_autograd(
-    "pgolf::linear_cross_entropy", _linear_backward, setup_context=_linear_setup_context
-)
+torch.library.register_autograd("pgolf::linear_cross_entropy", _linear_backward, setup_context=_linear_setup_context)

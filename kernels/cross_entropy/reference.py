@@ -3,9 +3,7 @@
 import torch
 
 
-def cross_entropy_reference(
-    logits, targets, *, softcap=None, weights=None, z_loss=0.0, ignore_index=-100, reduction="mean"
-):
+def cross_entropy_reference(logits, targets, *, softcap=None, weights=None, z_loss=0.0, ignore_index=-100, reduction="mean"):
     """loss_t = w_t (lse_t - z_t[y_t] + z_loss lse_t^2), z = softcap tanh(logits / softcap); see `cross_entropy`."""
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
     z = logits.to(exact)

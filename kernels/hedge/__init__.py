@@ -1,16 +1,16 @@
 """The mixer: statistics of the neural distribution, n-gram experts, and three ways to mix them."""
 
 from pgolf.kernels.hedge.boost import BoostedCache, OnlineBias
-from pgolf.kernels.hedge.chain import Chain, ChainStream, Evidence, learn_table
-from pgolf.kernels.hedge.five import FiveExperts, FiveScores
+from pgolf.kernels.hedge.five import FiveScores, HedgeMixer
+from pgolf.kernels.hedge.ngram_backoff import Evidence, NgramBackoff, NgramBackoffStream, learn_table
 from pgolf.kernels.hedge.op import NeuralStatistics, neural_statistics
 
 __all__ = [
     "BoostedCache",
-    "Chain",
-    "ChainStream",
+    "NgramBackoff",
+    "NgramBackoffStream",
     "Evidence",
-    "FiveExperts",
+    "HedgeMixer",
     "FiveScores",
     "NeuralStatistics",
     "OnlineBias",

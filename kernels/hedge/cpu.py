@@ -1,4 +1,4 @@
-"""The mixer on a CPU, in numba: the row statistics, the rule sets' arithmetic, and the counts of the chain.
+"""The mixer on a CPU, in numba: the row statistics, the rule sets' arithmetic, and the counts of the n-gram back-off.
 
 Every function releases the interpreter's lock, so that threads can share the work. Constants arrive as arguments:
 numba keeps what it compiled, and would not notice that an imported one has changed.
@@ -554,7 +554,7 @@ def q_cell_of(log_prob, cuts):
 
 @exact
 def finish(neural, left, backed):
-    """NLL of a chain that kept the part `left` of the neural probability e^neural, and that part's share."""
+    """NLL of an n-gram back-off that kept the part `left` of the neural probability e^neural, and that part's share."""
     kept = left * math.exp(neural)
     probability = kept + backed
     if probability > 1e-30:

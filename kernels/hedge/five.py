@@ -31,10 +31,10 @@ class NGrams(NamedTuple):
     counted: int
 
 
-class FiveExperts:
+class HedgeMixer:
     """Five experts, weighted by Hedge over batches: the published arithmetic, its flaws included.
 
-        mixer = FiveExperts(vocab)
+        mixer = HedgeMixer(vocab)
         scores = mixer.score(neural_statistics(logits, targets), inputs, targets); mixer.learn(scores)   # a batch of windows
         mixer.count(chunk)                                    # after a chunk: its tokens, first target's predecessor included
 
@@ -55,7 +55,7 @@ class FiveExperts:
 
     def __init__(self, vocab: int, *, eta: float = reference.ETA, buckets: int = 65_536, warmup: int = 10_000, device="cpu"):
         if vocab < 1 or buckets < 1:
-            raise ValueError(f"FiveExperts: vocab {vocab} and buckets {buckets} must be positive")
+            raise ValueError(f"HedgeMixer: vocab {vocab} and buckets {buckets} must be positive")
         make = lambda *shape: torch.zeros(shape, dtype=torch.int32, device=device)
         self.eta, self.warmup, self.tokens = eta, warmup, 0
         self.unigram, self.bigram, self.bigram_total = make(vocab), make(vocab, vocab), make(vocab)
@@ -76,7 +76,7 @@ class FiveExperts:
         for name, x in (("targets", targets), ("statistics", statistics.target), ("valid", valid)):
             if x is not None and (x.shape != inputs.shape or inputs.dim() != 2):
                 raise ValueError(
-                    f"FiveExperts.score: inputs {tuple(inputs.shape)} must be (B, T), and {name} {tuple(x.shape)} likewise"
+                    f"HedgeMixer.score: inputs {tuple(inputs.shape)} must be (B, T), and {name} {tuple(x.shape)} likewise"
                 )
         if valid is None:
             valid = torch.ones(inputs.shape, dtype=torch.bool, device=inputs.device)
@@ -116,16 +116,16 @@ class FiveExperts:
         batch = statistics.target.shape
         if len(batch) != 2 or not len(begins) == len(lengths) == len(scored) == batch[0]:
             raise ValueError(
-                f"FiveExperts.score_windows: statistics {tuple(batch)} must be (B, T), with B begins, lengths and scored"
+                f"HedgeMixer.score_windows: statistics {tuple(batch)} must be (B, T), with B begins, lengths and scored"
             )
         for begin, length, kept in zip(begins, lengths, scored, strict=True):
             if not (0 <= begin and 1 <= length <= batch[1] and begin + length < len(ngrams.tokens) and 0 <= kept <= length):
                 raise ValueError(
-                    f"FiveExperts.score_windows: a window of {length} inputs from {begin}, {kept} scored, does not fit "
+                    f"HedgeMixer.score_windows: a window of {length} inputs from {begin}, {kept} scored, does not fit "
                     f"{len(ngrams.tokens)} tokens and {batch[1]} positions"
                 )
         if ngrams.counted != self.tokens:
-            raise ValueError("FiveExperts.score_windows: these n-grams are from before the last count; ask for new ones")
+            raise ValueError("HedgeMixer.score_windows: these n-grams are from before the last count; ask for new ones")
         if self.tokens < self.warmup:
             rows = zip(statistics.target, lengths, scored, strict=True)
             return FiveScores(

@@ -1,4 +1,4 @@
-"""Triton kernels of the mixer: the sweep over the logits and its backward, the five experts, the chain."""
+"""Triton kernels of the mixer: the sweep over the logits and its backward, the five experts, the n-gram back-off."""
 
 import triton
 import triton.language as tl

@@ -146,8 +146,8 @@ def five_cpu(
 ):
     from pgolf.kernels.hedge import cpu
 
-    within(inputs, 0, len(unigram) - 1, "FiveExperts: inputs")
-    within(targets, 0, len(unigram) - 1, "FiveExperts: targets")
+    within(inputs, 0, len(unigram) - 1, "HedgeMixer: inputs")
+    within(targets, 0, len(unigram) - 1, "HedgeMixer: targets")
     nll, experts = neural.new_empty(neural.shape), neural.new_empty((5, *neural.shape))
     # one row a window, so that the sums do not depend on how threads share them
     sums = torch.zeros(len(neural), 5, dtype=torch.float64)
@@ -170,7 +170,7 @@ def five_ngrams_cpu(tokens, *tables_and_count):
     from pgolf.kernels.hedge import cpu
 
     *tables, counted = tables_and_count
-    within(tokens, 0, len(tables[0]) - 1, "FiveExperts: tokens")
+    within(tokens, 0, len(tables[0]) - 1, "HedgeMixer: tokens")
     probabilities = torch.empty(3, len(tokens), dtype=torch.float64)
     cumulative = torch.empty(3, len(tokens) + 1, dtype=torch.float64)
     cpu.five_ngrams(
@@ -200,7 +200,7 @@ def five_windows_cpu(neural, entropy, tokens, begins, lengths, scored, probabili
 def five_count_cpu(tokens, unigram, *tables):
     from pgolf.kernels.hedge import cpu
 
-    within(tokens, 0, len(unigram) - 1, "FiveExperts: tokens")
+    within(tokens, 0, len(unigram) - 1, "HedgeMixer: tokens")
     cpu.five_count(tokens.int().contiguous().numpy(), unigram.numpy(), *(x.numpy() for x in tables))
 
 
@@ -208,9 +208,9 @@ def evidence_cpu(tokens, documents, orders, granularity, shared):
     from pgolf.kernels.hedge.trie import Trie
 
     tokens = tokens.int().contiguous()
-    within(tokens, 0, torch.iinfo(torch.int32).max, "Chain.evidence: tokens")
+    within(tokens, 0, torch.iinfo(torch.int32).max, "NgramBackoff.evidence: tokens")
     if len(tokens) and not (documents[0] == 0 and documents[-1] == len(tokens) and bool((documents.diff() > 0).all())):
-        raise ValueError(f"Chain.evidence: documents must rise from 0 to {len(tokens)}, the number of tokens")
+        raise ValueError(f"NgramBackoff.evidence: documents must rise from 0 to {len(tokens)}, the number of tokens")
     found = new_evidence(tokens, len(orders))
     starts = torch.zeros(len(tokens), dtype=torch.bool)
     starts[documents[:-1].long()] = True
@@ -565,7 +565,9 @@ def evidence_triton(tokens, documents, orders, granularity, shared, multiplier=M
         return tuple(found)
     edges = count * (last + 1) + len(documents)
     if edges >= 1 << 31:
-        raise ValueError(f"Chain.evidence: {count} tokens with orders up to {last} are too many at once; give fewer documents")
+        raise ValueError(
+            f"NgramBackoff.evidence: {count} tokens with orders up to {last} are too many at once; give fewer documents"
+        )
     # the first token of all has nothing before it
     for x, nothing in zip(found, (-1, 0, 0, 0), strict=True):
         x[0] = nothing

@@ -143,7 +143,7 @@ def boost_window_reference(tokens, begin, end, scored, neural, entropy, contexts
     return losses
 
 
-# ---- `normalised`: a chain of document-local counts that backs off to the neural distribution
+# ---- `normalised`: an n-gram back-off of document-local counts that backs off to the neural distribution
 
 Q_CUTS = (-9.0, -6.0, -4.0, -2.5, -1.5, -0.8, -0.35, -0.1)
 N_CUTS = (1, 2, 4, 8, 16, 64, 256)
@@ -202,7 +202,7 @@ def evidence_reference(tokens, starts, orders, granularity, shared):
     return top, cell, count, total
 
 
-def chain_weights(candidates, cell, table):
+def ngram_backoff_weights(candidates, cell, table):
     """The weight of each level at each token, 0 where its context is new: (N, L)."""
     levels = torch.arange(cell.shape[1], device=cell.device)
     return torch.where(cell > 0, table[levels, q_cells(candidates), cell.long()].to(candidates.dtype), 0)
@@ -214,8 +214,8 @@ def q_cells(candidates):
 
 
 def mix_reference(target, candidates, cell, count, total, table):
-    """The chain's NLL of each target, and the part of its probability that the neural model gave."""
-    weights = chain_weights(candidates, cell, table)
+    """The n-gram back-off's NLL of each target, and the part of its probability that the neural model gave."""
+    weights = ngram_backoff_weights(candidates, cell, table)
     neural = target.exp()
     backed = torch.zeros_like(neural)
     left = torch.ones_like(neural)
@@ -231,8 +231,8 @@ def mix_reference(target, candidates, cell, count, total, table):
 
 
 def mix_dense_reference(log_probs, candidates, cell, counts, total, table):
-    """The chain's whole distribution (N, V); counts (N, L, V) are those of every symbol."""
-    weights = chain_weights(candidates, cell, table)
+    """The n-gram back-off's whole distribution (N, V); counts (N, L, V) are those of every symbol."""
+    weights = ngram_backoff_weights(candidates, cell, table)
     mixed = log_probs.exp()
     for level in range(cell.shape[1]):
         w = weights[:, level, None]

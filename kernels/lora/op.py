@@ -289,9 +289,7 @@ def backward_triton(dy, x, t, weight, a, b, scale, cu_seqlens, input_gradient, r
     launch = launch_adapters(rank, x.element_size(), capability_of(x.device))
     shape = {"IN": width, "OUT": out, "RANK": rank, "RAGGED": rows.ragged, "CHUNK": CHUNK}
     grid = (slots, cdiv(width, launch.tiles["BC"]) + cdiv(out, launch.tiles["BC"]))
-    lora_bwd_adapters_kernel[grid](
-        x, dy, t, dt, da, db, partial, *rows.arguments, **shape, **_padded(rank), **launch.options
-    )
+    lora_bwd_adapters_kernel[grid](x, dy, t, dt, da, db, partial, *rows.arguments, **shape, **_padded(rank), **launch.options)
     if longest > CHUNK:
         lora_bwd_reduce_kernel[docs, cdiv((width + out) * rank, _REDUCE.tiles["BLOCK"])](
             partial, da, db, cu_seqlens, docs, rows.length, **shape, **_REDUCE.options

@@ -279,9 +279,7 @@ torch.library.define(
     "(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] first, Tensor(c!)[] second, Tensor(d!) steps, "
     "Tensor? rates, float rate, float beta1, float beta2, float eps, float weight_decay, Tensor? active) -> ()",
 )
-torch.library.define(
-    "pgolf::lora_reset", "(Tensor(a!)[] a, Tensor[] initial, Tensor(b!)[] cleared, Tensor? documents) -> ()"
-)
+torch.library.define("pgolf::lora_reset", "(Tensor(a!)[] a, Tensor[] initial, Tensor(b!)[] cleared, Tensor? documents) -> ()")
 implement("pgolf::lora_adam", "CPU", _adam_cpu)
 implement("pgolf::lora_reset", "CPU", _reset_cpu)
 implement("pgolf::lora_adam", "CUDA", _adam_triton)

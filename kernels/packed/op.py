@@ -74,9 +74,7 @@ def packed_matmul(x: torch.Tensor, packed: PackedMatrix) -> torch.Tensor:
         raise ValueError(f"packed_matmul: x must end in a dimension of {packed.cols}, but its shape is {tuple(x.shape)}.")
     _check_dtype("packed_matmul: x", x.dtype, packed.planes.device)
     if x.device != packed.planes.device:
-        raise ValueError(
-            f"packed_matmul: x is on {x.device}, the packed matrix on {packed.planes.device}; move one of them."
-        )
+        raise ValueError(f"packed_matmul: x is on {x.device}, the packed matrix on {packed.planes.device}; move one of them.")
     flat = x.reshape(-1, packed.cols)
     y = torch.ops.pgolf.packed_matmul(flat, packed.planes, packed.scales, packed.bits, packed.cols)
     return y.view(*x.shape[:-1], packed.rows)
@@ -124,7 +122,7 @@ _128 = Launch({"BM": 128, "BN": 128, "BU": 16}, num_warps=8, num_stages=3)
 MATMUL = {
     80: ((16, _16), (32, _32), (None, _64)),
     90: ((16, _16), (32, _32), (64, _64), (None, _128)),
-    100: ((16, _16), (None, _32)),  # each of eight products in a chain takes tensor memory of its own
+    100: ((16, _16), (None, _32)),  # each of eight products in an n-gram back-off takes tensor memory of its own
 }
 BACKWARD = {
     80: ((16, _16), (None, _32)),
@@ -205,9 +203,7 @@ def traffic_gemv(rows: int, cols: int, bits: int, itemsize: int = 2) -> tuple[in
     return packed_bytes(rows, cols, bits) + (rows + cols) * itemsize, 2 * rows * cols
 
 
-def traffic_matmul(
-    tokens: int, rows: int, cols: int, bits: int, itemsize: int = 2, splits: int = 1
-) -> tuple[int, int]:
+def traffic_matmul(tokens: int, rows: int, cols: int, bits: int, itemsize: int = 2, splits: int = 1) -> tuple[int, int]:
     """Bytes and FLOPs; a split sum is written in float32 by each part, and the scales wait for the reduction."""
     written = tokens * rows * itemsize if splits == 1 else splits * tokens * rows * 4 - rows * 4
     return packed_bytes(rows, cols, bits) + tokens * cols * itemsize + written, 2 * tokens * rows * cols
@@ -224,9 +220,7 @@ def traffic_expand(rows: int, cols: int, bits: int, itemsize: int = 2) -> tuple[
     return packed_bytes(rows, cols, bits) + rows * cols * itemsize, rows * cols
 
 
-def traffic_backward(
-    tokens: int, rows: int, cols: int, bits: int, itemsize: int = 2, splits: int = 1
-) -> tuple[int, int]:
+def traffic_backward(tokens: int, rows: int, cols: int, bits: int, itemsize: int = 2, splits: int = 1) -> tuple[int, int]:
     """Bytes and FLOPs."""
     written = tokens * cols * (itemsize if splits == 1 else 4 * splits)
     return packed_bytes(rows, cols, bits) + tokens * rows * itemsize + written, 2 * tokens * rows * cols
@@ -342,9 +336,7 @@ torch.library.define("pgolf::packed_matmul", "(Tensor x, Tensor planes, Tensor s
 torch.library.define(
     "pgolf::packed_matmul_backward", "(Tensor grad, Tensor planes, Tensor scales, int bits, int cols) -> Tensor"
 )
-torch.library.define(
-    "pgolf::packed_expand", "(Tensor planes, Tensor scales, int bits, int cols, ScalarType dtype) -> Tensor"
-)
+torch.library.define("pgolf::packed_expand", "(Tensor planes, Tensor scales, int bits, int cols, ScalarType dtype) -> Tensor")
 
 
 def _matmul_cpu(x, planes, scales, bits, cols):

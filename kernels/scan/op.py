@@ -81,9 +81,7 @@ def _check(v, b, c, dt, log_decay):
         raise ValueError(f"scan: v, b and c must have one floating-point dtype, got {v.dtype}, {b.dtype} and {c.dtype}")
     for name, x in (("dt", dt), ("log_decay", log_decay)):
         if x.shape not in (v.shape[:3], v.shape[2:3]):
-            raise ValueError(
-                f"scan: {name} must be (batch, T, heads) or (heads,) of v {tuple(v.shape)}, not {tuple(x.shape)}"
-            )
+            raise ValueError(f"scan: {name} must be (batch, T, heads) or (heads,) of v {tuple(v.shape)}, not {tuple(x.shape)}")
 
 
 # Part of the width, warps and stages by capability; chosen by reasoning, unmeasured: what spills nothing. Programs take no

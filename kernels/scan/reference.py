@@ -26,8 +26,8 @@ def scan_reference(v, b, c, dt, log_decay):
 def scan_chunked(v, b, c, dt, log_decay, chunk=64):
     """The same without a loop over time. With l the sums of log_decay from a chunk's start, a chunk i gives
 
-        (C B^T * exp(l_t - l_j) for j <= t) (dt V)  +  (C exp(l_t)) H_i
-        H_i = sum over chunks j < i of exp(decay from the end of j to the start of i) (B exp(l_end - l))^T (dt V)
+    (C B^T * exp(l_t - l_j) for j <= t) (dt V)  +  (C exp(l_t)) H_i
+    H_i = sum over chunks j < i of exp(decay from the end of j to the start of i) (B exp(l_end - l))^T (dt V)
     """
     v, b, c, dt, log_decay, kind = _alike(v, b, c, dt, log_decay)
     length = v.shape[1]

@@ -170,6 +170,7 @@ class Walk:
 
 # ---- the model
 
+
 @numba.njit(cache=True)
 def _row_energies(codes, scales, energies):
     """Mean squares of rows, relative to their mean; as they were if that is no number to divide by."""
@@ -370,6 +371,7 @@ def _learn(row, part, spread, factors, moments, centre, scatter):
 
 
 # ---- the range coder: a width of 48 bits, bytes out, carries resolved late
+
 
 def _start(stream: np.ndarray | None = None) -> np.ndarray:
     coder = np.zeros(6, np.uint64)

@@ -36,8 +36,8 @@ def export(options: ExportOptions) -> int:
                 f"{folder.path} was packed with {summary['artifact']['code_bytes']:,} bytes of code, which are "
                 f"{len(script):,} by now; pack and score it again"
             )
-    reading = _common_reading(summaries)
-    record = _record(options, settings, summaries, reading, len(script))
+    result = _common_result(summaries)
+    record = _record(options, settings, summaries, result, len(script))
     significance = _significance(record, options.baseline) if options.baseline else []
 
     out = Path(options.out)
@@ -47,7 +47,7 @@ def export(options: ExportOptions) -> int:
     write_whole(out / "train_gpt.py", script)
     write_whole(out / "requirements.txt", "\n".join(requirements(settings)) + "\n")
     write_whole(out / "submission.json", json.dumps(record, indent=2) + "\n")
-    write_whole(out / "README.md", _readme(record, settings, summaries, reading, significance))
+    write_whole(out / "README.md", _readme(record, settings, summaries, result, significance))
     for folder, seed in zip(folders, seeds, strict=True):
         shutil.copyfile(folder.log, out / f"train_seed{seed}.log")
     print(_size_line(record))
@@ -58,6 +58,7 @@ def export(options: ExportOptions) -> int:
 
 
 # ---- what the runs say
+
 
 def _one_configuration(folders: list[RunFolder]) -> Settings:
     """The settings that all runs share, whatever their seeds."""
@@ -79,7 +80,7 @@ def _finished(folder: RunFolder) -> dict:
     return summary
 
 
-def _common_reading(summaries: list[dict]) -> str:
+def _common_result(summaries: list[dict]) -> str:
     """Of the ways of scoring that every run has and that are code lengths, the one with the least bits per byte."""
     names = [name for name in summaries[0]["score"] if all(name in summary["score"] for summary in summaries)]
     legal = [name for name in names if all(summary["score"][name]["legal"] for summary in summaries)]
@@ -88,8 +89,8 @@ def _common_reading(summaries: list[dict]) -> str:
     return min(legal, key=lambda name: mean(summary["score"][name]["bpb"] for summary in summaries))
 
 
-def _record(options: ExportOptions, settings: Settings, summaries: list[dict], reading: str, code_bytes: int) -> dict:
-    scores = [summary["score"][reading] for summary in summaries]
+def _record(options: ExportOptions, settings: Settings, summaries: list[dict], result: str, code_bytes: int) -> dict:
+    scores = [summary["score"][result] for summary in summaries]
     results = {}
     for summary, score in zip(summaries, scores, strict=True):
         train = summary["train"]
@@ -144,8 +145,9 @@ def _size_line(record: dict) -> str:
 
 # ---- significance
 
+
 def _significance(record: dict, baseline: str) -> list[str]:
-    """One line for each reading of the challenge's bar: per token and per byte, with and without it."""
+    """One line for each predictor of the challenge's bar: per token and per byte, with and without it."""
     theirs = _baseline(baseline)
     ours = list(record["seed_results"].values())
     lines = []
@@ -157,8 +159,7 @@ def _significance(record: dict, baseline: str) -> list[str]:
         for margin in (0.0, RECORD_NATS):
             t, p = welch(values[0], values[1], margin)
             lines.append(
-                f"{gain:+.5f} {unit} below the baseline; by more than {margin:g}: "
-                f"t = {t:.2f}, p = {p:.2g} (one-sided Welch)"
+                f"{gain:+.5f} {unit} below the baseline; by more than {margin:g}: t = {t:.2f}, p = {p:.2g} (one-sided Welch)"
             )
     return lines
 
@@ -169,7 +170,7 @@ def _baseline(words: str) -> list[dict]:
         path = Path(word)
         if path.is_dir():
             summary = _finished(RunFolder.existing(path))
-            score = summary["score"][_common_reading([summary])]
+            score = summary["score"][_common_result([summary])]
             found.append({"val_loss": score["loss"], "val_bpb": score["bpb"]})
             continue
         try:
@@ -184,7 +185,8 @@ def _baseline(words: str) -> list[dict]:
 
 # ---- the README
 
-def _readme(record: dict, settings: Settings, summaries: list[dict], reading: str, significance: list[str]) -> str:
+
+def _readme(record: dict, settings: Settings, summaries: list[dict], result: str, significance: list[str]) -> str:
     rows = [
         f"| {seed} | {one['val_loss']:.5f} | {one['val_bpb']:.5f} | {one['steps']:,} | {one['step_avg_ms']:.1f} | "
         f"{one['train_time_s']:.1f} | {one['eval_time_s']:.1f} | {one['artifact_bytes']:,} |"
@@ -204,7 +206,7 @@ def _readme(record: dict, settings: Settings, summaries: list[dict], reading: st
 {settings.description}
 
 val_bpb **{record["val_bpb"]:.5f}** (std {record["val_bpb_std"]:.5f}), val_loss {record["val_loss"]:.5f}
-(std {record["val_loss_std"]:.5f}), over {len(rows)} seeds, scored as `{reading}`.
+(std {record["val_loss_std"]:.5f}), over {len(rows)} seeds, scored as `{result}`.
 {note}
 | seed | val_loss | val_bpb | steps | ms a step | training s | scoring s | bytes |
 |---|---|---|---|---|---|---|---|
@@ -214,7 +216,7 @@ val_bpb **{record["val_bpb"]:.5f}** (std {record["val_bpb_std"]:.5f}), val_loss 
 
 - C1, strict causal dependence: a token's distribution comes from the artifact and from tokens before it; the stream
   refuses to hand out a token before its span is committed.
-- C2, full normalised distribution: `{reading}` is the negative logarithm of one softmax, or mixture of softmaxes, over
+- C2, full normalised distribution: `{result}` is the negative logarithm of one softmax, or mixture of softmaxes, over
   the whole vocabulary.
 - C3, score before update: what adapts learns only from spans whose scores are final.
 - C4, one pass from left to right: every token is scored once, in order; a second commit of a place raises an error.

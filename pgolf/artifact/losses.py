@@ -34,17 +34,19 @@ def rounding_losses(state: Mapping[str, Tensor], weights: Weights, settings: Art
         edge = scales * (steps.largest + 0.5)
         shares = torch.bincount(codes.flatten().int() + 128).double() / codes.numel()
         shares = shares[shares > 0]
-        found.append({
-            "name": name,
-            "role": role,
-            "shape": list(codes.shape),
-            "bits": steps.bits,
-            "entropy": float(-(shares * shares.log2()).sum()),
-            "error": float((weight - value).norm() / weight.norm().clamp_min(1e-30)),
-            "clip": float((scales * steps.largest / sigma)[alive].mean()) if alive.any() else 0.0,
-            "outliers": float((weight.abs() > edge[:, None]).float().mean()),
-            "farthest": float((weight.abs().amax(1) / sigma)[alive].max()) if alive.any() else 0.0,
-            "zeros": float((codes == 0).float().mean()),
-            "correction": len(correction.left.codes) if correction else 0,
-        })
+        found.append(
+            {
+                "name": name,
+                "role": role,
+                "shape": list(codes.shape),
+                "bits": steps.bits,
+                "entropy": float(-(shares * shares.log2()).sum()),
+                "error": float((weight - value).norm() / weight.norm().clamp_min(1e-30)),
+                "clip": float((scales * steps.largest / sigma)[alive].mean()) if alive.any() else 0.0,
+                "outliers": float((weight.abs() > edge[:, None]).float().mean()),
+                "farthest": float((weight.abs().amax(1) / sigma)[alive].max()) if alive.any() else 0.0,
+                "zeros": float((codes == 0).float().mean()),
+                "correction": len(correction.left.codes) if correction else 0,
+            }
+        )
     return found

@@ -71,6 +71,7 @@ class Size:
 
 # ---- writing
 
+
 def sections_of(
     weights: Weights, settings: Settings, tokenizer: bytes, extra: Mapping[str, bytes] | None = None
 ) -> dict[str, bytes]:
@@ -146,6 +147,7 @@ def write_weights(
 
 # ---- reading
 
+
 def read_artifact(path: Path) -> Artifact:
     """A file as an artifact. It is checked as a stranger's: any flaw is one ArtifactError, and nothing in it is executed."""
     sections = read_container(path)
@@ -177,9 +179,7 @@ def _artifact(sections: dict[str, bytes]) -> Artifact:
     return Artifact(model_settings, meta, tokenizer, state, further)
 
 
-def _weights(
-    sections: Mapping[str, bytes], meta: dict, shapes: Mapping[str, torch.Size], chosen: ArtifactSettings
-) -> Weights:
+def _weights(sections: Mapping[str, bytes], meta: dict, shapes: Mapping[str, torch.Size], chosen: ArtifactSettings) -> Weights:
     roles = {name: role_of(name, shape.numel(), chosen) for name, shape in shapes.items()}
     large = {name: (shape.numel() // shape[-1], shape[-1]) for name, shape in shapes.items() if roles[name] != "small"}
     ranks = _read_ranks(meta, large)

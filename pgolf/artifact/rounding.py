@@ -125,6 +125,7 @@ def by_quantile(weight: Tensor, steps: Steps) -> Rounded:
 
 # ---- pruning
 
+
 def without_smallest(weight: Tensor, share: float) -> Tensor:
     """A matrix, or each of a stack, with the weights below its `share` quantile of magnitude set to zero."""
     if not share:
@@ -158,6 +159,7 @@ def without_ones(matrices: list[Rounded], share: float) -> list[Rounded]:
 
 
 # ---- low-rank correction
+
 
 class Correction(NamedTuple):
     """left^T right, (rank, rows) and (rank, columns), is added to a matrix's rounded values."""

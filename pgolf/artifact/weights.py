@@ -37,7 +37,7 @@ def steps_of(role: str, settings: ArtifactSettings) -> Steps:
 def outlines_of(
     shapes: Mapping[str, tuple[int, int]], correction_ranks: Mapping[str, int], settings: ArtifactSettings
 ) -> list[Outline]:
-    """What a reader knows of a file's matrices, in its order, from their names and shapes: first the tensors, then the
+    """What a predictor knows of a file's matrices, in its order, from their names and shapes: first the tensors, then the
     two factors of each correction."""
     places = {name: place for place, name in enumerate(shapes)}
     outlines = []

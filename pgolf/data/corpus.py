@@ -169,7 +169,7 @@ def _decompressed(file: BinaryIO, compression: str | None) -> BinaryIO | io.Buff
 
 
 class ZstdFrames(io.RawIOBase):
-    """Decompresses frame after frame; unlike the library's own reader it refuses a file that ends inside one."""
+    """Decompresses frame after frame; unlike the library's own predictor it refuses a file that ends inside one."""
 
     def __init__(self, file: BinaryIO):
         self._file = file

@@ -267,7 +267,7 @@ class _Survey:
             self.text_bytes[split] += len(document.encode())
             if split == "train":
                 self._offer(document)
-            progress("reading", self.bytes, None)
+            progress("result", self.bytes, None)
         self.digest = digest.hexdigest()
 
     @property

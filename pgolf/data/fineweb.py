@@ -87,8 +87,7 @@ def fetch_fineweb(
         table["shards"] = sorted(entries.values(), key=lambda entry: entry["file"])
         table["digest"] = shards_digest(table["shards"])
         table["tokens"] = {
-            side: sum(entry["tokens"] for entry in entries.values() if entry["split"] == side)
-            for side in ("train", "val")
+            side: sum(entry["tokens"] for entry in entries.values() if entry["split"] == side) for side in ("train", "val")
         }
         write_table(folder, table)
     if progress:
@@ -106,8 +105,9 @@ def _catalogue(manifest: Path, variant: str, repository: str) -> tuple[int, int,
         entry = datasets.get(f"fineweb10B_{variant}")
         if entry is None:
             known = ", ".join(sorted(name.removeprefix("fineweb10B_") for name in datasets)) or "nothing"
-            raise DataError(f"{repository} has no variant {variant}; it has {known} (MATCHED_FINEWEB_REPO_ID names "
-                            "another repository)")
+            raise DataError(
+                f"{repository} has no variant {variant}; it has {known} (MATCHED_FINEWEB_REPO_ID names another repository)"
+            )
         stats = entry["stats"]
         model = tokenizers[entry["tokenizer_name"]]["model_path"]
         return int(stats["files_train"]), int(stats["files_val"]), str(model)

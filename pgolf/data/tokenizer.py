@@ -78,8 +78,9 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, path: str | Path)
     except RuntimeError as error:
         limit = re.search(r"value <= (\d+)", str(error))
         advice = f"this text allows at most {limit[1]}" if limit else str(error)
-        raise DataError(f"cannot train a tokenizer of {vocab_size} entries: {advice}; give more text or a smaller "
-                        "vocabulary") from error
+        raise DataError(
+            f"cannot train a tokenizer of {vocab_size} entries: {advice}; give more text or a smaller vocabulary"
+        ) from error
     with atomic_file(path) as file:
         file.write(model.getvalue())
 
@@ -129,9 +130,7 @@ class Tokenizer:
             raise DataError(f"tokenizer {path} has {self.vocab_size} pieces; a shard holds at most {LARGEST_VOCAB}")
         # bytes of text per id; control and unknown pieces stand for none
         self.pieces = [self._piece_bytes(token) for token in range(self.vocab_size)]
-        self._byte_tokens = {
-            self.pieces[token]: token for token in range(self.vocab_size) if self._model.is_byte(token)
-        }
+        self._byte_tokens = {self.pieces[token]: token for token in range(self.vocab_size) if self._model.is_byte(token)}
         self._mark = [self._byte_tokens[bytes([byte])] for byte in SPACE_MARK.encode()] if self._has_bytes else []
         self.lossless = self._has_bytes and all(
             self._model.decode(self._model.encode(probe)) == probe.replace(SPACE_MARK, " ") for probe in PROBES

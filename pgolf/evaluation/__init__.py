@@ -1,1 +1,1 @@
-"""Scoring: validation tokens behind a guard, windows, readings, and the bits per byte they add up to."""
+"""Scoring: validation tokens behind a guard, windows, predictors, and the bits per byte they add up to."""

@@ -1,8 +1,8 @@
-"""Score a validation stream: which passes, which readers, and what they add up to.
+"""Score a validation stream: which passes, which predictors, and what they add up to.
 
-    first pass    windows side by side: cheap, sure, and a measure of the machine
-    main pass     sliding windows with everything the settings ask for: adaptation, temperature, mixers
-    plain pass    sliding windows with the fixed model, to hold the adapted one against; only if there is time
+first pass    windows side by side: cheap, sure, and a measure of the machine
+main pass     sliding windows with everything the settings ask for: adaptation, temperature, mixers
+plain pass    sliding windows with the fixed model, to hold the adapted one against; only if there is time
 """
 
 from collections.abc import Callable, Sequence
@@ -19,21 +19,21 @@ from pgolf.evaluation.documents import document_bounds, document_starts
 from pgolf.evaluation.metric import Score, score_of
 from pgolf.evaluation.pipeline import Collector, Pass
 from pgolf.evaluation.planner import OutOfTime, Planner, Steady
-from pgolf.evaluation.readers.base import Reader
-from pgolf.evaluation.readers.published import Published, PublishedBoost, PublishedHedge, PublishedTail
-from pgolf.evaluation.readers.temperature import Plain, Temperature, Tempered, policy
+from pgolf.evaluation.predictors.base import Predictor
+from pgolf.evaluation.predictors.published import Published, PublishedBoost, PublishedHedge, PublishedTail
+from pgolf.evaluation.predictors.temperature import Plain, Temperature, Tempered, policy
 from pgolf.evaluation.statistics import gathered
 from pgolf.evaluation.stream import Ledger, ScoredStream
 from pgolf.evaluation.words import Words, excerpts
 
 if TYPE_CHECKING:
-    from pgolf.evaluation.readers.chain import Learnt
+    from pgolf.evaluation.predictors.ngram_backoff import Learnt
 
 ADAPTER_SEED = 20_301
 
 
 @dataclass(frozen=True)
-class Reading:
+class Result:
     """One way of scoring the stream: its score, what its pass took, and the nats of each target."""
 
     score: Score
@@ -47,7 +47,7 @@ class Reading:
 
 @dataclass
 class Evaluation:
-    readings: dict[str, Reading] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
     plan: dict = field(default_factory=dict)
     gave_up: dict = field(default_factory=dict)
     traces: list[dict] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Evaluation:
     @property
     def main(self) -> str:
         """The run's score: the last code length of the order that the settings give, so that nothing is picked afterwards."""
-        return [name for name, reading in self.readings.items() if reading.score.legal][-1]
+        return [name for name, result in self.results.items() if result.score.legal][-1]
 
 
 def evaluate(
@@ -70,15 +70,15 @@ def evaluate(
     *,
     bos: int,
     budget: Budget | None = None,
-    chain_table: "Learnt | None" = None,
+    ngram_table: "Learnt | None" = None,
     replay: dict | None = None,
     device="cpu",
     world: World | None = None,
     report: Callable[[str, float], None] = lambda name, share: None,
 ) -> Evaluation:
-    """All readings of `tokens` that the settings ask for, within what is left of the budget.
+    """All predictors of `tokens` that the settings ask for, within what is left of the budget.
 
-    chain_table   what the chain begins with
+    chain_table   what the n-gram back-off begins with
     replay        the `plan` of an earlier evaluation, to be followed exactly instead of the clock
     report        hears the name of a pass and the share done
     """
@@ -103,14 +103,14 @@ def evaluate(
     adapting = settings.adaptation.method != "none"
     temperature = policy(settings.temperature)
     if wants_main_pass(settings):
-        readers = readers_of(settings, model.settings.vocab_size, scorer.targets, temperature, chain_table)
+        predictors = predictors_of(settings, model.settings.vocab_size, scorer.targets, temperature, ngram_table)
         if settings.adaptation.method == "lora":
-            nats, seconds = scorer.timed(lambda: scorer.by_documents(readers, temperature, planner))
+            nats, seconds = scorer.timed(lambda: scorer.by_documents(predictors, temperature, planner))
         else:
-            nats, seconds = scorer.timed(lambda: scorer.sliding(readers, temperature, planner, nats["non_overlapping"]))
+            nats, seconds = scorer.timed(lambda: scorer.sliding(predictors, temperature, planner, nats["non_overlapping"]))
         if adapting and settings.sliding:
             scorer.plain_pass(planner)
-        scorer.add(readers, nats, seconds, bases_of(readers, scorer.found.readings))
+        scorer.add(predictors, nats, seconds, bases_of(predictors, scorer.found.results))
     scorer.found.plan, scorer.found.gave_up = planner.record(), planner.gave_up()
     return scorer.found
 
@@ -142,21 +142,21 @@ class Scorer:
         return box[0]
 
     def warm_up(self) -> None:
-        """Compile and load what the first windows and their readers would wait for: that time is taken as a measure of the
+        """Compile and load what the first windows and their predictors would wait for: that time is taken as a measure of the
         machine. Two windows of one repeated token, which is nobody's text."""
         settings, targets = self.settings, self.settings.window + self.settings.stride
         temperature = policy(settings.temperature)
-        readers = readers_of(settings, self.model.eval().settings.vocab_size, targets, temperature)
+        predictors = predictors_of(settings, self.model.eval().settings.vocab_size, targets, temperature)
         nothing = {"words": Words(), "progress": lambda share: None}
-        tried = self.new_pass(readers, np.zeros(targets + 1, np.uint16), temperature=temperature, **nothing)
+        tried = self.new_pass(predictors, np.zeros(targets + 1, np.uint16), temperature=temperature, **nothing)
         tried.run(Steady(self.budget.clock, targets, settings.stride))
 
-    def new_pass(self, readers: Sequence[Reader], tokens: np.ndarray | None = None, **options) -> Pass:
-        about: dict[str, Any] = {"words": self.found.words, "progress": lambda share: self.report(readers[0].name, share)}
+    def new_pass(self, predictors: Sequence[Predictor], tokens: np.ndarray | None = None, **options) -> Pass:
+        about: dict[str, Any] = {"words": self.found.words, "progress": lambda share: self.report(predictors[0].name, share)}
         return Pass(
             self.model,
             self.tokens if tokens is None else tokens,
-            readers,
+            predictors,
             bos=self.bos,
             window=self.settings.window,
             batch=self.settings.batch,
@@ -167,7 +167,7 @@ class Scorer:
         )
 
     def sliding(
-        self, readers: Sequence[Reader], temperature: Temperature | None, planner: Planner, borrowed: np.ndarray
+        self, predictors: Sequence[Predictor], temperature: Temperature | None, planner: Planner, borrowed: np.ndarray
     ) -> dict[str, np.ndarray]:
         """The main pass, with or without adaptation between chunks."""
         settings, adapter = self.settings, None
@@ -183,7 +183,7 @@ class Scorer:
                 world=self.world,
             )
         main = self.new_pass(
-            readers,
+            predictors,
             temperature=temperature,
             adapter=adapter,
             chunk_tokens=settings.adaptation.chunk_tokens if by_chunks else 0,
@@ -195,14 +195,14 @@ class Scorer:
         return nats
 
     def by_documents(
-        self, readers: Sequence[Reader], temperature: Temperature | None, planner: Planner
+        self, predictors: Sequence[Predictor], temperature: Temperature | None, planner: Planner
     ) -> dict[str, np.ndarray]:
         """The main pass, with adapters for each document."""
         from pgolf.evaluation.adaptation.lora import score_documents
 
         stream, world = ScoredStream(self.tokens), self.world
         self.found.ledger = stream.ledger
-        collector = Collector(readers, bos=self.bos, temperature=temperature, words=self.found.words)
+        collector = Collector(predictors, bos=self.bos, temperature=temperature, words=self.found.words)
         score_documents(
             self.model,
             stream,
@@ -224,7 +224,7 @@ class Scorer:
         settings = self.settings
         if not planner.affords("sliding", settings.stride):
             return
-        readers = [Plain("sliding"), *tail_of("sliding", settings, self.model.settings.vocab_size, self.targets)]
+        predictors = [Plain("sliding"), *tail_of("sliding", settings, self.model.settings.vocab_size, self.targets)]
         steady = Steady(
             self.budget.clock,
             self.targets,
@@ -234,25 +234,26 @@ class Scorer:
             agree=self.agreed,
         )
         try:
-            nats, seconds = self.timed(lambda: self.new_pass(readers).run(steady))
+            nats, seconds = self.timed(lambda: self.new_pass(predictors).run(steady))
         except OutOfTime:
             planner.abandon("sliding")
         else:
-            self.add(readers, nats, seconds, bases_of(readers, self.found.readings))
+            self.add(predictors, nats, seconds, bases_of(predictors, self.found.results))
 
-    def add(self, readers: Sequence[Reader], nats: dict[str, np.ndarray], seconds: float, bases: dict[str, str]) -> None:
-        for reader in readers:
-            column, targets = nats[reader.name], None
-            if isinstance(reader, Published) and reader.repeated:
-                again = [np.arange(start, start + len(found)) for start, found in reader.repeated]
+    def add(self, predictors: Sequence[Predictor], nats: dict[str, np.ndarray], seconds: float, bases: dict[str, str]) -> None:
+        for predictor in predictors:
+            column, targets = nats[predictor.name], None
+            if isinstance(predictor, Published) and predictor.repeated:
+                again = [np.arange(start, start + len(found)) for start, found in predictor.repeated]
                 targets = np.concatenate([np.arange(self.targets), *again])
-                column = np.concatenate([column, *[found for _, found in reader.repeated]])
+                column = np.concatenate([column, *[found for _, found in predictor.repeated]])
             counted = self.bytes_per_target if targets is None else self.bytes_per_target[targets]
-            score = score_of(column, counted, legal=reader.legal)
-            self.found.readings[reader.name] = Reading(score, seconds, column, bases.get(reader.name, ""), targets)
+            score = score_of(column, counted, legal=predictor.legal)
+            self.found.results[predictor.name] = Result(score, seconds, column, bases.get(predictor.name, ""), targets)
 
 
-# ---- which readers
+# ---- which predictors
+
 
 def wants_main_pass(settings: EvaluationSettings) -> bool:
     """Whether the settings ask for more than windows side by side."""
@@ -260,64 +261,64 @@ def wants_main_pass(settings: EvaluationSettings) -> bool:
     return bool(settings.sliding or mixing or settings.adaptation.method != "none" or settings.temperature.method != "none")
 
 
-def readers_of(
+def predictors_of(
     settings: EvaluationSettings,
     vocab: int,
     targets: int,
     temperature: Temperature | None,
-    chain_table: "Learnt | None" = None,
-) -> list[Reader]:
+    ngram_table: "Learnt | None" = None,
+) -> list[Predictor]:
     """The plain one first, then those that build on it."""
     mixer, adaptation = settings.mixer, settings.adaptation.method
     plain = "sliding" if adaptation == "none" else "adapted"
-    readers: list[Reader] = [Plain(plain)]
+    predictors: list[Predictor] = [Plain(plain)]
     if temperature:
-        readers.append(Tempered(temperature))
+        predictors.append(Tempered(temperature))
 
     # each imported where it is asked for, so that a submission carries no other
-    def chain() -> Reader:
-        from pgolf.evaluation.readers.chain import ChainReader
+    def ngram_backoff() -> Predictor:
+        from pgolf.evaluation.predictors.ngram_backoff import NgramBackoffPredictor
 
-        return ChainReader(vocab, mixer.orders, mixer.granularity, chain_table, mixer.online_weights)
+        return NgramBackoffPredictor(vocab, mixer.orders, mixer.granularity, ngram_table, mixer.online_weights)
 
-    def boost() -> Reader:
-        from pgolf.evaluation.readers.tilt import BoostReader
+    def boost() -> Predictor:
+        from pgolf.evaluation.predictors.tilt import BoostPredictor
 
-        return BoostReader()
+        return BoostPredictor()
 
-    def bias() -> Reader:
-        from pgolf.evaluation.readers.bias import BiasReader
+    def bias() -> Predictor:
+        from pgolf.evaluation.predictors.bias import BiasPredictor
 
-        return BiasReader(vocab, mixer.granularity)
+        return BiasPredictor(vocab, mixer.granularity)
 
-    def tilt() -> Reader:
-        from pgolf.evaluation.readers.tilt import TiltReader
+    def tilt() -> Predictor:
+        from pgolf.evaluation.predictors.tilt import TiltPredictor
 
-        return TiltReader()
+        return TiltPredictor()
 
-    def ngrams() -> Reader:
-        from pgolf.evaluation.readers.ngrams import NgramsReader
+    def ngrams() -> Predictor:
+        from pgolf.evaluation.predictors.ngrams import NgramsPredictor
 
-        return NgramsReader(vocab)
+        return NgramsPredictor(vocab)
 
-    honest = {"chain": chain, "boost": boost, "bias": bias, "tilt": tilt, "ngrams": ngrams}
+    honest = {"ngram_backoff": ngram_backoff, "boost": boost, "bias": bias, "tilt": tilt, "ngrams": ngrams}
     for name in mixer.honest:
         if name not in honest:
             hint = nearest(name, honest) or f"; there are {', '.join(honest)}"
             raise SettingsError(f"evaluation.mixer.honest names {name!r}{hint}")
-        readers.append(honest[name]())
+        predictors.append(honest[name]())
     if adaptation == "lora":
-        check_documents(settings, readers)
-        for reader in readers:
-            reader.legal = reader.legal and not settings.lora.foresees
-        return readers
+        check_documents(settings, predictors)
+        for predictor in predictors:
+            predictor.legal = predictor.legal and not settings.lora.foresees
+        return predictors
     if mixer.published == "none":
-        return readers + tail_of(plain, settings, vocab, targets)
-    readers += tail_of(plain, settings, vocab, targets)
+        return predictors + tail_of(plain, settings, vocab, targets)
+    predictors += tail_of(plain, settings, vocab, targets)
     windows = windows_of(plain, settings, targets)
     if mixer.published == "hedge":
-        return [*readers, PublishedHedge(vocab, mixer.eta, **windows)]
-    return [*readers, PublishedBoost(vocab, mixer.eta, mixer.bias_lr, **windows)]
+        return [*predictors, PublishedHedge(vocab, mixer.eta, **windows)]
+    return [*predictors, PublishedBoost(vocab, mixer.eta, mixer.bias_lr, **windows)]
 
 
 def windows_of(plain: str, settings: EvaluationSettings, targets: int) -> dict:
@@ -333,13 +334,13 @@ def windows_of(plain: str, settings: EvaluationSettings, targets: int) -> dict:
     }
 
 
-def tail_of(plain: str, settings: EvaluationSettings, vocab: int, targets: int) -> list[Reader]:
+def tail_of(plain: str, settings: EvaluationSettings, vocab: int, targets: int) -> list[Predictor]:
     if not settings.published_tail:
         return []
     return [PublishedTail(f"{plain}_published", vocab, **windows_of(plain, settings, targets))]
 
 
-def check_documents(settings: EvaluationSettings, readers: Sequence[Reader]) -> None:
+def check_documents(settings: EvaluationSettings, predictors: Sequence[Predictor]) -> None:
     """What goes together with adapters for each document, which are scored out of order."""
     if settings.temperature.method in ("grid", "online"):
         raise SettingsError(
@@ -348,14 +349,14 @@ def check_documents(settings: EvaluationSettings, readers: Sequence[Reader]) -> 
         )
     if settings.mixer.published != "none":
         raise SettingsError("evaluation.mixer.published goes by windows, and adaptation.method lora by documents; choose none")
-    for reader in readers:
-        if reader.wants_rows or (reader.levels and not reader.document_local):
-            raise SettingsError(f"{reader.name} follows the stream while it is scored; with lora choose chain or ngrams")
+    for predictor in predictors:
+        if predictor.wants_rows or (predictor.levels and not predictor.document_local):
+            raise SettingsError(f"{predictor.name} follows the stream while it is scored; with lora choose chain or ngrams")
 
 
-def bases_of(readers: Sequence[Reader], known: dict[str, Reading]) -> dict[str, str]:
+def bases_of(predictors: Sequence[Predictor], known: dict[str, Result]) -> dict[str, str]:
     """The reading that each one is held against."""
-    plain, names = readers[0].name, {reader.name for reader in readers}
+    plain, names = predictors[0].name, {predictor.name for predictor in predictors}
     ground = "temperature" if "temperature" in names else plain
     below = "sliding" if plain == "adapted" and "sliding" in known else "non_overlapping"
     return {name: ground for name in names} | {plain: below, "temperature": plain, f"{plain}_published": plain}

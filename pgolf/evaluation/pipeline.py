@@ -1,6 +1,6 @@
-"""One pass over a stream: windows through the model, statistics to every reader, scores committed, then learning.
+"""One pass over a stream: windows through the model, statistics to every predictor, scores committed, then learning.
 
-    for each span:  open -> symbols wanted -> forward -> statistics -> readers score -> commit -> adapter learns
+    for each span:  open -> symbols wanted -> forward -> statistics -> predictors score -> commit -> adapter learns
 
 Two ways to adapt plug in here. An `Adapter` learns between chunks of one stream. Documents with adapters of their own
 (pgolf.evaluation.adaptation.lora) run their own loop and hand each scored span to a `Collector`.
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from pgolf.evaluation.planner import Planner, Steady
-from pgolf.evaluation.readers.base import Reader, Span
-from pgolf.evaluation.readers.published import Published
-from pgolf.evaluation.readers.temperature import Temperature
+from pgolf.evaluation.predictors.base import Predictor, Span
+from pgolf.evaluation.predictors.published import Published
+from pgolf.evaluation.predictors.temperature import Temperature
 from pgolf.evaluation.statistics import Statistics, gathered, join, statistics_of
 from pgolf.evaluation.stream import Opened, ScoredStream
 from pgolf.evaluation.windows import Window, begins_span, share, targets_per_span, windows_from
@@ -50,7 +50,7 @@ class Adapter(Protocol):
 
 
 class Pass:
-    """The model's statistics over one stream, in sliding windows, and all readers of them.
+    """The model's statistics over one stream, in sliding windows, and all predictors of them.
 
     chunk_tokens  spans end with these chunks (of the first target that a window scores); 0: spans of a few thousand targets
     borrowed      nats of all targets by some earlier pass, for a planner that runs out of time
@@ -61,7 +61,7 @@ class Pass:
         self,
         model,
         tokens: np.ndarray,
-        readers: Sequence[Reader],
+        predictors: Sequence[Predictor],
         *,
         bos: int,
         window: int,
@@ -76,7 +76,7 @@ class Pass:
         world: int = 1,
         progress: Callable[[float], None] = lambda share: None,
     ):
-        self.model, self.readers, self.bos, self.window, self.batch = model, readers, bos, window, batch
+        self.model, self.predictors, self.bos, self.window, self.batch = model, predictors, bos, window, batch
         self.temperature, self.adapter = temperature, adapter
         self.borrowed = np.full(len(tokens) - 1, np.nan) if borrowed is None else borrowed
         self.chunk_tokens = adapter.chunk_tokens if adapter else chunk_tokens
@@ -86,33 +86,33 @@ class Pass:
         self.chunks = -(-len(self.stream) // self.chunk_tokens) if self.chunk_tokens else 0
         self.learnt = 0
         self.steps = 0
-        self.published = [reader for reader in readers if isinstance(reader, Published)]
-        self.batchwise = next((reader for reader in self.published if reader.batchwise), None)
+        self.published = [predictor for predictor in predictors if isinstance(predictor, Published)]
+        self.batchwise = next((predictor for predictor in self.published if predictor.batchwise), None)
         self.traces: list[dict] = []
         self.windows_scored = 0
-        self._columns = columns_of(readers)
+        self._columns = columns_of(predictors)
 
     def run(self, planner: Planner | Steady) -> dict[str, np.ndarray]:
-        """The nats of every target by every reader's name."""
+        """The nats of every target by every predictor's name."""
         stream, now = self.stream, planner.clock.now
         if len(stream):
             first = int(stream.learn(0, 0)[0])
-            for reader in self.readers:
-                reader.begin(first)
+            for predictor in self.predictors:
+                predictor.begin(first)
         while stream.cursor < len(stream):
             decision = planner.next(stream.cursor, self._about_to(planner.wanted.stride))
             if not decision.stride:
                 self._borrow()
                 break
             windows = self._next_windows(decision.stride)
-            watched = self.words.watch(self.readers, self.temperature, stream.cursor, windows[-1].stop)
+            watched = self.words.watch(self.predictors, self.temperature, stream.cursor, windows[-1].stop)
             begun = now()
             span, opened = self._open(windows)
-            symbols = [reader.look(span) for reader in self.readers]
+            symbols = [predictor.look(span) for predictor in self.predictors]
             looked = now()
             statistics = self._statistics(opened, windows, np.concatenate(symbols, 1))
             forwarded = now()
-            scores = {r.name: r.score(span, statistics.of_candidates(self._columns[r.name])) for r in self.readers}
+            scores = {r.name: r.score(span, statistics.of_candidates(self._columns[r.name])) for r in self.predictors}
             stream.commit(scores)
             if self.temperature:
                 self.temperature.learn(statistics)
@@ -189,7 +189,7 @@ class Pass:
             rows = torch.cat([hidden[i, w.score_from - w.start : w.stop - w.start] for i, w in enumerate(group)])
             targets = np.concatenate([opened.targets(w.score_from, w.stop) for w in group])
             wanted = np.concatenate([symbols[w.score_from - opened.start : w.stop - opened.start] for w in group])
-            dense = any(reader.wants_rows for reader in self.readers)
+            dense = any(predictor.wants_rows for predictor in self.predictors)
             watched = self.words.among(np.concatenate([np.arange(w.score_from, w.stop) for w in group]))
             found = statistics_of(
                 model.head(rows), targets, wanted, temperature=self.temperature, keep_rows=dense, watched=watched
@@ -203,21 +203,21 @@ class Pass:
         """What the published mixtures need of each window, one window at a time: whole windows of logits are large."""
         found = []
         for states, window in zip(hidden, group, strict=True):
-            wanting = [reader for reader in self.published if reader.wants(window)]
+            wanting = [predictor for predictor in self.published if predictor.wants(window)]
             if wanting:
                 targets = np.zeros(self.window, np.int64)
                 targets[: window.stop - window.start] = opened.targets(window.start, window.stop)
                 logits = model.head(states)
-            found.append({reader.name: reader.of_window(logits, targets, self.temperature) for reader in wanting})
+            found.append({predictor.name: predictor.of_window(logits, targets, self.temperature) for predictor in wanting})
         return found
 
     def _borrow(self) -> None:
-        """Out of time: the first pass's scores stand for the rest of the stream, under every reading."""
+        """Out of time: the first pass's scores stand for the rest of the stream, under every predictor."""
         opened = self.stream.open(len(self.stream))
-        self.stream.commit({reader.name: self.borrowed[opened.start :] for reader in self.readers})
+        self.stream.commit({predictor.name: self.borrowed[opened.start :] for predictor in self.predictors})
 
     def _trace(self) -> None:
-        weights = {reader.name: trace for reader in self.readers if (trace := reader.trace())}
+        weights = {predictor.name: trace for predictor in self.predictors if (trace := predictor.trace())}
         if weights:
             self.traces.append({"target": self.stream.cursor, **weights})
 
@@ -242,10 +242,10 @@ class Pass:
         return lambda rows: model.logits(torch.from_numpy(rows).to(self.device))
 
 
-def columns_of(readers: Sequence[Reader]) -> dict[str, slice]:
-    """Where each reader's candidates stand among those of all."""
-    ends = np.cumsum([reader.levels for reader in readers]).tolist()
-    return {reader.name: slice(end - reader.levels, end) for reader, end in zip(readers, ends, strict=True)}
+def columns_of(predictors: Sequence[Predictor]) -> dict[str, slice]:
+    """Where each predictor's candidates stand among those of all."""
+    ends = np.cumsum([predictor.levels for predictor in predictors]).tolist()
+    return {predictor.name: slice(end - predictor.levels, end) for predictor, end in zip(predictors, ends, strict=True)}
 
 
 class Collector:
@@ -255,25 +255,25 @@ class Collector:
             opened = stream.open(stop)
             stream.commit(collector.take(opened, logits))      # logits (opened.stop - opened.start, V) of its targets
 
-    Documents are committed under one reading. Readers come later, in the stream's order: `scores` gives all of them, on
-    every rank. Symbols are asked of readers that know the document alone.
+    Documents are committed under one predictor. Predictors come later, in the stream's order: `scores` gives all of them, on
+    every rank. Symbols are asked of predictors that know the document alone.
     """
 
     def __init__(
         self,
-        readers: Sequence[Reader],
+        predictors: Sequence[Predictor],
         *,
         bos: int,
         temperature: Temperature | None = None,
         name: str = "adapted",
         words: Words | None = None,
     ):
-        self.readers, self.bos, self.temperature, self.name = readers, bos, temperature, name
+        self.predictors, self.bos, self.temperature, self.name = predictors, bos, temperature, name
         self.words = words or Words()
-        self._columns = columns_of(readers)
+        self._columns = columns_of(predictors)
         self._found: list[tuple[int, Statistics]] = []
         # by the target at which each document goes on
-        self._documents: dict[int, list[Reader]] = {}
+        self._documents: dict[int, list[Predictor]] = {}
 
     def take(self, opened: Opened, logits: torch.Tensor) -> dict[str, np.ndarray]:
         """The scores to commit for the opened targets of one document, whose earlier targets were taken before."""
@@ -281,10 +281,10 @@ class Collector:
         span = Span(opened.start, targets, targets == self.bos)
         lookers = self._documents.pop(opened.start, None)
         if lookers is None:
-            lookers = [copy.deepcopy(reader) for reader in self.readers if reader.levels]
-            for reader in lookers:
-                reader.begin(int(opened.inputs(opened.start, opened.start + 1)[0]))
-        symbols = [reader.look(span) for reader in lookers]
+            lookers = [copy.deepcopy(predictor) for predictor in self.predictors if predictor.levels]
+            for predictor in lookers:
+                predictor.begin(int(opened.inputs(opened.start, opened.start + 1)[0]))
+        symbols = [predictor.look(span) for predictor in lookers]
         wanted = np.concatenate(symbols, 1) if symbols else None
         watched = self.words.among(np.arange(opened.start, opened.stop))
         statistics = statistics_of(logits, targets, wanted, temperature=self.temperature, watched=watched)
@@ -294,19 +294,19 @@ class Collector:
         return {self.name: statistics.nats}
 
     def scores(self, tokens: np.ndarray, world: int = 1) -> dict[str, np.ndarray]:
-        """The nats of every target of the stream by every reader."""
+        """The nats of every target of the stream by every predictor."""
         stream = ScoredStream(tokens)
-        for reader in self.readers:
-            reader.begin(int(tokens[0]))
+        for predictor in self.predictors:
+            predictor.begin(int(tokens[0]))
         for start, statistics in sorted(gathered(self._found, world), key=lambda found: found[0]):
             opened = stream.open(start + len(statistics.nats))
             targets = opened.targets(opened.start, opened.stop).astype(np.int32)
             span = Span(start, targets, targets == self.bos)
-            watched = self.words.watch(self.readers, self.temperature, start, opened.stop)
+            watched = self.words.watch(self.predictors, self.temperature, start, opened.stop)
             scores = {}
-            for reader in self.readers:
-                reader.look(span)
-                scores[reader.name] = reader.score(span, statistics.of_candidates(self._columns[reader.name]))
+            for predictor in self.predictors:
+                predictor.look(span)
+                scores[predictor.name] = predictor.score(span, statistics.of_candidates(self._columns[predictor.name]))
             stream.commit(scores)
             self.words.take(watched, span, statistics, self._columns)
         return stream.ledger.finished()

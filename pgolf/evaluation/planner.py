@@ -66,7 +66,7 @@ class Steady:
                 raise OutOfTime
         return self.wanted
 
-    def scored(self, windows: int, targets: int, forward: float, reading: float) -> None:
+    def scored(self, windows: int, targets: int, forward: float, result: float) -> None:
         self.forward.update(forward, windows)
 
     def epochs_now(self, targets: int) -> int:
@@ -100,7 +100,7 @@ class Planner:
         self.wanted = Decision(stride, epochs)
         self.agree = agree
         self.forward = Rate(seconds_per_window)
-        self.reading = Rate(0.0)
+        self.result = Rate(0.0)
         self.learning = Rate(3 * seconds_per_window / window)
         self.ladder = ladder(self.wanted, window)
         self.spans: list[list[int]] = []
@@ -140,8 +140,8 @@ class Planner:
 
     def cost(self, decision: Decision, targets: int, *, worst: bool = False) -> float:
         """Seconds for so many targets."""
-        forward, reading, learning = (rate(worst=worst) for rate in (self.forward, self.reading, self.learning))
-        return targets / decision.stride * forward + targets * (reading + decision.epochs * learning)
+        forward, result, learning = (rate(worst=worst) for rate in (self.forward, self.result, self.learning))
+        return targets / decision.stride * forward + targets * (result + decision.epochs * learning)
 
     def epochs_now(self, targets: int) -> int:
         """How many of the epochs decided on still fit, now that the span is scored: another look at the clock."""
@@ -152,9 +152,9 @@ class Planner:
             self.spans[-1][2] = epochs
         return epochs
 
-    def scored(self, windows: int, targets: int, forward: float, reading: float) -> None:
+    def scored(self, windows: int, targets: int, forward: float, result: float) -> None:
         self.forward.update(forward, windows)
-        self.reading.update(reading, targets)
+        self.result.update(result, targets)
 
     def learnt(self, targets: int, epochs: int, seconds: float) -> None:
         self.learning.update(seconds, targets * epochs)
@@ -222,7 +222,7 @@ class Planner:
             "documents_without_adapters": len(self.plain_documents),
         }
         skipped = [name for name, done in self.choices.items() if not done]
-        return {name: share for name, share in found.items() if share} | ({"readings": skipped} if skipped else {})
+        return {name: share for name, share in found.items() if share} | ({"results": skipped} if skipped else {})
 
     def _check(self, replay: dict) -> None:
         parts = {"targets", "window", "wanted", "spans", "choices", "plain_documents"}

@@ -1,4 +1,4 @@
-"""What a scoring run leaves behind: the readings with their paired gains, and every target's cost.
+"""What a scoring run leaves behind: the predictors with their paired gains, and every target's cost.
 
 score.jsonl     the stream and what each of its targets cost, a few hundred targets a line
 weights.jsonl   the weights of temperature and mixers, span by span
@@ -15,7 +15,7 @@ import numpy as np
 
 from pgolf.data import Tokenizer
 from pgolf.evaluation.documents import document_starts
-from pgolf.evaluation.evaluate import Evaluation, Reading
+from pgolf.evaluation.evaluate import Evaluation, Result
 from pgolf.evaluation.planner import PlanError
 from pgolf.evaluation.words import Words
 from pgolf.folder import write_whole
@@ -25,15 +25,15 @@ TOKEN_KINDS = ("boundary", "byte", "space", "digit", "punctuation", "word start"
 
 
 def write_scores(
-    path: Path, tokens: np.ndarray, bytes_per_target: np.ndarray, readings: dict[str, np.ndarray], tokenizer: Tokenizer
+    path: Path, tokens: np.ndarray, bytes_per_target: np.ndarray, results: dict[str, np.ndarray], tokenizer: Tokenizer
 ) -> None:
     """First line: what follows, and what kind of thing each token is. Then spans of targets: token ids, their bytes, and
-    the nats of every reading."""
+    the nats of every predictor."""
     temporary = path.with_name(f".{path.name}.part")
     with open(temporary, "w", encoding="utf-8") as file:
         head = {
             "targets": len(tokens) - 1,
-            "readings": list(readings),
+            "results": list(results),
             "unit": "nats",
             "bos": tokenizer.bos,
             "kinds": TOKEN_KINDS,
@@ -46,7 +46,7 @@ def write_scores(
                 "start": start,
                 "tokens": tokens[start + 1 : stop + 1].tolist(),
                 "bytes": bytes_per_target[start:stop].tolist(),
-                **{name: [round(float(n), 5) for n in nats[start:stop]] for name, nats in readings.items()},
+                **{name: [round(float(n), 5) for n in nats[start:stop]] for name, nats in results.items()},
             }
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
     temporary.replace(path)
@@ -75,10 +75,10 @@ def write_words(
     words: Words,
     tokens: np.ndarray,
     bytes_per_target: np.ndarray,
-    readings: dict[str, np.ndarray],
+    results: dict[str, np.ndarray],
     pieces: Sequence[bytes],
 ) -> None:
-    """Each excerpt with its tokens, their nats by every reading, and the likeliest tokens before each by some of them.
+    """Each excerpt with its tokens, their nats by every predictor, and the likeliest tokens before each by some of them.
     Where the guesses stop, the time for them was used up."""
     seen: set[int] = set()
     found = []
@@ -88,18 +88,20 @@ def write_words(
         mine = tokens[excerpt.start + 1 : excerpt.stop + 1].tolist()
         seen.update(mine, (token for places in guesses.values() for place in places for token, _ in place))
         span = slice(excerpt.start, excerpt.stop)
-        found.append({
-            "why": excerpt.why,
-            "start": excerpt.start,
-            "document": excerpt.document,
-            "tokens": mine,
-            "bytes": bytes_per_target[span].tolist(),
-            "nats": {name: [round(float(n), 4) for n in nats[span]] for name, nats in readings.items()},
-            "guesses": {
-                name: [[(token, round(share, 4)) for token, share in place] for place in places]
-                for name, places in guesses.items()
-            },
-        })
+        found.append(
+            {
+                "why": excerpt.why,
+                "start": excerpt.start,
+                "document": excerpt.document,
+                "tokens": mine,
+                "bytes": bytes_per_target[span].tolist(),
+                "nats": {name: [round(float(n), 4) for n in nats[span]] for name, nats in results.items()},
+                "guesses": {
+                    name: [[(token, round(share, 4)) for token, share in place] for place in places]
+                    for name, places in guesses.items()
+                },
+            }
+        )
     texts = {token: pieces[token].decode("utf-8", errors="backslashreplace") for token in sorted(seen)}
     write_whole(path, json.dumps({"pieces": texts, "excerpts": found}, separators=(",", ":")) + "\n")
 
@@ -117,26 +119,24 @@ def read_plan(path: Path) -> dict:
         raise PlanError(f"{path} is no plan: {error}") from None
 
 
-def readings_table(evaluation: Evaluation, tokens: np.ndarray, bos: int, bytes_per_target: np.ndarray) -> dict[str, dict]:
+def results_table(evaluation: Evaluation, tokens: np.ndarray, bos: int, bytes_per_target: np.ndarray) -> dict[str, dict]:
     """Each reading with its score and, over the one it builds on, its gain in bits per byte and that gain's standard
-    error. Readings are paired document by document, so what they have in common does not blur the difference."""
+    error. Predictors are paired document by document, so what they have in common does not blur the difference."""
     starts = document_starts(tokens, bos)
     table = {}
-    for name, reading in evaluation.readings.items():
-        table[name] = {**reading.score.as_dict(), "seconds": reading.seconds}
-        if reading.base:
-            gain, error = paired_gain(evaluation.readings[reading.base], reading, bytes_per_target, starts)
-            table[name] |= {"over": reading.base, "gain": gain, "gain_error": error}
+    for name, result in evaluation.results.items():
+        table[name] = {**result.score.as_dict(), "seconds": result.seconds}
+        if result.base:
+            gain, error = paired_gain(evaluation.results[result.base], result, bytes_per_target, starts)
+            table[name] |= {"over": result.base, "gain": gain, "gain_error": error}
     return table
 
 
-def paired_gain(
-    below: Reading, reading: Reading, bytes_per_target: np.ndarray, starts: np.ndarray
-) -> tuple[float, float | None]:
+def paired_gain(below: Result, result: Result, bytes_per_target: np.ndarray, starts: np.ndarray) -> tuple[float, float | None]:
     """The gain, and the standard error of a ratio: of what each document gained to the bytes it has. Tokens of one
     document share a subject and luck; documents are as good as drawn one by one."""
     count = len(bytes_per_target)
-    gained = np.add.reduceat(below.nats[:count] - reading.nats[:count], starts) / math.log(2)
+    gained = np.add.reduceat(below.nats[:count] - result.nats[:count], starts) / math.log(2)
     sizes = np.add.reduceat(bytes_per_target.astype(np.int64), starts)
     gain, documents = gained.sum() / sizes.sum(), len(starts)
     if documents < 2:

@@ -1,4 +1,4 @@
-"""What the readers know of the neural distribution at some targets, and how ranks put theirs together."""
+"""What the predictors know of the neural distribution at some targets, and how ranks put theirs together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +22,11 @@ class Statistics:
     entropy: np.ndarray
     """(n,) in nats"""
     candidates: np.ndarray
-    """(n, K) log-probabilities of the symbols that readers asked for, -inf where they asked for none"""
+    """(n, K) log-probabilities of the symbols that predictors asked for, -inf where they asked for none"""
     rows: np.ndarray | None = None
-    """(n, V) logits / temperature in float32, only for readers that want them"""
+    """(n, V) logits / temperature in float32, only for predictors that want them"""
     everywhere: list[dict] | None = None
-    """of each window, what the published readers keep, by their names; None where there are none"""
+    """of each window, what the published predictors keep, by their names; None where there are none"""
     kept: np.ndarray | None = None
     """(m, V) logits in float32 of the targets that somebody watches, in order; None where nobody does"""
 
@@ -36,7 +36,7 @@ class Statistics:
         return Statistics(self.nats[part], self.target[part], self.entropy[part], self.candidates[part], rows)
 
     def of_candidates(self, columns: slice) -> "Statistics":
-        """As one reader sees it: only the candidates it asked for itself."""
+        """As one predictor sees it: only the candidates it asked for itself."""
         return replace(self, candidates=self.candidates[:, columns])
 
 
@@ -51,7 +51,7 @@ def statistics_of(
 ) -> Statistics:
     """From logits (n, V), softcap applied, targets (n,) and candidates (n, K), -1 for none.
 
-    temperature  None for one, or a policy of pgolf.evaluation.readers.temperature
+    temperature  None for one, or a policy of pgolf.evaluation.predictors.temperature
     watched      indices of targets whose logits are kept
     """
     device = logits.device

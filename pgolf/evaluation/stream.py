@@ -19,7 +19,7 @@ class StreamError(PgolfError):
 
 @dataclass
 class Ledger:
-    """The committed scores, in nats, of every target and every reading; and the order in which things happened."""
+    """The committed scores, in nats, of every target and every predictor; and the order in which things happened."""
 
     targets: int
     scores: dict[str, np.ndarray] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Ledger:
         if not scores:
             raise StreamError(f"targets {start} to {stop} were committed without a score")
         if self.scores and scores.keys() != self.scores.keys():
-            raise StreamError(f"readings changed along the stream: {sorted(self.scores)} before, {sorted(scores)} now")
+            raise StreamError(f"predictors changed along the stream: {sorted(self.scores)} before, {sorted(scores)} now")
         for name, values in scores.items():
             values = np.asarray(values, dtype=np.float64)
             if values.shape != (stop - start,):
@@ -44,7 +44,7 @@ class Ledger:
         self.events.append(("commit", start, stop, digest.hexdigest()[:16]))
 
     def finished(self) -> dict[str, np.ndarray]:
-        """All readings, once every target has been scored exactly once."""
+        """All predictors, once every target has been scored exactly once."""
         for name, column in self.scores.items():
             missing = int(np.isnan(column).sum())
             if missing:

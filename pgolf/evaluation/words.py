@@ -1,7 +1,7 @@
-"""What was expected before each token of a few stretches of text, so that a person can see where a reading gains.
+"""What was expected before each token of a few stretches of text, so that a person can see where a predictor gains.
 
 Where the stretches lie follows from the documents' lengths alone, before anything is scored. What is kept of them has no
-influence on any score: the distributions come from copies of the readers, after the span is committed.
+influence on any score: the distributions come from copies of the predictors, after the span is committed.
 """
 
 import copy
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pgolf.evaluation.readers.base import Reader, Span
-from pgolf.evaluation.readers.temperature import Temperature
+from pgolf.evaluation.predictors.base import Predictor, Span
+from pgolf.evaluation.predictors.temperature import Temperature
 from pgolf.evaluation.statistics import Statistics, log_probabilities
 
 GUESSES = 5
@@ -30,7 +30,7 @@ class Excerpt:
 
 
 def excerpts(starts: np.ndarray, targets: int, length: int) -> list[Excerpt]:
-    """Two documents: the end of the longest one, where readers have learnt most, and the beginning of an ordinary one: of
+    """Two documents: the end of the longest one, where predictors have learnt most, and the beginning of an ordinary one: of
     those with at least `length` tokens, or else of all others, the one of middle length."""
     if not length or not targets:
         return []
@@ -58,15 +58,15 @@ def excerpts(starts: np.ndarray, targets: int, length: int) -> list[Excerpt]:
 
 @dataclass
 class Watched:
-    """Readers as they stood before a span."""
+    """Predictors as they stood before a span."""
 
-    readers: list[Reader]
+    predictors: list[Predictor]
     temperature: Temperature | None
 
 
 @dataclass
 class Words:
-    """The guesses before every target of the excerpts, reading by reader: guesses[reading][target] = [(token, p), ...].
+    """The guesses before every target of the excerpts, reading by predictor: guesses[reading][target] = [(token, p), ...].
 
     seconds   it stops once it has taken so many
     """
@@ -84,11 +84,11 @@ class Words:
             inside |= (targets >= excerpt.start) & (targets < excerpt.stop)
         return np.flatnonzero(inside)
 
-    def watch(self, readers: Sequence[Reader], temperature: Temperature | None, start: int, stop: int) -> Watched | None:
-        """Copies of the plain reader and of the last code length, if the span has a part of an excerpt."""
+    def watch(self, predictors: Sequence[Predictor], temperature: Temperature | None, start: int, stop: int) -> Watched | None:
+        """Copies of the plain predictor and of the last code length, if the span has a part of an excerpt."""
         if not any(start < excerpt.stop and excerpt.start < stop for excerpt in self.excerpts):
             return None
-        chosen = {reader.name: reader for reader in (readers[0], *[r for r in readers if r.legal][-1:])}
+        chosen = {predictor.name: predictor for predictor in (predictors[0], *[r for r in predictors if r.legal][-1:])}
         return copy.deepcopy(Watched(list(chosen.values()), temperature))
 
     def take(self, watched: Watched | None, span: Span, statistics: Statistics, columns: dict[str, slice]) -> None:
@@ -99,30 +99,30 @@ class Words:
         places = self.among(span.start + np.arange(len(span)))
         logits = torch.from_numpy(statistics.kept)
         said = []
-        for reader in watched.readers:
-            rows = log_probabilities(logits, watched.temperature if reader.tempered else None)
-            mine = statistics.of_candidates(columns[reader.name])
-            said.append(expectations(reader, span, mine, places, rows))
+        for predictor in watched.predictors:
+            rows = log_probabilities(logits, watched.temperature if predictor.tempered else None)
+            mine = statistics.of_candidates(columns[predictor.name])
+            said.append(expectations(predictor, span, mine, places, rows))
         for place, *rows in zip(places.tolist(), *said, strict=True):
-            for reader, row in zip(watched.readers, rows, strict=True):
+            for predictor, row in zip(watched.predictors, rows, strict=True):
                 best = np.argsort(-row, kind="stable")[:GUESSES]
                 guesses = [(int(token), float(np.exp(row[token]))) for token in best]
-                self.guesses.setdefault(reader.name, {})[span.start + place] = guesses
+                self.guesses.setdefault(predictor.name, {})[span.start + place] = guesses
             if self.spent + self.now() - begun > self.seconds:
                 break
         self.spent += self.now() - begun
 
 
 def expectations(
-    reader: Reader, span: Span, statistics: Statistics, places: np.ndarray, rows: np.ndarray
+    predictor: Predictor, span: Span, statistics: Statistics, places: np.ndarray, rows: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """The reader's distribution (V,) before each target of the span at `places`, rising; it is moved along."""
+    """The predictor's distribution (V,) before each target of the span at `places`, rising; it is moved along."""
     done = 0
     for place, row in zip(places.tolist(), rows, strict=True):
         if done < place:
             piece = span[done:place]
-            reader.look(piece)
-            reader.score(piece, statistics[done:place])
-        yield reader.predict(row)
-        reader.observe(int(span.targets[place]), bool(span.starts[place]))
+            predictor.look(piece)
+            predictor.score(piece, statistics[done:place])
+        yield predictor.predict(row)
+        predictor.observe(int(span.targets[place]), bool(span.starts[place]))
         done = place + 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.config import ModelSettings
-from pgolf.model.mixer import ScanBlock
+from pgolf.model.mamba import ScanBlock
 from pgolf.model.network import Network
 from pgolf.model.parts import Block
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.model.mixer import Mixer, ScanBlock
-from pgolf.model.parts import Block, turns
+from pgolf.model.mamba import Mamba2Mixer, ScanBlock
+from pgolf.model.parts import Block, rotary_tables
 
 if TYPE_CHECKING:
     from pgolf.model.network import Network
@@ -179,7 +179,7 @@ def _plan(model: "Network", length: int) -> Plan:
     extra_scale = np.zeros(len(attentions), np.float32)
     for layer, i in model.value_layers.items():
         extra_scale[place[layer]] = model.ve_layer_scales[i].item()
-    cos, sin = turns(settings, length, "cpu", torch.float32)
+    cos, sin = rotary_tables(settings, length, "cpu", torch.float32)
     heads, inner, seen = (settings.scan_heads, settings.scan_width, settings.scan_conv) if mixers else (1, 1, 1)
     mixer_in, mixer_out = torch.empty(0, dim, 1), torch.empty(0, 1, dim)
     if mixers:
@@ -187,7 +187,7 @@ def _plan(model: "Network", length: int) -> Plan:
         (into,), (enter, leave), (mixer_out,) = (pieces(bank, parts) for bank, parts in banks if bank is not None)
         mixer_in = torch.cat([into, enter, leave], 2)
 
-    def rates(mixer: Mixer) -> tuple[Tensor, Tensor]:
+    def rates(mixer: Mamba2Mixer) -> tuple[Tensor, Tensor]:
         bias, rate = mixer.dt_bias.double(), -mixer.A_log.double().exp()
         if mixer.dt_proj is not None:
             return bias, rate

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from pgolf.config import ModelSettings
 from pgolf.model.adapters import Adapters, Projector
-from pgolf.model.mixer import ScanBlock, ScanMatrices
+from pgolf.model.mamba import ScanBlock, ScanMatrices
 from pgolf.model.operators import OPERATORS, Operators
-from pgolf.model.parts import Block, HashedPairs, Matrices, SharedValues, SmearGate, previous, rms_norm, turns
+from pgolf.model.parts import Block, HashedPairs, Matrices, SharedValues, SmearGate, previous, rms_norm, rotary_tables
 
 if TYPE_CHECKING:
     from pgolf.model.decoder import Decoder
@@ -76,7 +76,7 @@ class Network(nn.Module):
     def hidden(self, tokens: Tensor, adapters: Adapters | None = None) -> Tensor:
         """The final, normed states of tokens (B, T): (B, T, D) in the activations' dtype."""
         operators, matrices = self._operators(), self._matrices()
-        table = turns(self.settings, tokens.shape[1], tokens.device, self.activation)
+        table = rotary_tables(self.settings, tokens.shape[1], tokens.device, self.activation)
         extra_values = self._extra_values(tokens)
         x = self._embed(tokens)
         x0 = before = x
@@ -100,9 +100,7 @@ class Network(nn.Module):
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         return self.settings.softcap * torch.tanh(raw / self.settings.softcap)
 
-    def logits(
-        self, tokens: Tensor, *, adapters: Adapters | None = None, positions: Tensor | slice | None = None
-    ) -> Tensor:
+    def logits(self, tokens: Tensor, *, adapters: Adapters | None = None, positions: Tensor | slice | None = None) -> Tensor:
         """Softcapped logits (B, T, V), or of some positions only: a slice, or indices (B, P) for each row."""
         hidden = self.hidden(tokens, adapters)
         if isinstance(positions, slice):

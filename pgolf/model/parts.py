@@ -35,7 +35,7 @@ def rotary_base(settings: ModelSettings, length: int) -> float:
     return settings.rope_base * stretch ** (dims / (dims - 2)) if dims > 2 else settings.rope_base
 
 
-def turns(settings: ModelSettings, length: int, device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_tables(settings: ModelSettings, length: int, device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position; never rounded below float32."""
     kind = torch.promote_types(dtype, torch.float32)
     return rotary_table(length, settings.rotary_dims, rotary_base(settings, length), device=device, dtype=kind)

@@ -106,6 +106,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 # ---- curves
 
+
 @dataclass(frozen=True)
 class Series:
     name: str
@@ -157,11 +158,13 @@ def curves(title: str, x: Axis, y: Axis, series: Sequence[Series], *, marks: Seq
             drawn.append(_band(across, vertical.of(one.low), vertical.of(one.high), style))
         kind = f"curve s{style} thin" if one.thin else f"curve s{style}"
         drawn.append(_dots(across, up, style) if one.dots else _path(across, up, kind))
-        known.append({
-            "n": one.name,
-            "f": [_short(value) for value in across],
-            "y": [_significant(value) for value in np.asarray(one.y, float)],
-        })
+        known.append(
+            {
+                "n": one.name,
+                "f": [_short(value) for value in across],
+                "y": [_significant(value) for value in np.asarray(one.y, float)],
+            }
+        )
         legend.append(h("li", swatch("dots" if one.dots else kind, style), h("span", one.name), h("output")))
     area = [
         _svg(_grid(horizontal, vertical), drawn),
@@ -178,7 +181,7 @@ def curves(title: str, x: Axis, y: Axis, series: Sequence[Series], *, marks: Seq
         _caption(title, note),
         h("ul", legend, class_="legend"),
         _frame(area, horizontal, vertical, x, y),
-        h("p", class_="reading", aria_live="polite"),
+        h("p", class_="result", aria_live="polite"),
         flags,
         data(told),
         class_="chart curves",
@@ -294,6 +297,7 @@ def swatch(kind: str, style: int) -> Html:
 
 # ---- dots in rows
 
+
 @dataclass(frozen=True)
 class Dot:
     value: float
@@ -380,6 +384,7 @@ def _rows(title, x: Axis, lines, scale: Scale, legend, head: str, note: str, kin
 
 # ---- bars from zero
 
+
 @dataclass(frozen=True)
 class Bar:
     name: str
@@ -428,6 +433,7 @@ def bars(title: str, x: Axis, rows: Sequence[Bar], *, head="", note="", show: Ca
 
 
 # ---- tables, and what is not there
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence], *, caption: str = "") -> Html:
     """Inside a box that scrolls by itself where it is too wide for the page."""

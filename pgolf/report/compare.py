@@ -1,4 +1,4 @@
-"""One page of several runs: curves over each other, readings side by side, and which differences are more than luck."""
+"""One page of several runs: curves over each other, predictors side by side, and which differences are more than luck."""
 
 import math
 from collections.abc import Sequence
@@ -38,19 +38,21 @@ class Group:
 
 def page(runs: Sequence[Run]) -> str:
     groups = groups_of(runs)
-    anchors = [("groups", "Runs"), ("curves", "Curves"), ("readings", "Readings"), ("differences", "Differences")]
-    body = join([
-        bar(anchors),
-        h(
-            "main",
-            h("header", h("p", "pgolf comparison", class_="kicker"), h("h1", f"{len(runs)} runs")),
-            [damage(run) for run in runs],
-            overview(groups),
-            training(groups),
-            readings(groups),
-            differences(groups),
-        ),
-    ])
+    anchors = [("groups", "Runs"), ("curves", "Curves"), ("results", "Predictors"), ("differences", "Differences")]
+    body = join(
+        [
+            bar(anchors),
+            h(
+                "main",
+                h("header", h("p", "pgolf comparison", class_="kicker"), h("h1", f"{len(runs)} runs")),
+                [damage(run) for run in runs],
+                overview(groups),
+                training(groups),
+                results(groups),
+                differences(groups),
+            ),
+        ]
+    )
     return document(f"{len(runs)} runs – pgolf", body)
 
 
@@ -85,7 +87,7 @@ def _difference(first: dict, other: dict, most: int = 4) -> str:
     return ", ".join(words) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def common_reading(runs: Sequence[Run]) -> str:
+def common_result(runs: Sequence[Run]) -> str:
     """The run's score where all runs agree on it; or else the last code length that all of them have."""
     mains = {run.main for run in runs}
     if len(mains) == 1:
@@ -107,6 +109,7 @@ def every(groups: Sequence[Group]) -> list[tuple[Group, Run]]:
 
 # ---- sections
 
+
 def overview(groups: Sequence[Group]) -> Html:
     pairs = every(groups)
     names = names_of([run for _, run in pairs])
@@ -114,19 +117,21 @@ def overview(groups: Sequence[Group]) -> Html:
     for group, run in pairs:
         score = run.summary.get("score", {}).get(run.main)
         train, artifact = run.summary.get("train", {}), run.summary.get("artifact", {})
-        rows.append([
-            names[run.path],
-            group.letter,
-            str(run.summary.get("seed", run.config.get("seed", ""))),
-            f"{score['bpb']:.4f}" if score else stage_reached(run),
-            spoken(run.main) or "–",
-            f"{train['steps']:,}" if train else "–",
-            f"{train['tokens']:,}" if train else "–",
-            f"{train['seconds']:.1f}" if train else "–",
-            f"{run.summary['scoring']['seconds']:.1f}" if "scoring" in run.summary else "–",
-            f"{artifact['total_bytes']:,}" if artifact else "–",
-        ])
-    heads = ["run", "group", "seed", "bits per byte", "reading", "steps", "tokens", "training s", "scoring s", "bytes"]
+        rows.append(
+            [
+                names[run.path],
+                group.letter,
+                str(run.summary.get("seed", run.config.get("seed", ""))),
+                f"{score['bpb']:.4f}" if score else stage_reached(run),
+                spoken(run.main) or "–",
+                f"{train['steps']:,}" if train else "–",
+                f"{train['tokens']:,}" if train else "–",
+                f"{train['seconds']:.1f}" if train else "–",
+                f"{run.summary['scoring']['seconds']:.1f}" if "scoring" in run.summary else "–",
+                f"{artifact['total_bytes']:,}" if artifact else "–",
+            ]
+        )
+    heads = ["run", "group", "seed", "bits per byte", "result", "steps", "tokens", "training s", "scoring s", "bytes"]
     legend = h("ul", [h("li", group.name) for group in groups], class_="plain")
     says = "Runs whose settings agree in all but the seed are one group; the first group is what others are held against."
     return section("groups", "Runs", table(heads, rows, caption="Every run"), legend, says=says)
@@ -159,33 +164,33 @@ def _overlaid(groups: Sequence[Group], axis: Axis, key: str) -> list[Series]:
     return found
 
 
-def readings(groups: Sequence[Group]) -> Html:
-    title = "Readings"
+def results(groups: Sequence[Group]) -> Html:
+    title = "Predictors"
     pairs = every(groups)
-    readings = list(dict.fromkeys(name for _, run in pairs for name in run.summary.get("score", {})))
-    if not readings:
-        return section("readings", title, missing("Nothing is scored", "None of the runs has readings yet."))
+    results = list(dict.fromkeys(name for _, run in pairs for name in run.summary.get("score", {})))
+    if not results:
+        return section("results", title, missing("Nothing is scored", "None of the runs has predictors yet."))
     names = names_of([run for _, run in pairs])
     style = {group.letter: i % COLOURS for i, group in enumerate(groups)}
     rows = []
-    for reading in readings:
+    for result in results:
         dots, said, legal = [], [], True
         for group, run in pairs:
-            score = run.summary.get("score", {}).get(reading)
+            score = run.summary.get("score", {}).get(result)
             if score:
                 legal = legal and score["legal"]
                 label = f"{names[run.path]}: {score['bpb']:.4f}"
                 dots.append(Dot(score["bpb"], style[group.letter], label=label))
         for group in groups:
-            values = [run.summary["score"][reading]["bpb"] for run in group.runs if reading in run.summary.get("score", {})]
+            values = [run.summary["score"][result]["bpb"] for run in group.runs if result in run.summary.get("score", {})]
             if values:
                 said.append(f"{group.letter} {mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else ""))
         note = "" if legal else " (as published; no code length)"
-        rows.append(Row(spoken(reading) + note, dots, ", ".join(said), quiet=not legal))
+        rows.append(Row(spoken(result) + note, dots, ", ".join(said), quiet=not legal))
     legend = [(style[group.letter], group.letter) for group in groups]
-    chart = dot_rows("Readings of all runs", Axis("score", "bits per byte"), rows, legend=legend, head="reading",
+    chart = dot_rows("Predictors of all runs", Axis("score", "bits per byte"), rows, legend=legend, head="result",
                      note="A dot a run; figures are means of groups, ± their standard deviation.")  # fmt: skip
-    return section("readings", title, chart)
+    return section("results", title, chart)
 
 
 def differences(groups: Sequence[Group]) -> Html:
@@ -195,31 +200,33 @@ def differences(groups: Sequence[Group]) -> Html:
     everyone = [run for group in scored for run in group.runs]
     if len(everyone) < 2:
         return section("differences", title, missing("Nothing to compare", "Fewer than two of the runs are scored."))
-    reading = common_reading(everyone)
-    if not reading:
+    result = common_result(everyone)
+    if not result:
         return section("differences", title, missing("Nothing in common", "The runs have no code length in common."))
     parts: list[Html | None] = []
     if len(scored) > 1:
-        parts.append(table(
-            ["group", "runs", "unit", "mean", "standard deviation", "less than the first", "Welch's t", "p (one-sided)"],
-            difference_rows(scored, reading),
-            caption=f"Groups, by the reading {spoken(reading)}",
-        ))
-    parts.append(_paired(everyone, reading))
+        parts.append(
+            table(
+                ["group", "runs", "unit", "mean", "standard deviation", "less than the first", "Welch's t", "p (one-sided)"],
+                difference_rows(scored, result),
+                caption=f"Groups, by the predictor {spoken(result)}",
+            )
+        )
+    parts.append(_paired(everyone, result))
     says = (
-        f"By the reading “{spoken(reading)}”. p is the chance of so large an improvement on the first group if there were "
+        f"By the predictor “{spoken(result)}”. p is the chance of so large an improvement on the first group if there were "
         "none, by Welch's one-sided test over seeds; it needs two runs on either side."
     )
     return section("differences", title, parts, says=says)
 
 
-def difference_rows(groups: Sequence[Group], reading: str) -> list[list[str]]:
+def difference_rows(groups: Sequence[Group], result: str) -> list[list[str]]:
     """Mean, deviation and significance of every group, per token and per byte."""
     rows = []
     for group in groups:
         for unit, key in UNITS:
-            ours = [run.summary["score"][reading][key] for run in group.runs]
-            theirs = [run.summary["score"][reading][key] for run in groups[0].runs]
+            ours = [run.summary["score"][result][key] for run in group.runs]
+            theirs = [run.summary["score"][result][key] for run in groups[0].runs]
             row = [group.letter, str(len(ours)), unit, f"{mean(ours):.5f}", f"{stdev(ours):.5f}" if len(ours) > 1 else "–"]
             if group is groups[0]:
                 row += ["", "", ""]
@@ -253,31 +260,31 @@ class Paired:
         return student_tail(self.gain / self.error, self.documents - 1)
 
 
-def paired(first: Run, other: Run, reading: str) -> Paired | None:
+def paired(first: Run, other: Run, result: str) -> Paired | None:
     """None where the runs were not scored on the same documents, or on one only."""
     ours, theirs = first.scores, other.scores
     if not ours or not theirs or first.summary.get("corpus") != other.summary.get("corpus"):
         return None
     sizes = ours.document_bytes
-    if reading not in ours.readings or reading not in theirs.readings or not np.array_equal(sizes, theirs.document_bytes):
+    if result not in ours.results or result not in theirs.results or not np.array_equal(sizes, theirs.document_bytes):
         return None
     if len(sizes) < 2 or not sizes.sum():
         return None
-    gained = ours.bits_of(reading) - theirs.bits_of(reading)
+    gained = ours.bits_of(result) - theirs.bits_of(result)
     gain, documents = gained.sum() / sizes.sum(), len(sizes)
     apart = ((gained - gain * sizes) ** 2).sum() * documents / (documents - 1)
     return Paired(float(gain), math.sqrt(apart) / float(sizes.sum()), float((gained > 0).mean()), documents)
 
 
-def paired_rows(runs: Sequence[Run], reading: str) -> list[tuple[str, Paired]]:
+def paired_rows(runs: Sequence[Run], result: str) -> list[tuple[str, Paired]]:
     names = names_of(runs)
-    found = [(names[run.path], paired(runs[0], run, reading)) for run in runs[1:]]
+    found = [(names[run.path], paired(runs[0], run, result)) for run in runs[1:]]
     return [(name, pair) for name, pair in found if pair]
 
 
-def _paired(runs: Sequence[Run], reading: str) -> Html:
+def _paired(runs: Sequence[Run], result: str) -> Html:
     title = "Run against run, document by document"
-    rows = paired_rows(runs, reading)
+    rows = paired_rows(runs, result)
     if not rows:
         why = "The runs were not scored on the same documents, or their score.jsonl is missing."
         return missing(title, why)
@@ -294,14 +301,14 @@ def tables(runs: Sequence[Run]) -> str:
     groups = [Group(g.letter, [run for run in g.runs if run.main], g.differs) for g in groups_of(runs)]
     groups = [group for group in groups if group.runs]
     everyone = [run for group in groups for run in group.runs]
-    reading = common_reading(everyone) if everyone else ""
-    if len(everyone) < 2 or not reading:
+    result = common_result(everyone) if everyone else ""
+    if len(everyone) < 2 or not result:
         return "fewer than two scored runs with a code length in common: nothing to compare"
     names = names_of(everyone)
     lines = ["\n".join(f"{group.name}: {', '.join(names[run.path] for run in group.runs)}" for group in groups)]
-    head = [spoken(reading), "runs", "unit", "mean", "std", "less than A", "t", "p"]
-    lines.append(columns([head, *difference_rows(groups, reading)]))
-    rows = paired_rows(everyone, reading)
+    head = [spoken(result), "runs", "unit", "mean", "std", "less than A", "t", "p"]
+    lines.append(columns([head, *difference_rows(groups, result)]))
+    rows = paired_rows(everyone, result)
     if rows:
         head = ["by document", "bits per byte less", "error", "p", "better in"]
         body = [
@@ -310,4 +317,3 @@ def tables(runs: Sequence[Run]) -> str:
         ]
         lines.append(columns([head, *body]))
     return "\n\n".join(lines)
-

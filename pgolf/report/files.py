@@ -97,11 +97,11 @@ def read_events(path: Path) -> list[dict]:
 
 
 def read_traces(path: Path) -> dict[str, list[tuple[int, dict[str, float]]]]:
-    """The weights of each reader along the stream."""
+    """The weights of each predictor along the stream."""
     found: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for trace in read_lines(path):
         target = trace.pop("target", None)
         if isinstance(target, int):
-            for reader, weights in trace.items():
-                found.setdefault(reader, []).append((target, weights))
+            for predictor, weights in trace.items():
+                found.setdefault(predictor, []).append((target, weights))
     return found

@@ -29,16 +29,18 @@ SECTIONS = (
 
 def page(run: Run, *, refresh: str = "") -> str:
     anchors = [("result", "Result"), *((anchor, name) for anchor, name, _ in SECTIONS)]
-    body = join([
-        bar(anchors),
-        h(
-            "main",
-            h("header", h("p", "pgolf report", class_="kicker"), h("h1", run.name)),
-            damage(run),
-            drawn(run, "result", "Result", head),
-            [drawn(run, *one) for one in SECTIONS],
-        ),
-    ])
+    body = join(
+        [
+            bar(anchors),
+            h(
+                "main",
+                h("header", h("p", "pgolf report", class_="kicker"), h("h1", run.name)),
+                damage(run),
+                drawn(run, "result", "Result", head),
+                [drawn(run, *one) for one in SECTIONS],
+            ),
+        ]
+    )
     return document(f"{run.name} – pgolf", body, refresh=refresh)
 
 

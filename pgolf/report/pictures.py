@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pgolf.report.files import Run
-from pgolf.report.sections.scoring import readings_shown
+from pgolf.report.sections.scoring import results_shown
 
 # two colours that the colour-blind tell apart, and a quiet third
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#cccccc"
@@ -25,7 +25,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
     if budgets:
         drawn.append(_budgets(folder / "budget.png", budgets))
     if summary.get("score"):
-        drawn.append(_onion(folder / "readings.png", summary["score"], summary.get("main", "")))
+        drawn.append(_onion(folder / "predictors.png", summary["score"], summary.get("main", "")))
     if run.scores and summary.get("score"):
         drawn.append(_where(folder / "where_bits_go.png", run))
     if run.traces:
@@ -77,7 +77,7 @@ def _budgets(path: Path, budgets: list[tuple[str, dict]]) -> Path:
 
 
 def _onion(path: Path, scores: dict[str, dict], best: str) -> Path:
-    """Bits per byte of every reading, from the outermost layer in, with its gain over the one it builds on."""
+    """Bits per byte of every predictor, from the outermost layer in, with its gain over the one it builds on."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.4 * len(scores)), layout="constrained")
@@ -94,7 +94,7 @@ def _onion(path: Path, scores: dict[str, dict], best: str) -> Path:
         axes.text(0.01 * max(s["bpb"] for s in scores.values()), row, words, va="center", fontsize=8, color=ink)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.invert_yaxis()
-    axes.set(title="Readings of one stream (orange: the run's score; grey: no code length)", xlabel="bits per byte")
+    axes.set(title="Predictors of one stream (orange: the run's score; grey: no code length)", xlabel="bits per byte")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
@@ -109,7 +109,7 @@ def _where(path: Path, run: Run) -> Path:
     for axes, (kind, title) in zip(panels, titles.items(), strict=True):
         cells = getattr(run.scores, kind)
         places = range(len(cells.names))
-        shown = readings_shown(run)
+        shown = results_shown(run)
         colours = pyplot.get_cmap("cividis")
         for i, (column, name, _) in enumerate(shown):
             colour = colours(i / max(len(shown) - 1, 1))
@@ -124,18 +124,18 @@ def _where(path: Path, run: Run) -> Path:
 
 
 def _weights(path: Path, traces: dict[str, list[tuple[int, dict[str, float]]]]) -> Path:
-    """What each reader's weights did along the stream, one panel a reader."""
+    """What each predictor's weights did along the stream, one panel a predictor."""
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
         len(traces), 1, figsize=(8, 2.2 * len(traces)), layout="constrained", sharex=True, squeeze=False
     )
-    for (axes,), (reader, points) in zip(panels, traces.items(), strict=True):
+    for (axes,), (predictor, points) in zip(panels, traces.items(), strict=True):
         colours, names = pyplot.get_cmap("cividis"), list(points[0][1])
         for i, name in enumerate(names):
             colour = colours(i / max(len(names) - 1, 1))
             axes.plot([target for target, _ in points], [weights[name] for _, weights in points], color=colour, label=name)
-        axes.set(title=reader.replace("_", " "))
+        axes.set(title=predictor.replace("_", " "))
         axes.legend(fontsize=7, loc="center right")
         axes.grid(alpha=0.3)
     panels[-1][0].set(xlabel="targets scored")

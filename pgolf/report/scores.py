@@ -31,17 +31,17 @@ class Cells:
         keep = np.flatnonzero(self.tokens)
         return Cells([self.names[i] for i in keep], self.tokens[keep], self.bytes[keep], self.bits[keep])
 
-    def per_byte(self, reading: int) -> np.ndarray:
+    def per_byte(self, result: int) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(self.bytes > 0, self.bits[:, reading] / self.bytes, np.nan)
+            return np.where(self.bytes > 0, self.bits[:, result] / self.bytes, np.nan)
 
-    def per_token(self, reading: int) -> np.ndarray:
-        return self.bits[:, reading] / np.maximum(self.tokens, 1)
+    def per_token(self, result: int) -> np.ndarray:
+        return self.bits[:, result] / np.maximum(self.tokens, 1)
 
 
 @dataclass
 class Breakdown:
-    readings: list[str]
+    results: list[str]
     targets: int
     """That the file announces; fewer where it was cut off."""
     by_position: Cells
@@ -51,15 +51,15 @@ class Breakdown:
     """Equal stretches of the stream; names are the first target of each."""
     document_bytes: np.ndarray
     document_bits: np.ndarray
-    """(documents, readings)"""
+    """(documents, predictors)"""
 
     @property
     def tokens(self) -> int:
         return int(self.along.tokens.sum())
 
-    def bits_of(self, reading: str) -> np.ndarray:
+    def bits_of(self, result: str) -> np.ndarray:
         """Of each document."""
-        return self.document_bits[:, self.readings.index(reading)]
+        return self.document_bits[:, self.results.index(result)]
 
     def paired(self, below: str, above: str) -> float:
         """The share of documents that the second reading needs fewer bits for."""
@@ -71,7 +71,7 @@ class _Sums:
     """Sums by the number of a group."""
 
     groups: int
-    readings: int
+    results: int
     tokens: np.ndarray = field(init=False)
     bytes: np.ndarray = field(init=False)
     bits: np.ndarray = field(init=False)
@@ -79,7 +79,7 @@ class _Sums:
     def __post_init__(self):
         self.tokens = np.zeros(self.groups, np.int64)
         self.bytes = np.zeros(self.groups, np.int64)
-        self.bits = np.zeros((self.groups, self.readings))
+        self.bits = np.zeros((self.groups, self.results))
 
     def add(self, group: np.ndarray, size: np.ndarray, bits: np.ndarray) -> None:
         self.tokens += np.bincount(group, minlength=self.groups)
@@ -94,7 +94,7 @@ class _Sums:
 def read_scores(path: Path) -> Breakdown:
     with open(path, encoding="utf-8") as file:
         head = json.loads(file.readline())
-        reader = _Reader(head)
+        predictor = _Predictor(head)
         lines: list[dict] = []
         for text in file:
             try:
@@ -102,19 +102,19 @@ def read_scores(path: Path) -> Breakdown:
             except ValueError:
                 break  # the line at which the writing was cut off
             if len(lines) == LINES:
-                reader.take(lines)
+                predictor.take(lines)
                 lines = []
         if lines:
-            reader.take(lines)
-    return reader.finished()
+            predictor.take(lines)
+    return predictor.finished()
 
 
-class _Reader:
+class _Predictor:
     def __init__(self, head: dict):
-        self.readings = [str(name) for name in head["readings"]]
+        self.results = [str(name) for name in head["results"]]
         self.targets = int(head["targets"])
         self.bos = int(head.get("bos", 1))
-        count = len(self.readings)
+        count = len(self.results)
         self.kinds = [str(kind) for kind in head.get("kinds", ())]
         self.kind_of_token = np.frombuffer(head.get("kind_of_token", "").encode(), np.uint8).astype(np.int64) - ord("0")
         self.by_position = _Sums(len(EDGES), count)
@@ -130,7 +130,7 @@ class _Reader:
     def take(self, lines: list[dict]) -> None:
         tokens = np.array([token for line in lines for token in line["tokens"]], np.int64)
         size = np.array([count for line in lines for count in line["bytes"]], np.int64)
-        columns = [np.array([n for line in lines for n in line[name]], np.float64) for name in self.readings]
+        columns = [np.array([n for line in lines for n in line[name]], np.float64) for name in self.results]
         bits = np.stack(columns) / math.log(2) if columns else np.zeros((0, len(tokens)))
         # a target that is BOS ends its document
         ends = np.flatnonzero(tokens == self.bos) + 1
@@ -159,7 +159,7 @@ class _Reader:
         if self.open[0]:
             self.documents.append(self.open[None])
         documents = np.concatenate(self.documents) if self.documents else np.zeros((0, len(self.open)))
-        by_length = _Sums(len(EDGES), len(self.readings))
+        by_length = _Sums(len(EDGES), len(self.results))
         group = np.searchsorted(EDGES, documents[:, 0], side="right") - 1
         np.add.at(by_length.tokens, group, documents[:, 0].astype(np.int64))
         np.add.at(by_length.bytes, group, documents[:, 1].astype(np.int64))
@@ -167,7 +167,7 @@ class _Reader:
         edges = [f"{edge:,}" for edge in EDGES]
         firsts = [str(i * self.stretch) for i in range(self.along.groups)]
         return Breakdown(
-            self.readings,
+            self.results,
             self.targets,
             self.by_position.cells(edges).present(),
             by_length.cells(edges).present(),

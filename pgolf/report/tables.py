@@ -27,14 +27,16 @@ def columns(rows: list[list[str]]) -> str:
 def _head(summary: dict) -> str:
     corpus = summary.get("corpus", {})
     versions = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
-    return columns([
-        ["preset", str(summary.get("preset", "?"))],
-        ["seed", str(summary.get("seed", "?"))],
-        ["corpus", f"{corpus.get('name', '?')} {corpus.get('digest', '')[:12]}"],
-        ["parameters", f"{summary.get('parameters', 0):,}"],
-        ["device", summary.get("device", "?")],
-        ["versions", versions],
-    ])
+    return columns(
+        [
+            ["preset", str(summary.get("preset", "?"))],
+            ["seed", str(summary.get("seed", "?"))],
+            ["corpus", f"{corpus.get('name', '?')} {corpus.get('digest', '')[:12]}"],
+            ["parameters", f"{summary.get('parameters', 0):,}"],
+            ["device", summary.get("device", "?")],
+            ["versions", versions],
+        ]
+    )
 
 
 def _train(train: dict) -> str:
@@ -59,14 +61,16 @@ def _scores(scores: dict, compressors: dict) -> str:
     for name, score in scores.items():
         note = "code length" if score["legal"] else "as published, not a code length"
         note += ", partial" if score.get("partial") else ""
-        rows.append([
-            f"  {name.replace('_', ' ')}",
-            f"{score['bpb']:.4f}",
-            f"{score['loss']:.4f}",
-            f"{score['tokens']:,}",
-            f"{score['seconds']:.1f}",
-            note,
-        ])
+        rows.append(
+            [
+                f"  {name.replace('_', ' ')}",
+                f"{score['bpb']:.4f}",
+                f"{score['loss']:.4f}",
+                f"{score['tokens']:,}",
+                f"{score['seconds']:.1f}",
+                note,
+            ]
+        )
     for name, peer in compressors.items():
         rows.append([f"  {name}", f"{peer['bpb']:.4f}", "", "", "", f"{peer['bytes']:,} bytes, of {peer['of']:,}"])
     return columns(rows)

@@ -7,7 +7,7 @@ from pgolf.report.sections.audit import VERDICTS, audit_tests, decoding
 from pgolf.report.sections.parts import spoken
 from pgolf.report.sections.quantisation import kind_of
 from pgolf.report.sections.result import WORDS, checks
-from pgolf.report.sections.scoring import given_up, readings_shown
+from pgolf.report.sections.scoring import given_up, results_shown
 from pgolf.report.tables import columns
 
 
@@ -35,14 +35,14 @@ def _left(rows: list[list[str]]) -> str:
 
 def _audit(run: Run) -> str:
     rows = [
-        [test["title"], spoken(test["reading"]), VERDICTS[test["passed"]][-1], str(test.get("says") or "")]
+        [test["title"], spoken(test["result"]), VERDICTS[test["passed"]][-1], str(test.get("says") or "")]
         for test in audit_tests(run)
     ]
     if not rows:
         return ""
     decoded = run.audit.get("decoded")
     proof = "\n" + decoding(decoded) if isinstance(decoded, dict) else ""
-    return _left([["audit", "reading", "verdict", ""], *rows]) + proof
+    return _left([["audit", "result", "verdict", ""], *rows]) + proof
 
 
 def _training(run: Run) -> str:
@@ -73,7 +73,7 @@ def _gains(run: Run) -> str:
             continue
         error = score.get("gain_error")
         better = ""
-        if run.scores and {name, score["over"]} <= set(run.scores.readings):
+        if run.scores and {name, score["over"]} <= set(run.scores.results):
             better = f"{run.scores.paired(score['over'], name):.0%}"
         spread = f"{error:.5f}" if error is not None else "–"
         rows.append([f"  {spoken(name)}", spoken(score["over"]), f"{score['gain']:+.5f}", spread, better])
@@ -84,7 +84,7 @@ def _gains(run: Run) -> str:
 def _where(run: Run) -> str:
     if not run.scores:
         return ""
-    shown = [(i, name) for i, name, _ in readings_shown(run)]
+    shown = [(i, name) for i, name, _ in results_shown(run)]
     tables = []
     for title, cells in (("tokens from", run.scores.by_position), ("documents of tokens from", run.scores.by_length)):
         head = [f"bits per byte, {title}", "bytes", *(spoken(name) for _, name in shown)]
@@ -100,7 +100,7 @@ def _kinds(run: Run) -> str:
     cells = run.scores.by_kind if run.scores else None
     if cells is None:
         return ""
-    shown = [(i, name) for i, name, _ in readings_shown(run)]
+    shown = [(i, name) for i, name, _ in results_shown(run)]
     head = ["bits per token", "tokens", *(spoken(name) for _, name in shown)]
     rows = []
     for k, name in enumerate(cells.names):
@@ -110,10 +110,10 @@ def _kinds(run: Run) -> str:
 
 def _weights(run: Run) -> str:
     rows = []
-    for reader, points in run.traces.items():
+    for predictor, points in run.traces.items():
         for name in points[0][1]:
             values = [weights.get(name, math.nan) for _, weights in points]
-            rows.append([f"  {spoken(reader)}: {spoken(name)}", f"{values[0]:.4f}", f"{values[-1]:.4f}"])
+            rows.append([f"  {spoken(predictor)}: {spoken(name)}", f"{values[0]:.4f}", f"{values[-1]:.4f}"])
     return columns([["weights along the stream", "first", "last"], *rows]) if rows else ""
 
 
@@ -133,14 +133,16 @@ def _quantisation(run: Run) -> str:
     rows = []
     for kind, some in kinds.items():
         means = {key: sum(m[key] for m in some) / len(some) for key in ("entropy", "error", "clip", "outliers")}
-        rows.append([
-            f"  {kind}",
-            str(len(some)),
-            str(some[0]["bits"]),
-            f"{means['entropy']:.3f}",
-            f"{100 * means['error']:.3f}",
-            f"{means['clip']:.2f}",
-            f"{100 * means['outliers']:.4f}",
-            f"{max(m['farthest'] for m in some):.1f}",
-        ])
+        rows.append(
+            [
+                f"  {kind}",
+                str(len(some)),
+                str(some[0]["bits"]),
+                f"{means['entropy']:.3f}",
+                f"{100 * means['error']:.3f}",
+                f"{means['clip']:.2f}",
+                f"{100 * means['outliers']:.4f}",
+                f"{max(m['farthest'] for m in some):.1f}",
+            ]
+        )
     return columns([head, *rows]) if rows else ""

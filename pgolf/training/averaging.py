@@ -77,9 +77,7 @@ class StochasticAverage(Average):
         return "swa", dict(zip(self.names, torch._foreach_div(self.total, float(self.count)), strict=True))
 
     def state(self):
-        return {f"swa.{name}": value for name, value in zip(self.names, self.total, strict=True)} | {
-            "swa": self.count
-        }
+        return {f"swa.{name}": value for name, value in zip(self.names, self.total, strict=True)} | {"swa": self.count}
 
     def restore(self, tensors):
         torch._foreach_copy_(self.total, [tensors[f"swa.{name}"] for name in self.names])
@@ -132,9 +130,7 @@ def averaging(state: dict[str, torch.Tensor], settings: TrainingSettings) -> Ave
     }
     kind, switched_on, name = kinds[settings.export]
     if not switched_on:
-        raise TrainingError(
-            f"training.export is {settings.export!r}, but training.{name} is 0; set {name}, or export 'raw'"
-        )
+        raise TrainingError(f"training.export is {settings.export!r}, but training.{name} is 0; set {name}, or export 'raw'")
     return kind(state, settings)
 
 

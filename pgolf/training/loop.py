@@ -102,8 +102,7 @@ def _loader(settings: Settings, data: Dataset | Loader, world: World) -> Iterato
     options = settings.training
     if options.micro_batches % world.size:
         raise TrainingError(
-            f"{world.size} ranks do not divide training.micro_batches {options.micro_batches}; "
-            f"start another number of ranks"
+            f"{world.size} ranks do not divide training.micro_batches {options.micro_batches}; start another number of ranks"
         )
     if not isinstance(data, Dataset):
         yield data

@@ -197,9 +197,7 @@ class RoundRobinMuon(Muon):
                 pending.wait()
             self._averaging = []
             banks = [_bank(_gradient(p)) for p in self.parameters]
-            self._gradients = (
-                banks if self.world.size == 1 else [b[own] for b, own in zip(banks, self._owned, strict=True)]
-            )
+            self._gradients = banks if self.world.size == 1 else [b[own] for b, own in zip(banks, self._owned, strict=True)]
         return self._gradients
 
     @torch.no_grad()

@@ -15,9 +15,9 @@ CROWN_Q_STEPS = 15
 def crown_q(matrices: Sequence[torch.Tensor], form: str) -> torch.Tensor:
     """The CROWN-Q penalty: the noise of rounding, step^2 / 12, weighted by w^2, over 2-D matrices or banks of them.
 
-        step_r = max_j |w_rj| / 15
-        sum    sum over matrices and rows of mean_j(w_rj^2) step_r^2 / 12; both factors have a gradient
-        mean   sum over matrices of mean_rj(w_rj^2 step_r^2) / 12; the steps are constants
+    step_r = max_j |w_rj| / 15
+    sum    sum over matrices and rows of mean_j(w_rj^2) step_r^2 / 12; both factors have a gradient
+    mean   sum over matrices of mean_rj(w_rj^2 step_r^2) / 12; the steps are constants
     """
     total = torch.zeros((), device=matrices[0].device)
     for matrix in matrices:

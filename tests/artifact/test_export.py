@@ -25,6 +25,7 @@ from tests.model.common import SMALL, random_model
 
 # ---- the counted code
 
+
 def test_the_script_carries_every_source_as_it_is():
     settings = dataclasses.replace(Settings(), seed=7)
     script = code.make_script(settings)
@@ -92,11 +93,11 @@ def test_rooms_are_carried_where_the_settings_enter_them():
         "chunks": adapting(plain, "chunks"),
         "lora.op": adapting(plain, "lora"),
         "adaptation.pieces": adapting(plain, "lora"),
-        "tilt": reading(plain, "boost"),
-        "ngrams": reading(plain, "ngrams"),
-        "readers.chain": reading(plain, "chain"),
-        "hedge.chain": reading(plain, "chain"),
-        "bias": reading(plain, "bias"),
+        "tilt": result(plain, "boost"),
+        "ngrams": result(plain, "ngrams"),
+        "predictors.ngram_backoff": result(plain, "ngram_backoff"),
+        "hedge.ngram_backoff": result(plain, "ngram_backoff"),
+        "bias": result(plain, "bias"),
     }
     for room, entering in settings.items():
         carried = lambda chosen, room=room: any(name.endswith(f".{room}") for name in code.needed_sources(chosen))
@@ -114,19 +115,19 @@ def adapting(settings, method):
     return with_(settings, evaluation=with_(evaluation, adaptation=with_(evaluation.adaptation, method=method)))
 
 
-def reading(settings, name):
+def result(settings, name):
     evaluation = settings.evaluation
     return with_(settings, evaluation=with_(evaluation, mixer=with_(evaluation.mixer, honest=(name,))))
 
 
 def test_a_room_that_is_not_carried_is_named(monkeypatch, capsys):
     def missing(words):
-        raise ModuleNotFoundError("No module", name="pgolf.evaluation.readers.tilt")
+        raise ModuleNotFoundError("No module", name="pgolf.evaluation.predictors.tilt")
 
     monkeypatch.setattr("pgolf.run.dispatch", missing)
     assert main([]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "pgolf.evaluation.readers.tilt" in said
+    assert said.count("\n") == 1 and "pgolf.evaluation.predictors.tilt" in said
 
 
 def test_every_module_of_the_script_imports_without_the_rest(tmp_path):
@@ -156,6 +157,7 @@ def test_requirements_are_what_the_sources_import():
 
 
 # ---- the folder
+
 
 def finished_run(path, seed, settings=None, **score):
     """A run folder as the stages leave it, without their work."""
@@ -246,6 +248,7 @@ def test_runs_may_stand_anywhere_on_the_command_line():
 
 
 # ---- the stage that packs
+
 
 class Data:
     """The little that packing wants of a dataset."""

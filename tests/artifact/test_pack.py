@@ -24,14 +24,14 @@ COMPRESSORS = ("zstd", "lzma", "entropy")
 @pytest.mark.parametrize("matrix_bits", [2, 5, 8])
 def test_what_is_read_is_what_was_rounded(tmp_path, state, compressor, matrix_bits):
     settings = settings_with(compressor=compressor, matrix_bits=matrix_bits, embedding_bits=6, lqer_rank=2)
-    size = write_artifact(tmp_path / "m", state, settings, TOKENIZER, extra={"chain": b"table"})
+    size = write_artifact(tmp_path / "m", state, settings, TOKENIZER, extra={"ngram_backoff": b"table"})
     artifact = read_artifact(tmp_path / "m")
     weights = round_weights(state, settings.artifact)
     expected = weights.values({name: tensor.shape for name, tensor in state.items()})
     assert list(artifact.state) == list(state)
     for name in state:
         assert torch.equal(artifact.state[name], expected[name]), name
-    assert artifact.tokenizer == TOKENIZER and artifact.sections == {"chain": b"table"}
+    assert artifact.tokenizer == TOKENIZER and artifact.sections == {"ngram_backoff": b"table"}
     assert artifact.model_settings == settings.model
     built = submission_state(artifact.build_model())
     assert all(torch.equal(built[name], expected[name]) for name in state)
@@ -85,9 +85,7 @@ def test_each_rounding_does_what_it_says(state, moments, form):
         "gptq-sdclip": lambda w, h: gptq.standard(w, h, steps, sigmas=5.0),
     }[form](state[matrix][None], moments[matrix][None])
     assert torch.equal(found[matrix].codes, expected.codes.reshape(found[matrix].codes.shape))
-    embedded = (
-        rounding.by_sigma(state[table], wide, 7.0) if "sdclip" in form else rounding.by_quantile(state[table], wide)
-    )
+    embedded = rounding.by_sigma(state[table], wide, 7.0) if "sdclip" in form else rounding.by_quantile(state[table], wide)
     assert torch.equal(found[table].codes, embedded.codes)
 
 
@@ -164,6 +162,7 @@ def test_every_preset_packs_at_the_tiny_scale(tmp_path, preset):
 
 
 # ---- what a stranger may send, with a checksum that is right
+
 
 def repacked(path, **changes):
     """The same file with other sections, signed anew; a change that is a function edits the description."""

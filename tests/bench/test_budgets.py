@@ -42,7 +42,7 @@ def test_scoring_flips_exactly_at_600_seconds():
     window = settings.evaluation.window
     stride, targets = settings.evaluation.stride, 1 << 20
     windows = targets // window + targets // stride
-    others = ScoringRates(window=0.0, reading=2.0**-14, loading=8.0, warm_up=16.0)
+    others = ScoringRates(window=0.0, result=2.0**-14, loading=8.0, warm_up=16.0)
     left = 600 - 24 - targets * 2.0**-14
     rate = left * DEVICES / windows
     bill = lambda rate: scoring_bill(settings, dataclasses.replace(others, window=rate), targets=targets)
@@ -56,13 +56,13 @@ def test_scoring_flips_exactly_at_600_seconds():
 
 def test_the_whole_job_is_counted():
     settings = load_preset("pr688")
-    rates = ScoringRates(window=1e-3, reading=1e-8, learning=1e-6, loading=5, warm_up=30, writing=1e-8)
+    rates = ScoringRates(window=1e-3, result=1e-8, learning=1e-6, loading=5, warm_up=30, writing=1e-8)
     parts = {part.name: part.seconds for part in scoring_bill(settings, rates).parts}
     evaluation = settings.evaluation
     assert parts["sliding windows"] == pytest.approx(TARGETS / evaluation.stride * 1e-3 / 8, rel=1e-6)
     assert parts["first pass"] == pytest.approx(TARGETS / evaluation.window * 1e-3 / 8, rel=1e-4)
     assert parts["adaptation"] == pytest.approx(TARGETS * evaluation.adaptation.epochs * 1e-6 / 8)
-    assert parts["readers"] == pytest.approx(TARGETS * 1e-8)
+    assert parts["predictors"] == pytest.approx(TARGETS * 1e-8)
     assert parts["loading"] == 5 and parts["warm-up"] == 30
     assert all(part.counted for part in scoring_bill(settings, rates).parts)
 

@@ -89,20 +89,20 @@ def test_the_page_says_what_the_runs_say(tmp_path):
     figures = {}
     for number, job in enumerate(history.jobs_of(tmp_path, 100, SEEDS)):
         job.path.mkdir()
-        readings = {}
-        for reading in ("non_overlapping", "sliding", "adapted", "ngrams", "published"):
-            figures[job.path.name, reading] = 2 + number / 1000 + len(reading) / 100
-            readings[reading] = {"bpb": figures[job.path.name, reading], "tokens": 8192}
+        results = {}
+        for result in ("non_overlapping", "sliding", "adapted", "ngrams", "published"):
+            figures[job.path.name, result] = 2 + number / 1000 + len(result) / 100
+            results[result] = {"bpb": figures[job.path.name, result], "tokens": 8192}
         summary = {
             "parameters": 1234,
             "corpus": {"name": "builtin", "digest": "0123456789abcdef"},
             "train": {"tokens": 102_400},
-            "score": readings,
+            "score": results,
         }
         (job.path / "summary.json").write_text(json.dumps(summary))
     text = history.page(tmp_path, 100, SEEDS)
     for row in (*TRAINED, *PACKED, *SCORED):
-        pairs = [(figures[f"{row.run}-{seed}", row.reading], figures[f"{row.against}-{seed}", row.other]) for seed in SEEDS]
+        pairs = [(figures[f"{row.run}-{seed}", row.result], figures[f"{row.against}-{seed}", row.other]) for seed in SEEDS]
         mean = sum(a - b for a, b in pairs) / 3
         line = next(line for line in text.splitlines() if line.startswith(f"| {row.title} |"))
         assert f"| {mean:+.4f} |".replace("-", "−") in line

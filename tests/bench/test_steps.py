@@ -92,7 +92,7 @@ def test_a_stopwatch_leaves_the_first_span_out():
     watch.scored(20, 1280, 2.0, 1.28)
     watch.learnt(1000, 2, 4.0)
     rates = watch.rates()
-    assert rates == {"window": 0.1, "reading": 0.001, "learning": 0.002, "adapted_target": 0.0}
+    assert rates == {"window": 0.1, "result": 0.001, "learning": 0.002, "adapted_target": 0.0}
 
 
 @pytest.mark.parametrize("form", ["chunks", "lora"])
@@ -100,6 +100,6 @@ def test_scoring_gives_every_rate(form):
     settings = with_lora(shallow("pr549")) if form == "lora" else shallow("pr549")
     rates = scoring_rates(settings, "cpu", spans=2)
     found = {field.name for field in dataclasses.fields(rates) if getattr(rates, field.name) > 0}
-    wanted = {"adapted_target"} if form == "lora" else {"window", "reading", "learning"}
+    wanted = {"adapted_target"} if form == "lora" else {"window", "result", "learning"}
     assert wanted | {"loading", "warm_up"} <= found
     assert np.isfinite(list(dataclasses.astuple(rates))).all()

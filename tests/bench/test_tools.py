@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 # ---- tuning
 
+
 def valley(best: Launch):
     """Seconds that fall towards one choice, which is not a neighbour of the start."""
 
@@ -89,6 +90,7 @@ def test_a_launch_that_changes_the_result_is_refused(monkeypatch):
 
 # ---- profiles
 
+
 def test_shares_and_floors_of_a_profile():
     kernels = [Kernel("small", 1.0, 10), Kernel("xsa_fwd_kernel", 3.0, 2)]
     text = profiling.table(kernels, lambda name: 0.75 if name == "xsa_fwd_kernel" else None)
@@ -128,6 +130,7 @@ def test_a_profilers_name_finds_its_kernel():
 
 
 # ---- the page, the script
+
 
 def kernels_of_the_project() -> set[str]:
     return {case.kernel.__name__ for room in OPERATORS for case in cases(room, 90)}

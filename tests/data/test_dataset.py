@@ -38,16 +38,14 @@ def some(documents):
 def test_every_document_is_there_again(tmp_path, some, once):
     seen = []
     source = iter(some) if once else some
-    built = build_dataset(
-        source, tmp_path / "d", vocab_size=300, shard_tokens=1001, progress=lambda *args: seen.append(args)
-    )
+    built = build_dataset(source, tmp_path / "d", vocab_size=300, shard_tokens=1001, progress=lambda *args: seen.append(args))
     assert texts_of(built, built.train_shards) == [text for text in some if not is_validation(text)]
     assert texts_of(built, built.val_shards) == [text for text in some if is_validation(text)]
     assert [len(open_shard(path)) for path in built.train_shards[:-1]] == [1001] * (len(built.train_shards) - 1)
     assert built.train_shards[1].name == "text_train_000001.bin" and built.vocab_size == 300
     assert built.digest == corpus_digest(some) and built == open_dataset(tmp_path / "d")
     size = sum(len(text.encode()) for text in some)
-    assert seen[-1] == ("tokenizing", size, size) and ("reading", size, None) in seen
+    assert seen[-1] == ("tokenizing", size, size) and ("result", size, None) in seen
 
     table = json.loads((tmp_path / "d" / "dataset.json").read_text())
     assert table["digest"] == built.digest and table["lossless"] is True

@@ -27,9 +27,7 @@ class Hub:
         (root / "datasets" / "tokenizers").mkdir()
         shutil.copy(tokenizer, root / "datasets" / "tokenizers" / "fineweb_300_bpe.model")
         manifest = {
-            "datasets": [
-                {"name": "fineweb10B_sp300", "tokenizer_name": "sp300", "stats": {"files_train": 3, "files_val": 1}}
-            ],
+            "datasets": [{"name": "fineweb10B_sp300", "tokenizer_name": "sp300", "stats": {"files_train": 3, "files_val": 1}}],
             "tokenizers": [{"name": "sp300", "model_path": "tokenizers/fineweb_300_bpe.model"}],
         }
         (root / "datasets" / "manifest.json").write_text(json.dumps(manifest))

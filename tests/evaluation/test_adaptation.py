@@ -72,6 +72,7 @@ def full_size(preset):
 
 # ---- against the transcription
 
+
 @pytest.mark.parametrize("preset, batch", [("pr549", 256), ("pr688", 3), ("pr745", 256), ("pr953", 256), ("pr1014", 3)])
 def test_three_chunks_give_the_weights_of_the_transcription(preset, batch):
     settings = load_preset(preset).evaluation.adaptation
@@ -91,9 +92,7 @@ def test_three_chunks_give_the_weights_of_the_transcription(preset, batch):
     own["bigram_projection"] = lambda w: project(w["bigram.proj.weight"])
     own["value_projection"] = lambda w: project(w["ve_shared.proj.weight"])
     chunks = [[int(token) for token in chunk(i)] for i in range(3)]
-    wanted, averaged = transcription.adapt(
-        given, chunks, preset, own, length=LENGTH, total=7, nbytes=one_count, batch=batch
-    )
+    wanted, averaged = transcription.adapt(given, chunks, preset, own, length=LENGTH, total=7, nbytes=one_count, batch=batch)
     found = weights_of(adapter.model)
     assert found.keys() == wanted.keys()
     moved = 0
@@ -140,6 +139,7 @@ def test_the_learning_rate_follows_cosine_and_ramp():
 
 
 # ---- what is frozen
+
 
 def trained(**options):
     """Weights before and after one chunk of a network that runs two layers twice."""
@@ -194,6 +194,7 @@ def test_adamw_does_not_touch_frozen_slices_either():
 
 
 # ---- clip, modes, batches
+
 
 def test_without_a_clip_steps_are_as_long_as_the_gradient():
     model = random_model(TINY)
@@ -261,6 +262,7 @@ def test_byte_weights_need_a_table():
 
 
 # ---- ranks
+
 
 def test_every_sequence_is_in_one_step_of_one_rank():
     for sequences, ranks, batch in [(16, 8, 256), (64, 8, 256), (7, 3, 6), (5, 8, 4), (1, 2, 2), (100, 3, 21), (0, 2, 4)]:

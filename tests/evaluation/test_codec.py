@@ -33,7 +33,7 @@ VOCABULARY = 300
 MODEL = dataclasses.replace(SMALL, vocab_size=VOCABULARY, layers=3, value_embedding_layers=(2,))
 CHUNKS = AdaptationSettings(method="chunks", chunk_tokens=96, epochs=2, lr=0.02, batch_sequences=2)
 SCORING = EvaluationSettings(
-    window=32, stride=12, batch=3, adaptation=CHUNKS, mixer=MixerSettings(honest=("chain",), granularity=3)
+    window=32, stride=12, batch=3, adaptation=CHUNKS, mixer=MixerSettings(honest=("ngram_backoff",), granularity=3)
 )
 TEXT = (
     "The cat sat on the mat. The dog sat on the cat, and the mat was flat.\n\tif x == 10:\n\t\treturn x * 1024\r\n"
@@ -153,8 +153,8 @@ def test_its_length_is_what_the_scorer_claims(path, codec, name, monkeypatch):
     text = "".join(TEXT.splitlines(keepends=True)[:5])
     tokens = np.array([1, *codec.tokenizer.encode(text), 1, *codec.tokenizer.encode(text[::-1])])
     packed, took = mine.compress_tokens(tokens)
-    claimed, reading = mine.claim(tokens)
-    assert reading == mine.reading(mine.table, 1, len(tokens) - 1).reader.name
+    claimed, result = mine.claim(tokens)
+    assert result == mine.predictor(mine.table, 1, len(tokens) - 1).predictor.name
     assert took["claimed_bits"] == pytest.approx(claimed, rel=2e-6)
     assert abs(took["code_bits"] - claimed) < 0.001 * claimed + 64
     # the settings travel in the stream, since they are not the artifact's
@@ -190,7 +190,7 @@ def test_the_coder_keeps_to_the_distribution():
     code, nats = encode(Coin(0.8), tokens)
     assert abs(8 * len(code) - nats / math.log(2)) < 64
     assert decode(Coin(0.8), code, 4000).tolist() == tokens.tolist()
-    # a symbol that the reading thinks impossible costs no more than the coder's smallest unit
+    # a symbol that the predictor thinks impossible costs no more than the coder's smallest unit
     code, nats = encode(Coin(1 - 1e-15), np.array([2] * 50))
     assert nats / math.log(2) > 50 * 45 > 8 * len(code)
     assert decode(Coin(1 - 1e-15), code, 50).tolist() == [2] * 50
@@ -200,13 +200,14 @@ def test_the_proof(path, codec, tmp_path):
     tokens = np.array([1, *codec.tokenizer.encode(TEXT[:600])], np.uint16)
     kept = tmp_path / "proof.pgolfz"
     found = prove(path, tokens, stream_path=kept)
-    assert (found["said"], found["equal"], found["tokens"], found["reading"]) == ("", True, len(tokens) - 1, "chain")
+    assert (found["said"], found["equal"], found["tokens"], found["result"]) == ("", True, len(tokens) - 1, "ngram_backoff")
     assert found["real_bits"] == 8 * kept.stat().st_size > found["code_bits"]
     assert found["coded_bits"] == pytest.approx(found["claimed_bits"], rel=2e-6)
     assert found["seconds"] > max(found["encode_seconds"], found["decode_seconds"]) > 0
 
 
 # ---- streams that are damaged, foreign, or made to do harm
+
 
 def test_every_flip_and_every_cut_is_noticed(codec, packed):
     stream = packed[0]
@@ -298,6 +299,7 @@ def test_numbers_and_strings_of_a_crafted_header():
 
 
 # ---- the commands
+
 
 def test_the_commands(path, tokenizer, tmp_path, capsys):
     source, stream, back = tmp_path / "text", tmp_path / "deep" / "stream", tmp_path / "back"

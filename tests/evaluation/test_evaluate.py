@@ -1,4 +1,4 @@
-"""Whole evaluations of a small network: which readings there are, one rank or two, documents with adapters, the records."""
+"""Whole evaluations of a small network: which predictors there are, one rank or two, documents with adapters, the records."""
 
 import dataclasses
 import json
@@ -25,19 +25,19 @@ from pgolf.config import (
     TemperatureSettings,
 )
 from pgolf.distributed import World, launch
-from pgolf.evaluation.evaluate import Reading, evaluate
+from pgolf.evaluation.evaluate import Result, evaluate
 from pgolf.evaluation.metric import score_of
 from pgolf.evaluation.pipeline import Collector
-from pgolf.evaluation.readers.chain import ChainReader
-from pgolf.evaluation.readers.ngrams import NgramsReader
-from pgolf.evaluation.readers.table import learn_chain_table
-from pgolf.evaluation.readers.temperature import Plain, Tempered
+from pgolf.evaluation.predictors.ngram_backoff import NgramBackoffPredictor
+from pgolf.evaluation.predictors.ngrams import NgramsPredictor
+from pgolf.evaluation.predictors.table import learn_ngram_table
+from pgolf.evaluation.predictors.temperature import Plain, Tempered
 from pgolf.evaluation.records import (
     TOKEN_KINDS,
     kind_of,
     paired_gain,
     read_plan,
-    readings_table,
+    results_table,
     write_scores,
     write_traces,
     write_words,
@@ -86,18 +86,18 @@ def run(settings, count=700, model=None, **options):
     return tokens, evaluate(model or network(), tokens, Bytes(), settings, bos=BOS, **options)
 
 
-# ---- which readings
+# ---- which predictors
 
 
 def test_a_fixed_model_with_everything():
-    settings = settings_with("none", "online", ("chain", "boost", "bias", "tilt", "ngrams"), "boost")
+    settings = settings_with("none", "online", ("ngram_backoff", "boost", "bias", "tilt", "ngrams"), "boost")
     tokens, found = run(settings)
-    names = ["non_overlapping", "sliding", "temperature", "chain", "boost_honest", "bias_honest", "tilt", "ngrams"]
-    assert list(found.readings) == [*names, "sliding_published", "published"]
-    for name, reading in found.readings.items():
-        assert np.isfinite(reading.nats).all() and reading.score.legal == ("published" not in name)
-        assert math.fsum(reading.nats) == reading.score.nats
-    bases = {name: reading.base for name, reading in found.readings.items()}
+    names = ["non_overlapping", "sliding", "temperature", "ngram_backoff", "boost_honest", "bias_honest", "tilt", "ngrams"]
+    assert list(found.results) == [*names, "sliding_published", "published"]
+    for name, result in found.results.items():
+        assert np.isfinite(result.nats).all() and result.score.legal == ("published" not in name)
+        assert math.fsum(result.nats) == result.score.nats
+    bases = {name: result.base for name, result in found.results.items()}
     assert bases == {
         **dict.fromkeys(names[3:], "temperature"),
         "published": "temperature",
@@ -106,25 +106,25 @@ def test_a_fixed_model_with_everything():
         "sliding": "non_overlapping",
         "non_overlapping": "",
     }
-    assert found.main == [name for name in found.readings if found.readings[name].score.legal][-1]
+    assert found.main == [name for name in found.results if found.results[name].score.legal][-1]
     assert found.gave_up == {} and found.plan["spans"][0] == [0, 8, 0]
-    assert {"target", "temperature", "chain", "ngrams", "published"} <= found.traces[-1].keys()
+    assert {"target", "temperature", "ngram_backoff", "ngrams", "published"} <= found.traces[-1].keys()
     # the tail counts again, with the bytes of its targets
-    tail = found.readings["sliding_published"]
+    tail = found.results["sliding_published"]
     assert tail.score.tokens == len(tail.nats) > 700
     assert tail.score.bytes == Bytes().count(tokens[tail.targets], tokens[tail.targets + 1]).sum()
 
 
 def test_an_adapting_model_is_held_against_the_fixed_one():
-    _, found = run(settings_with("chunks", "grid", ("chain",), "hedge"))
+    _, found = run(settings_with("chunks", "grid", ("ngram_backoff",), "hedge"))
     plain = ["non_overlapping", "sliding", "sliding_published"]
-    assert list(found.readings) == [*plain, "adapted", "temperature", "chain", "adapted_published", "published"]
-    assert found.readings["adapted"].base == "sliding" and found.readings["chain"].base == "temperature"
+    assert list(found.results) == [*plain, "adapted", "temperature", "ngram_backoff", "adapted_published", "published"]
+    assert found.results["adapted"].base == "sliding" and found.results["ngram_backoff"].base == "temperature"
     assert found.adaptation_steps > 0
     _, fixed = run(settings_with())
     # the fixed model is still the fixed model after the adapted one has learnt, and the first chunk was scored before that
-    assert np.array_equal(found.readings["sliding"].nats, fixed.readings["sliding"].nats)
-    adapted, sliding = found.readings["adapted"].nats, fixed.readings["sliding"].nats
+    assert np.array_equal(found.results["sliding"].nats, fixed.results["sliding"].nats)
+    adapted, sliding = found.results["adapted"].nats, fixed.results["sliding"].nats
     np.testing.assert_allclose(adapted[:160], sliding[:160], rtol=1e-9)
     assert not np.allclose(adapted[200:], sliding[200:], rtol=1e-3)
 
@@ -133,7 +133,7 @@ def test_an_online_temperature_follows_committed_spans():
     """It begins where a fixed one stands, and knows of a span only after its commit."""
     options = dict(published="hedge", published_tail=False)
     found = {method: run(settings_with(temperature=method, **options))[1] for method in ("fixed", "online")}
-    fixed, online = (found[method].readings["temperature"].nats for method in ("fixed", "online"))
+    fixed, online = (found[method].results["temperature"].nats for method in ("fixed", "online"))
     ends = [trace["target"] for trace in found["online"].traces]
     assert ends[0] >= 160 and np.array_equal(fixed[: ends[0]], online[: ends[0]])
     assert not np.isclose(fixed[ends[0] :], online[ends[0] :], rtol=1e-6).all()
@@ -148,12 +148,12 @@ def test_an_online_temperature_follows_committed_spans():
     (settings_with(temperature="entropy", published_tail=False), {"non_overlapping", "sliding", "temperature"}),
 ])  # fmt: skip
 def test_only_what_is_asked_for(settings, names):
-    assert run(settings, 200)[1].readings.keys() == names
+    assert run(settings, 200)[1].results.keys() == names
 
 
 def test_an_unknown_mixer_is_named():
-    with pytest.raises(SettingsError, match="'chian'; did you mean 'chain'"):
-        run(settings_with(honest=("chian",)))
+    with pytest.raises(SettingsError, match="'ngram_bakoff'; did you mean 'ngram_backoff'"):
+        run(settings_with(honest=("ngram_bakoff",)))
 
 
 def test_scores_are_those_of_the_windows():
@@ -170,28 +170,28 @@ def test_scores_are_those_of_the_windows():
             log_probs = model.logits(row)[0].log_softmax(-1)
             nats += [-log_probs[t - start, int(tokens[t + 1])].item() for t in range(reached, stop)]
             reached = stop
-        np.testing.assert_allclose(found.readings[name].nats, nats, rtol=1e-9)
+        np.testing.assert_allclose(found.results[name].nats, nats, rtol=1e-9)
 
 
 def test_a_score_is_replayed():
-    settings = settings_with("chunks", "online", ("chain",))
+    settings = settings_with("chunks", "online", ("ngram_backoff",))
     ticks = iter(range(10**9))
     # a clock that moves with every look at it, so that something has to be given up
     budget = Budget(32.0, now=lambda: float(next(ticks)))
     tokens, found = run(settings, budget=budget)
     assert found.gave_up
     again = evaluate(network(), tokens, Bytes(), settings, bos=BOS, replay=json.loads(json.dumps(found.plan)))
-    assert again.readings.keys() == found.readings.keys() and again.plan == found.plan
-    for name, reading in found.readings.items():
-        assert np.array_equal(reading.nats, again.readings[name].nats), name
+    assert again.results.keys() == found.results.keys() and again.plan == found.plan
+    for name, result in found.results.items():
+        assert np.array_equal(result.nats, again.results[name].nats), name
 
 
 # ---- ranks
 
 KINDS = {
-    "honest": settings_with("none", "online", ("chain", "boost", "bias", "tilt", "ngrams"), "boost"),
-    "adapted": settings_with("chunks", "grid", ("chain", "ngrams"), "hedge"),
-    "documents": settings_with("lora", "entropy", ("chain", "ngrams"), published_tail=False, lora=LoraSettings(
+    "honest": settings_with("none", "online", ("ngram_backoff", "boost", "bias", "tilt", "ngrams"), "boost"),
+    "adapted": settings_with("chunks", "grid", ("ngram_backoff", "ngrams"), "hedge"),
+    "documents": settings_with("lora", "entropy", ("ngram_backoff", "ngrams"), published_tail=False, lora=LoraSettings(
         rank=2, targets=("q", "v"), chunk_tokens=16, context_tokens=32, batch_documents=3, minimum_tokens=20)),
 }  # fmt: skip
 
@@ -205,7 +205,7 @@ def work(folder: Path) -> None:
 
 def bpb(settings, world):
     _, found = run(settings, 520, world=world)
-    return {name: reading.score.bpb for name, reading in found.readings.items()}
+    return {name: result.score.bpb for name, result in found.results.items()}
 
 
 def test_one_rank_or_two_is_the_same_score(tmp_path):
@@ -228,10 +228,10 @@ def test_one_rank_or_two_is_the_same_score(tmp_path):
     assert two[0] == two[1]
     for name, one in alone.items():
         assert one.keys() == two[0][name].keys() and len(one) >= 4
-        for reading, value in one.items():
+        for result, value in one.items():
             # training on two ranks averages two halves of a batch, which need not be the batch's own mean
-            tolerance = 1e-9 if name != "adapted" or reading in ("sliding", "non_overlapping") else 0.2
-            assert two[0][name][reading] == pytest.approx(value, abs=tolerance), (name, reading)
+            tolerance = 1e-9 if name != "adapted" or result in ("sliding", "non_overlapping") else 0.2
+            assert two[0][name][result] == pytest.approx(value, abs=tolerance), (name, result)
 
 
 # ---- documents
@@ -243,7 +243,7 @@ def test_a_collector_gives_what_the_stream_gives_in_any_order():
     stream = ScoredStream(tokens)
     bounds = [int(i) for i in np.flatnonzero(tokens[:-1] == BOS) if i]
     assert len(bounds) > 5
-    collector = Collector([Plain("adapted"), ChainReader(24, 3, 4), NgramsReader(24)], bos=BOS)
+    collector = Collector([Plain("adapted"), NgramBackoffPredictor(24, 3, 4), NgramsPredictor(24)], bos=BOS)
     going = list(reversed(stream.split(bounds)))
     while going:
         for document in list(going):
@@ -254,10 +254,10 @@ def test_a_collector_gives_what_the_stream_gives_in_any_order():
         going = [document for document in going if document.cursor < document.last]
     nats = collector.scores(tokens)
     found = evaluate(
-        model, tokens, Bytes(), settings_with(honest=("chain", "ngrams"), window=32), bos=BOS, budget=Budget(1e6)
+        model, tokens, Bytes(), settings_with(honest=("ngram_backoff", "ngrams"), window=32), bos=BOS, budget=Budget(1e6)
     )
-    for mine, theirs in (("adapted", "sliding"), ("chain", "chain"), ("ngrams", "ngrams")):
-        np.testing.assert_allclose(nats[mine], found.readings[theirs].nats, rtol=0, atol=1e-9)
+    for mine, theirs in (("adapted", "sliding"), ("ngram_backoff", "ngram_backoff"), ("ngrams", "ngrams")):
+        np.testing.assert_allclose(nats[mine], found.results[theirs].nats, rtol=0, atol=1e-9)
     assert np.array_equal(stream.ledger.finished()["adapted"], nats["adapted"])
 
 
@@ -275,22 +275,22 @@ def test_what_does_not_go_with_documents(change, complaint):
 
 def test_documents_with_adapters():
     tokens, found = run(KINDS["documents"])
-    assert list(found.readings) == ["non_overlapping", "sliding", "adapted", "temperature", "chain", "ngrams"]
-    assert found.readings["adapted"].score.tokens == 700 and found.gave_up == {}
-    assert tokens[0] == BOS and not np.allclose(found.readings["adapted"].nats, found.readings["sliding"].nats)
+    assert list(found.results) == ["non_overlapping", "sliding", "adapted", "temperature", "ngram_backoff", "ngrams"]
+    assert found.results["adapted"].score.tokens == 700 and found.gave_up == {}
+    assert tokens[0] == BOS and not np.allclose(found.results["adapted"].nats, found.results["sliding"].nats)
 
 
-# ---- the chain's table
+# ---- the n-gram back-off's table
 
 
 def test_a_table_learnt_on_held_out_text_helps():
     model = network()
-    settings = settings_with(honest=("chain",))
+    settings = settings_with(honest=("ngram_backoff",))
     frozen = dataclasses.replace(settings, mixer=dataclasses.replace(settings.mixer, online_weights=False))
-    table = learn_chain_table(model, text(3000, seed=0, document=200)[1500:], settings, bos=BOS)
+    table = learn_ngram_table(model, text(3000, seed=0, document=200)[1500:], settings, bos=BOS)
     assert table.table.shape == (3, 9, 33)
-    with_table = run(frozen, 1400, model, chain_table=table)[1].readings["chain"].score.nats
-    without = run(frozen, 1400, model)[1].readings["chain"].score.nats
+    with_table = run(frozen, 1400, model, ngram_table=table)[1].results["ngram_backoff"].score.nats
+    without = run(frozen, 1400, model)[1].results["ngram_backoff"].score.nats
     assert with_table < 0.97 * without
 
 
@@ -298,25 +298,25 @@ def test_a_table_learnt_on_held_out_text_helps():
 
 
 def test_paired_gains():
-    _, found = run(settings_with("none", "entropy", ("chain",)), 1300)
+    _, found = run(settings_with("none", "entropy", ("ngram_backoff",)), 1300)
     tokens = text(1300, document=90)
     per_target = Bytes().count(tokens[:-1], tokens[1:])
-    table = readings_table(found, tokens, BOS, per_target)
+    table = results_table(found, tokens, BOS, per_target)
     assert "over" not in table["non_overlapping"]
-    chain = table["chain"]
-    assert chain["over"] == "temperature"
-    assert chain["gain"] == pytest.approx(table["temperature"]["bpb"] - chain["bpb"], abs=1e-12)
-    differences = found.readings["temperature"].nats - found.readings["chain"].nats
+    ngram_backoff = table["ngram_backoff"]
+    assert ngram_backoff["over"] == "temperature"
+    assert ngram_backoff["gain"] == pytest.approx(table["temperature"]["bpb"] - ngram_backoff["bpb"], abs=1e-12)
+    differences = found.results["temperature"].nats - found.results["ngram_backoff"].nats
     edges = [*np.flatnonzero(tokens[:-1] == BOS), 1300]
     spans = list(zip(edges, edges[1:], strict=False))
     gained = np.array([differences[a:b].sum() / math.log(2) for a, b in spans])
     sizes = np.array([per_target[a:b].sum() for a, b in spans])
-    residual = gained - chain["gain"] * sizes
+    residual = gained - ngram_backoff["gain"] * sizes
     expected = math.sqrt(len(spans) / (len(spans) - 1) * (residual**2).sum()) / sizes.sum()
-    assert len(spans) > 10 and chain["gain_error"] == pytest.approx(expected)
+    assert len(spans) > 10 and ngram_backoff["gain_error"] == pytest.approx(expected)
     assert table["sliding_published"]["over"] == "sliding" and table["sliding_published"]["gain"] == 0
     # one document says nothing of the spread between documents
-    short = run(settings_with(), 90)[1].readings
+    short = run(settings_with(), 90)[1].results
     gain, error = paired_gain(short["non_overlapping"], short["sliding"], np.full(90, 3), np.array([0]))
     assert gain != 0 and error is None
 
@@ -328,8 +328,8 @@ def test_the_spread_of_gains_is_that_of_other_streams():
     gains, errors = [], []
     for _ in range(200):
         by_document = np.repeat(rng.normal(0.05, 0.2, 200), 20)
-        nothing = Reading(None, 0.0, np.zeros(4000))
-        gain, error = paired_gain(Reading(None, 0.0, by_document), nothing, sizes, starts)
+        nothing = Result(None, 0.0, np.zeros(4000))
+        gain, error = paired_gain(Result(None, 0.0, by_document), nothing, sizes, starts)
         gains.append(gain)
         errors.append(error)
     assert np.std(gains) == pytest.approx(np.mean(errors), rel=0.15)
@@ -348,12 +348,12 @@ def test_which_documents_are_shown():
 
 
 WAYS = {
-    "fixed": settings_with("none", "online", ("tilt", "bias", "chain"), words=40),
-    "chunks": settings_with("chunks", "entropy", ("chain", "ngrams"), "hedge", words=40),
+    "fixed": settings_with("none", "online", ("tilt", "bias", "ngram_backoff"), words=40),
+    "chunks": settings_with("chunks", "entropy", ("ngram_backoff", "ngrams"), "hedge", words=40),
     "lora": settings_with(
         "lora",
         "fixed",
-        ("chain",),
+        ("ngram_backoff",),
         published_tail=False,
         words=40,
         lora=LoraSettings(rank=2, lr=0.01, chunk_tokens=8, context_tokens=32, batch_documents=4, minimum_tokens=1),
@@ -367,18 +367,18 @@ def test_the_expectations_are_those_that_were_scored(way, monkeypatch):
     monkeypatch.setattr("pgolf.evaluation.words.GUESSES", MODEL.vocab_size)
     tokens, found = run(WAYS[way], 500)
     plain = ["sliding"] if way == "fixed" else ["sliding", "adapted"]
-    main = [name for name in found.readings if found.readings[name].score.legal][-1]
+    main = [name for name in found.results if found.results[name].score.legal][-1]
     assert set(found.words.guesses) == {"non_overlapping", *plain, main}
     for name, known in found.words.guesses.items():
         assert sorted(known) == sorted(t for e in found.words.excerpts for t in range(e.start, e.stop)) and len(known) > 60
         for target, guesses in known.items():
             said = dict(guesses)
             assert len(said) == MODEL.vocab_size and sum(said.values()) == pytest.approx(1, abs=1e-6)
-            assert -math.log(said[int(tokens[target + 1])]) == pytest.approx(found.readings[name].nats[target], abs=2e-5)
+            assert -math.log(said[int(tokens[target + 1])]) == pytest.approx(found.results[name].nats[target], abs=2e-5)
     _, without = run(dataclasses.replace(WAYS[way], words=0), 500)
     assert not without.words.guesses
-    for name, reading in found.readings.items():
-        assert np.array_equal(reading.nats, without.readings[name].nats)
+    for name, result in found.results.items():
+        assert np.array_equal(result.nats, without.results[name].nats)
 
 
 @pytest.mark.parametrize("gates, legal", [
@@ -388,7 +388,7 @@ def test_adapters_that_a_documents_length_decides_are_no_code_length(gates, lega
     lora = dataclasses.replace(WAYS["lora"].lora, **{"minimum_tokens": 0, **gates})
     _, found = run(dataclasses.replace(WAYS["lora"], lora=lora, words=0), 300)
     of_the_model = {"non_overlapping", "sliding"}
-    built_on_it = [reading.score.legal for name, reading in found.readings.items() if name not in of_the_model]
+    built_on_it = [result.score.legal for name, result in found.results.items() if name not in of_the_model]
     assert built_on_it == [legal] * 3
 
 
@@ -399,11 +399,11 @@ def test_words_stop_when_their_time_is_up(tmp_path):
     assert 0 < sum(map(len, short.words.guesses.values())) < 80
     pieces = [b"", b"", *[b" w%d" % i for i in range(MODEL.vocab_size - 2)]]
     tokens = text(500, document=90)
-    columns = {"chain": short.readings["chain"].nats}
+    columns = {"ngram_backoff": short.results["ngram_backoff"].nats}
     write_words(tmp_path / "words.json", short.words, tokens, np.full(500, 3), columns, pieces)
     written = json.loads((tmp_path / "words.json").read_text())
     first, second = written["excerpts"]
-    assert len(first["tokens"]) == 40 == len(first["nats"]["chain"]) == len(first["bytes"])
+    assert len(first["tokens"]) == 40 == len(first["nats"]["ngram_backoff"]) == len(first["bytes"])
     assert first["tokens"] == tokens[first["start"] + 1 : first["start"] + 41].tolist()
     assert sum(len(places) for e in (first, second) for places in e["guesses"].values()) == sum(
         map(len, short.words.guesses.values())
@@ -422,21 +422,21 @@ def test_what_a_token_is():
 
 def test_files(tmp_path):
     tokens, found = run(settings_with(), 600)
-    columns = {name: reading.nats[:600] for name, reading in found.readings.items()}
+    columns = {name: result.nats[:600] for name, result in found.results.items()}
     per_target = Bytes().count(tokens[:-1], tokens[1:])
     tokenizer = SimpleNamespace(bos=BOS, pieces=[b"", b"", b" a", b"7"])
     write_scores(tmp_path / "score.jsonl", tokens, per_target, columns, tokenizer)
     head, *lines = [json.loads(line) for line in (tmp_path / "score.jsonl").read_text().splitlines()]
-    assert head["targets"] == 600 and head["readings"] == list(columns) and head["unit"] == "nats" and head["bos"] == BOS
+    assert head["targets"] == 600 and head["results"] == list(columns) and head["unit"] == "nats" and head["bos"] == BOS
     assert [head["kinds"][int(kind)] for kind in head["kind_of_token"]] == ["boundary", "boundary", "word start", "digit"]
     assert [token for line in lines for token in line["tokens"]] == tokens[1:].tolist()
     for name, nats in columns.items():
         written = np.array([number for line in lines for number in line[name]])
         np.testing.assert_allclose(written, nats, atol=1e-5)
         if name != "sliding_published":
-            assert score_of(written, per_target).bpb == pytest.approx(found.readings[name].score.bpb, abs=1e-4)
-    write_traces(tmp_path / "weights.jsonl", [{"target": 5, "chain": {"order 1": 0.5}}])
-    assert json.loads((tmp_path / "weights.jsonl").read_text()) == {"target": 5, "chain": {"order 1": 0.5}}
+            assert score_of(written, per_target).bpb == pytest.approx(found.results[name].score.bpb, abs=1e-4)
+    write_traces(tmp_path / "weights.jsonl", [{"target": 5, "ngram_backoff": {"order 1": 0.5}}])
+    assert json.loads((tmp_path / "weights.jsonl").read_text()) == {"target": 5, "ngram_backoff": {"order 1": 0.5}}
 
 
 def test_a_plan_that_cannot_be_read(tmp_path):
@@ -447,5 +447,5 @@ def test_a_plan_that_cannot_be_read(tmp_path):
         read_plan(tmp_path / "plan.json")
 
 
-def test_temperature_is_a_reading_of_its_own():
+def test_temperature_is_a_result_of_its_own():
     assert Tempered(None).name == "temperature" and Tempered(None).tempered and not Plain("x").tempered

@@ -74,6 +74,7 @@ def model():
 
 # ---- one document on its own
 
+
 def alone(model, document, settings, window=0):
     """The nats of one document (a list of tokens, the BOS after it included) by autograd over merged matrices: every
     window is computed whole, or its last part with what attention saw of the rest."""
@@ -261,6 +262,7 @@ def test_a_replay_gives_the_same_bits_and_the_network_stays_as_it_was(model):
 
 # ---- score first, and who learns
 
+
 def test_learning_comes_after_the_commit_and_never_from_a_last_chunk(model):
     tokens = stream_of((29, 16, 7))
     stream = ScoredStream(tokens)
@@ -344,6 +346,7 @@ def test_a_chunk_must_fit_into_its_window(model):
 
 
 # ---- what is not computed again
+
 
 @pytest.mark.parametrize(
     "options, wanted",

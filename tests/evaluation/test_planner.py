@@ -8,8 +8,8 @@ import pytest
 from pgolf.budget import Budget, Clock
 from pgolf.evaluation.pipeline import Pass
 from pgolf.evaluation.planner import Decision, OutOfTime, PlanError, Planner, Rate, Steady, ladder
-from pgolf.evaluation.readers.chain import ChainReader
-from pgolf.evaluation.readers.temperature import Plain
+from pgolf.evaluation.predictors.ngram_backoff import NgramBackoffPredictor
+from pgolf.evaluation.predictors.temperature import Plain
 from pgolf.evaluation.windows import sliding_windows
 from tests.evaluation.toy import BOS, Toy, text
 
@@ -61,8 +61,8 @@ def run(limit, machine, replay=None):
     planner = Planner(
         budget, targets=COUNT, window=WINDOW, stride=STRIDE, epochs=EPOCHS, seconds_per_window=steady.forward(), replay=replay
     )
-    readers = [Plain("adapted"), ChainReader(24, 3, 8)]
-    nats = Pass(adapter.model, tokens, readers, adapter=adapter, borrowed=first, **options).run(planner)
+    predictors = [Plain("adapted"), NgramBackoffPredictor(24, 3, 8)]
+    nats = Pass(adapter.model, tokens, predictors, adapter=adapter, borrowed=first, **options).run(planner)
     return nats, planner, adapter
 
 
@@ -117,7 +117,7 @@ def test_without_any_time_the_first_pass_stands():
     machine = Machine(factor=1)
     nats, planner, adapter = run(0.0, machine)
     assert planner.spans == [[0, 0, 0]] and not adapter.calls
-    assert np.array_equal(nats["adapted"], nats["chain"]) and np.isfinite(nats["chain"]).all()
+    assert np.array_equal(nats["adapted"], nats["ngram_backoff"]) and np.isfinite(nats["ngram_backoff"]).all()
     assert planner.gave_up() == {"adaptation": 1.0, "first_pass_stands": 1.0}
 
 
@@ -227,7 +227,7 @@ def test_a_pass_that_may_be_left_out_stops_when_it_cannot_end():
         one.run(steady)
     assert machine.time <= 2 * 4096 / STRIDE * WINDOW_SECONDS
     planner = Planner(budget, targets=6000, window=64, stride=4, seconds_per_window=WINDOW_SECONDS)
-    assert not planner.affords("sliding", 4) and planner.gave_up() == {"readings": ["sliding"]}
+    assert not planner.affords("sliding", 4) and planner.gave_up() == {"results": ["sliding"]}
     assert not sliding_windows(0, 64, 4)
 
 

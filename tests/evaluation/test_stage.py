@@ -12,8 +12,8 @@ from pgolf.artifact.pack import read_artifact
 from pgolf.cli import ScoreOptions, parse
 from pgolf.config import at_scale, load_preset, preset_names, read_toml, to_toml
 from pgolf.data import default_dataset
-from pgolf.evaluation.readers.chain import learnt_to_bytes
-from pgolf.evaluation.readers.table import learn_chain_table
+from pgolf.evaluation.predictors.ngram_backoff import learnt_to_bytes
+from pgolf.evaluation.predictors.table import learn_ngram_table
 from pgolf.folder import RunFolder
 from pgolf.model import build_model
 from pgolf.run import main
@@ -36,15 +36,15 @@ def folder(tmp_path_factory):
     return found
 
 
-def test_the_chain_has_weights_of_its_own(folder, tmp_path):
+def test_the_ngram_backoff_has_weights_of_its_own(folder, tmp_path):
     """Learnt on training text that was left out, on training's clock, counted, and used; a run without them scores too."""
     settings, summary = read_toml(folder.config), folder.read_summary()
-    section = read_artifact(folder.artifact).sections["chain"]
+    section = read_artifact(folder.artifact).sections["ngram_backoff"]
     model = build_model(settings.model)
     model.load_state_dict(load_file(folder.weights))
     data = default_dataset(CACHE, vocab_size=1024)
-    learnt = learn_chain_table(model, data.held_out(2500), settings.evaluation, bos=data.tokenizer.bos)
-    assert section == learnt_to_bytes(learnt) and summary["artifact"]["parts"]["chain"] == len(section)
+    learnt = learn_ngram_table(model, data.held_out(2500), settings.evaluation, bos=data.tokenizer.bos)
+    assert section == learnt_to_bytes(learnt) and summary["artifact"]["parts"]["ngram_backoff"] == len(section)
     train = summary["train"]
     assert train["parts"]["chain table"] > 0 and train["seconds"] == pytest.approx(sum(train["parts"].values()))
 
@@ -56,16 +56,16 @@ def test_the_chain_has_weights_of_its_own(folder, tmp_path):
     assert read_artifact(other.artifact).sections == {}
     mine, theirs = folder.read_summary()["score"], other.read_summary()["score"]
     assert theirs["adapted"]["nats"] == mine["adapted"]["nats"]
-    assert theirs["chain"]["nats"] > mine["chain"]["nats"]
+    assert theirs["ngram_backoff"]["nats"] > mine["ngram_backoff"]["nats"]
 
 
 def test_the_summary_of_a_scoring(folder):
     summary = folder.read_summary()
     score = summary["score"]
-    readings = {"non_overlapping", "sliding", "adapted", "chain", "ngrams", "published", "adapted_published"}
-    assert readings <= score.keys() and summary["main"] in score and score[summary["main"]]["legal"]
-    assert summary["main"] == [name for name, reading in score.items() if reading["legal"]][-1]
-    assert {"over", "gain", "gain_error"} <= score["chain"].keys()
+    results = {"non_overlapping", "sliding", "adapted", "ngram_backoff", "ngrams", "published", "adapted_published"}
+    assert results <= score.keys() and summary["main"] in score and score[summary["main"]]["legal"]
+    assert summary["main"] == [name for name, result in score.items() if result["legal"]][-1]
+    assert {"over", "gain", "gain_error"} <= score["ngram_backoff"].keys()
     scoring = summary["scoring"]
     assert scoring["gave_up"] == {} and scoring["replayed"] is False and scoring["adaptation_steps"] > 0
     assert {"loading", "scoring", "writing"} <= scoring["parts"].keys()
@@ -77,7 +77,7 @@ def test_the_summary_of_a_scoring(folder):
     own = math.ceil(score[summary["main"]]["nats"] / math.log(2) / 8) + folder.artifact.stat().st_size
     assert peers["pgolf and its artifact"]["bytes"] == own
     traces = [json.loads(line) for line in folder.weights_log.read_text().splitlines()]
-    assert traces[-1]["target"] == 900 and {"chain", "ngrams", "published"} <= traces[-1].keys()
+    assert traces[-1]["target"] == 900 and {"ngram_backoff", "ngrams", "published"} <= traces[-1].keys()
 
 
 def test_a_plan_is_repeated(folder, tmp_path, capsys):
@@ -90,7 +90,7 @@ def test_a_plan_is_repeated(folder, tmp_path, capsys):
     other.write_text(json.dumps(plan | {"spans": [[start, 64, 0] for start, *_ in plan["spans"]], "choices": {}}))
     assert main(["score", str(folder.path), "--device", "cpu", "--plan", str(other)]) == 0
     assert folder.scores.read_text() != scores
-    assert folder.read_summary()["scoring"]["gave_up"] == {"coarser_stride": 1.0, "adaptation": 1.0, "readings": ["sliding"]}
+    assert folder.read_summary()["scoring"]["gave_up"] == {"coarser_stride": 1.0, "adaptation": 1.0, "results": ["sliding"]}
     assert "given up for the clock" in capsys.readouterr().out
     assert main(["score", str(folder.path), "--plan", str(tmp_path / "none.json")]) == 1
     assert "cannot be read" in capsys.readouterr().err
@@ -116,8 +116,8 @@ def test_a_preset_runs_from_end_to_end_with_finite_numbers(preset, tmp_path):
     expected |= {"published"} if asked.mixer.published != "none" else set()
     expected |= {name + "_honest" * (name in ("boost", "bias")) for name in asked.mixer.honest}
     assert expected <= summary["score"].keys()
-    assert all(math.isfinite(reading["bpb"]) and reading["bpb"] > 0 for reading in summary["score"].values())
+    assert all(math.isfinite(result["bpb"]) and result["bpb"] > 0 for result in summary["score"].values())
     head, *lines = [json.loads(line) for line in run.scores.read_text().splitlines()]
-    assert all(np.isfinite(line[name]).all() for line in lines for name in head["readings"])
+    assert all(np.isfinite(line[name]).all() for line in lines for name in head["results"])
     assert summary["scoring"]["gave_up"] == {}
-    assert "chain" not in expected or summary["artifact"]["parts"]["chain"] > 1
+    assert "ngram_backoff" not in expected or summary["artifact"]["parts"]["ngram_backoff"] > 1

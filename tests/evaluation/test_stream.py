@@ -33,7 +33,7 @@ def test_learning_first_is_refused():
         stream.learn(0, 5)
 
 
-def test_reading_ahead_is_refused():
+def test_result_ahead_is_refused():
     stream = stream_of()
     opened = stream.open(4)
     for read in (opened.inputs, opened.targets):
@@ -76,12 +76,12 @@ def test_scores_that_cannot_be_committed(scores, complaint):
         stream.commit(scores)
 
 
-def test_readings_cannot_change_along_the_stream():
+def test_results_cannot_change_along_the_stream():
     stream = stream_of()
     stream.open(4)
     stream.commit({"a": np.ones(4)})
     stream.open(6)
-    with pytest.raises(StreamError, match="readings changed"):
+    with pytest.raises(StreamError, match="predictors changed"):
         stream.commit({"a": np.ones(2), "b": np.ones(2)})
 
 

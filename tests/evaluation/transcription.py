@@ -56,13 +56,15 @@ def five_experts(logits, tokens, *, vocab, length, stride, chunk, ranks, batch, 
                     log_p = (own[:size] / heat[:, None]).log_softmax(-1)
                     entropy = -(log_p.exp() * log_p).sum(-1)
                     h = ((36_313 * before) ^ (27_191 * x)) % buckets
-                    experts = torch.stack([
-                        -log_p[torch.arange(size), y],
-                        -torch.log((unigram[y] + 0.1) / (seen + 0.1 * vocab)).double(),
-                        -torch.log((bigram[x, y] + 0.1) / (bigram[x].sum(-1) + 0.1 * vocab)).double(),
-                        -torch.log((trigram[h, y] + 0.01) / (rows[h].clamp(min=1) + 0.01 * vocab)).double(),
-                        entropy,
-                    ])
+                    experts = torch.stack(
+                        [
+                            -log_p[torch.arange(size), y],
+                            -torch.log((unigram[y] + 0.1) / (seen + 0.1 * vocab)).double(),
+                            -torch.log((bigram[x, y] + 0.1) / (bigram[x].sum(-1) + 0.1 * vocab)).double(),
+                            -torch.log((trigram[h, y] + 0.01) / (rows[h].clamp(min=1) + 0.01 * vocab)).double(),
+                            entropy,
+                        ]
+                    )
                     if seen < 10_000:
                         nll = experts[0]
                     else:

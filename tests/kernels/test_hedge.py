@@ -10,9 +10,9 @@ from bench.eager import EagerFive
 from pgolf.kernels import threads as pool
 from pgolf.kernels.hedge import (
     BoostedCache,
-    Chain,
-    FiveExperts,
+    HedgeMixer,
     NeuralStatistics,
+    NgramBackoff,
     OnlineBias,
     cpu,
     learn_table,
@@ -169,7 +169,7 @@ def test_published_against_a_transcription_over_chunks_and_the_tail():
     vocabulary, chunk, length, stride, total = 13, 60, 24, 8, 205
     stream = repeating_tokens(total + 1, vocabulary)
     plain = PlainFive(vocabulary, buckets=32, warmup=100)
-    whole, fast = (FiveExperts(vocabulary, buckets=32, warmup=100) for _ in range(2))
+    whole, fast = (HedgeMixer(vocabulary, buckets=32, warmup=100) for _ in range(2))
     windows = [w for w in range(0, total, stride) if min(w + length, total) - w >= stride or w == 0]
     scored_positions = 0
     for begin in range(0, total, chunk):
@@ -217,7 +217,7 @@ def test_published_against_a_transcription_over_chunks_and_the_tail():
 
 def test_published_reference_agrees_and_its_mass_is_the_entropy_experts():
     vocabulary = 17
-    mixer = FiveExperts(vocabulary, buckets=64, warmup=0)
+    mixer = HedgeMixer(vocabulary, buckets=64, warmup=0)
     mixer.count(repeating_tokens(400, vocabulary))
     inputs, targets = torch.randint(0, vocabulary, (2, 2, 300))
     logits = torch.randn(2, 300, vocabulary)
@@ -245,7 +245,7 @@ def test_published_reference_agrees_and_its_mass_is_the_entropy_experts():
 def test_the_rates_are_those_of_the_same_arithmetic():
     vocabulary = 23
     tokens = repeating_tokens(400, vocabulary)
-    mixer = FiveExperts(vocabulary, warmup=0)
+    mixer = HedgeMixer(vocabulary, warmup=0)
     mixer.count(tokens)
     eager = EagerFive(mixer)
     inputs, targets = tokens[:240].reshape(3, 80), tokens[1:241].reshape(3, 80)
@@ -258,7 +258,7 @@ def test_the_rates_are_those_of_the_same_arithmetic():
 
 
 def test_published_counts_equal_the_reference():
-    found, expected = FiveExperts(9, buckets=16), FiveExperts(9, buckets=16)
+    found, expected = HedgeMixer(9, buckets=16), HedgeMixer(9, buckets=16)
     tokens = repeating_tokens(500, 9)
     found.count(tokens)
     reference.five_count_reference(tokens, *expected.tables)
@@ -266,7 +266,7 @@ def test_published_counts_equal_the_reference():
 
 
 def test_published_windows_say_what_is_wrong():
-    mixer = FiveExperts(5, warmup=0)
+    mixer = HedgeMixer(5, warmup=0)
     tokens = torch.zeros(20, dtype=torch.long)
     ngrams = mixer.ngrams(tokens)
     statistics = neural_statistics(torch.randn(1, 8, 5), tokens[None, :8])
@@ -375,8 +375,8 @@ def test_online_bias():
 # ---- `normalised`
 
 
-class PlainChain:
-    """The chain, one token at a time; a level's counts are {context: [[symbol, count], ...]}, the latest symbol first."""
+class PlainNgramBackoff:
+    """The n-gram back-off, one token at a time; a level's counts: {context: [[symbol, count], ...]}, latest symbol first."""
 
     def __init__(self, local, shared, granularity, table, learn=False, floor=2e-3):
         self.levels = [(order, False) for order in local] + [(order, True) for order in shared]
@@ -460,10 +460,10 @@ def some_table(levels, seed=3):
     return torch.rand(levels, 9, 33, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 0.9 + 0.05
 
 
-def scored(chain, tokens, documents, logits, learn=False):
-    evidence = chain.evidence(tokens, documents)
+def scored(ngram_backoff, tokens, documents, logits, learn=False):
+    evidence = ngram_backoff.evidence(tokens, documents)
     statistics = neural_statistics(logits, tokens, evidence.top)
-    return evidence, statistics, (chain.mix_and_learn if learn else chain.mix)(statistics, evidence)
+    return evidence, statistics, (ngram_backoff.mix_and_learn if learn else ngram_backoff.mix)(statistics, evidence)
 
 
 LEVELS = [((1, 2, 3, 4), ()), ((0, 2), (1, 3)), ((), (0, 2)), ((1, 2, 3, 4, 5, 6), (3,))]
@@ -473,14 +473,14 @@ DOCUMENTS = torch.tensor([0, 1, 40, 41, 150, 260])
 @pytest.mark.parametrize("granularity", [1, 7, 64, 100])
 @pytest.mark.parametrize("local, shared", LEVELS)
 @pytest.mark.parametrize("learn", [False, True])
-def test_chain_against_a_transcription_and_its_stream(local, shared, granularity, learn):
+def test_ngram_backoff_against_a_transcription_and_its_stream(local, shared, granularity, learn):
     vocabulary, count = 6, 260
     tokens = repeating_tokens(count, vocabulary)
     logits = torch.randn(count, vocabulary, dtype=torch.float64) * 2
     table = some_table(len(local) + len(shared))
-    chain, other = (Chain(local, shared, granularity=granularity, table=table) for _ in range(2))
-    plain = PlainChain(local, shared, granularity, table, learn)
-    _, statistics, scores = scored(chain, tokens, DOCUMENTS, logits, learn)
+    ngram_backoff, other = (NgramBackoff(local, shared, granularity=granularity, table=table) for _ in range(2))
+    plain = PlainNgramBackoff(local, shared, granularity, table, learn)
+    _, statistics, scores = scored(ngram_backoff, tokens, DOCUMENTS, logits, learn)
     log_probs = logits - statistics.lse[:, None]
     stream = other.stream(vocabulary, learn=learn)
     opening = starts(DOCUMENTS, count)
@@ -495,20 +495,22 @@ def test_chain_against_a_transcription_and_its_stream(local, shared, granularity
         plain.observe(row, int(tokens[t]), bool(opening[t]))
     if learn:
         plain._teach()
-        for mine in (chain, other):
+        for mine in (ngram_backoff, other):
             mine.settle()
-        assert torch.allclose(chain.table, other.table, atol=1e-13)
-        assert plain.table and all(chain.table[cell].item() == pytest.approx(w, abs=1e-12) for cell, w in plain.table.items())
-        assert (chain.table != table).sum() == len(plain.table)
+        assert torch.allclose(ngram_backoff.table, other.table, atol=1e-13)
+        assert plain.table and all(
+            ngram_backoff.table[cell].item() == pytest.approx(w, abs=1e-12) for cell, w in plain.table.items()
+        )
+        assert (ngram_backoff.table != table).sum() == len(plain.table)
     else:
-        assert torch.equal(chain.table, table)
+        assert torch.equal(ngram_backoff.table, table)
 
 
 @pytest.mark.parametrize("granularity", [1, 5])
 @pytest.mark.parametrize("local, shared", LEVELS)
 def test_evidence_reference_agrees(local, shared, granularity):
     tokens = repeating_tokens(260, 5)
-    found = Chain(local, shared, granularity=granularity).evidence(tokens, DOCUMENTS)
+    found = NgramBackoff(local, shared, granularity=granularity).evidence(tokens, DOCUMENTS)
     parts = [
         reference.evidence_reference(tokens, starts(DOCUMENTS, 260), orders, granularity, kind)
         for orders, kind in ((local, False), (shared, True))
@@ -521,29 +523,29 @@ def test_evidence_reference_agrees(local, shared, granularity):
 
 def test_mixture_references_agree():
     tokens, logits = repeating_tokens(260, 5), torch.randn(260, 5, dtype=torch.float64)
-    chain = Chain((0, 1, 3), granularity=5, table=some_table(3))
-    evidence, statistics, scores = scored(chain, tokens, DOCUMENTS, logits)
+    ngram_backoff = NgramBackoff((0, 1, 3), granularity=5, table=some_table(3))
+    evidence, statistics, scores = scored(ngram_backoff, tokens, DOCUMENTS, logits)
     rows = (statistics.target, statistics.candidates, *evidence[1:4])
-    for found, expected in zip(scores, reference.mix_reference(*rows, chain.table), strict=True):
+    for found, expected in zip(scores, reference.mix_reference(*rows, ngram_backoff.table), strict=True):
         assert_close(found, expected, EXACT)
-    table, visits, waiting = chain.table.clone(), chain.visits.clone(), []
-    learnt = chain.mix_and_learn(statistics, evidence)
-    again = reference.mix_online_reference(*rows, evidence.fresh, table, visits, waiting, chain.floor)
+    table, visits, waiting = ngram_backoff.table.clone(), ngram_backoff.visits.clone(), []
+    learnt = ngram_backoff.mix_and_learn(statistics, evidence)
+    again = reference.mix_online_reference(*rows, evidence.fresh, table, visits, waiting, ngram_backoff.floor)
     assert_close(learnt.nll, again[0], EXACT)
     assert_close(learnt.share, again[1], EXACT)
-    assert_close(chain.table, table, EXACT)
-    assert torch.equal(chain.visits, visits) and int(chain.waiting) == len(waiting) > 0
+    assert_close(ngram_backoff.table, table, EXACT)
+    assert torch.equal(ngram_backoff.visits, visits) and int(ngram_backoff.waiting) == len(waiting) > 0
 
 
-def test_chain_whole_distribution_sums_to_one_and_is_what_mix_reads():
+def test_ngram_backoff_whole_distribution_sums_to_one_and_is_what_mix_reads():
     count, vocabulary = 300, 40
     tokens, logits = repeating_tokens(count, vocabulary), torch.randn(count, vocabulary) * 3
     documents = torch.tensor([0, 130, count])
-    chain = Chain((1, 2, 3, 4), (2, 5), granularity=3, table=some_table(6))
-    _, statistics, scores = scored(chain, tokens, documents, logits)
+    ngram_backoff = NgramBackoff((1, 2, 3, 4), (2, 5), granularity=3, table=some_table(6))
+    _, statistics, scores = scored(ngram_backoff, tokens, documents, logits)
     at = torch.arange(1, count, 7)
     log_probs = logits[at].double() - statistics.lse[at, None]
-    dense = chain.distribution(log_probs, tokens, documents, at)
+    dense = ngram_backoff.distribution(log_probs, tokens, documents, at)
     assert dense.dtype == torch.float64 and (dense.sum(1) - 1).abs().max() < 1e-12 and dense.min() >= 0
     assert torch.allclose(-dense[torch.arange(len(at)), tokens[at]].log(), scores.nll[at], atol=1e-12)
     # what a token turns out to be changes nothing in the distribution that was committed before it
@@ -552,12 +554,14 @@ def test_chain_whole_distribution_sums_to_one_and_is_what_mix_reads():
         changed[place] = (tokens[place] + 1) % vocabulary
         here = place.reshape(1)
         row = logits[here].double() - statistics.lse[here, None]
-        assert torch.equal(chain.distribution(row, changed, documents, here), chain.distribution(row, tokens, documents, here))
+        assert torch.equal(
+            ngram_backoff.distribution(row, changed, documents, here), ngram_backoff.distribution(row, tokens, documents, here)
+        )
 
 
 @pytest.mark.parametrize("granularity", [1, 8])
 @pytest.mark.parametrize("learn", [False, True])
-def test_chain_future_changes_nothing(granularity, learn):
+def test_ngram_backoff_future_changes_nothing(granularity, learn):
     count, cut = 200, 117
     tokens, logits = repeating_tokens(count, 8), torch.randn(count, 8)
     other, changed = tokens.clone(), logits.clone()
@@ -565,7 +569,7 @@ def test_chain_future_changes_nothing(granularity, learn):
     changed[cut:] = torch.randn(count - cut, 8)
     documents = torch.tensor([0, 60, count])
     first, second = (
-        scored(Chain((1, 2, 4), (2,), granularity=granularity), *rest, learn)
+        scored(NgramBackoff((1, 2, 4), (2,), granularity=granularity), *rest, learn)
         for rest in ((tokens, documents, logits), (other, documents, changed))
     )
     assert torch.equal(first[2].nll[:cut], second[2].nll[:cut])
@@ -576,11 +580,11 @@ def test_chain_future_changes_nothing(granularity, learn):
 def test_documents_do_not_know_each_other():
     lengths = [1, 90, 33, 2, 150, 71]
     pieces = [repeating_tokens(300, 7, seed)[:n] for seed, n in enumerate(lengths)]
-    chain = Chain((0, 1, 2, 3, 4, 5))
+    ngram_backoff = NgramBackoff((0, 1, 2, 3, 4, 5))
 
     def in_order(order):
         bounds = torch.tensor([0, *torch.tensor([lengths[i] for i in order]).cumsum(0).tolist()])
-        evidence = chain.evidence(torch.cat([pieces[i] for i in order]), bounds)
+        evidence = ngram_backoff.evidence(torch.cat([pieces[i] for i in order]), bounds)
         # the first token of a document is read in the one before it
         return {i: [x[bounds[k] + 1 : bounds[k + 1]] for x in evidence] for k, i in enumerate(order)}
 
@@ -593,12 +597,12 @@ def test_documents_do_not_know_each_other():
 def test_evidence_is_the_same_for_any_number_of_threads(threads, monkeypatch):
     tokens = repeating_tokens(400, 7)
     documents = torch.tensor([0, 10, 11, 12, 200, 390, 400])
-    chain = Chain((1, 2, 3), (2,), granularity=4)
+    ngram_backoff = NgramBackoff((1, 2, 3), (2,), granularity=4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    alone = chain.evidence(tokens, documents)
+    alone = ngram_backoff.evidence(tokens, documents)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(pool.os, "cpu_count", lambda: threads)
-    assert all(torch.equal(a, b) for a, b in zip(alone, chain.evidence(tokens, documents), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(alone, ngram_backoff.evidence(tokens, documents), strict=True))
     spans = op.spans_of_documents(documents.tolist(), threads)
     assert spans[0][0] == 0 and spans[-1][1] == 400 and 1 < len(spans) <= threads
     assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
@@ -622,7 +626,7 @@ def test_collisions_are_told_apart():
 def test_granularity_is_how_stale_the_counts_are():
     tokens = torch.tensor([3, 5] * 20)
     for granularity in (1, 4, 16):
-        total = Chain((1,), granularity=granularity).evidence(tokens).total[:, 0]
+        total = NgramBackoff((1,), granularity=granularity).evidence(tokens).total[:, 0]
         # before token t, the groups that are over hold t // G * G tokens, and tokens[t - 1] came before some of them
         expected = [
             sum(tokens[i - 1] == tokens[t - 1] for i in range(1, t // granularity * granularity)) for t in range(1, 40)
@@ -631,23 +635,23 @@ def test_granularity_is_how_stale_the_counts_are():
 
 
 def test_ties_go_to_the_symbol_first_seen_last():
-    top = Chain((0,)).evidence(torch.tensor([4, 2, 2, 4, 7, 7])).top[:, 0]
+    top = NgramBackoff((0,)).evidence(torch.tensor([4, 2, 2, 4, 7, 7])).top[:, 0]
     assert top.tolist() == [-1, 4, 2, 2, 2, 2]
-    assert Chain((0,)).evidence(torch.tensor([4, 2, 4, 2, 0])).top[-1] == 2
+    assert NgramBackoff((0,)).evidence(torch.tensor([4, 2, 4, 2, 0])).top[-1] == 2
 
 
 def test_stream_in_pieces_equals_the_whole():
     tokens = repeating_tokens(260, 6)
     opening = starts(DOCUMENTS, 260)
-    chain = Chain((1, 2, 3), (2, 4), granularity=7)
-    whole = chain.evidence(tokens, DOCUMENTS)
+    ngram_backoff = NgramBackoff((1, 2, 3), (2, 4), granularity=7)
+    whole = ngram_backoff.evidence(tokens, DOCUMENTS)
     for sizes in ([1] * 260, [100, 3, 0, 57, 100]):
-        stream, begin, parts = chain.stream(6), 0, []
+        stream, begin, parts = ngram_backoff.stream(6), 0, []
         for size in sizes:
             parts.append(stream.read(tokens[begin : begin + size], opening[begin : begin + size]))
             begin += size
         assert all(torch.equal(torch.cat(x), y) for x, y in zip(zip(*parts, strict=True), whole, strict=True))
-    stream = chain.stream(6)
+    stream = ngram_backoff.stream(6)
     stream.read(tokens[:200], opening[:200])
     assert torch.equal(stream.candidates(), whole.top[200])
 
@@ -656,39 +660,43 @@ def test_learnt_table_pays_on_other_text():
     vocabulary = 20
     train, held_out = (repeating_tokens(4000, vocabulary, seed) for seed in (1, 2))
     logits = torch.zeros(4000, vocabulary)
-    chain = Chain((1, 2, 3))
-    evidence, statistics, _ = scored(chain, train, None, logits)
-    table = learn_table(chain, [(statistics, evidence)])
-    assert table.dtype == torch.float64 and torch.all(chain.table == 0.05) and not chain.visits.any()
-    online = Chain((1, 2, 3), floor=5e-4)
+    ngram_backoff = NgramBackoff((1, 2, 3))
+    evidence, statistics, _ = scored(ngram_backoff, train, None, logits)
+    table = learn_table(ngram_backoff, [(statistics, evidence)])
+    assert table.dtype == torch.float64 and torch.all(ngram_backoff.table == 0.05) and not ngram_backoff.visits.any()
+    online = NgramBackoff((1, 2, 3), floor=5e-4)
     online.mix_and_learn(statistics, evidence)
     online.settle()
     assert torch.equal(table, online.table)
-    before, after = (scored(c, held_out, None, logits)[2].nll.mean() for c in (chain, Chain((1, 2, 3), table=table)))
+    before, after = (
+        scored(c, held_out, None, logits)[2].nll.mean() for c in (ngram_backoff, NgramBackoff((1, 2, 3), table=table))
+    )
     assert after < before - 0.1 and after < math.log(vocabulary) - 0.2
 
 
 def test_mixture_gradient_and_the_neural_share():
     tokens = repeating_tokens(120, 6)
     logits = torch.randn(120, 6, dtype=torch.float64, requires_grad=True)
-    chain = Chain((1, 2), table=some_table(2))
-    evidence = chain.evidence(tokens)
+    ngram_backoff = NgramBackoff((1, 2), table=some_table(2))
+    evidence = ngram_backoff.evidence(tokens)
     target = neural_statistics(logits, tokens, evidence.top).target.detach().requires_grad_()
     picked = torch.randn(120, 2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: torch.ops.pgolf.hedge_mix(x, picked, *evidence[1:4], chain.table)[0], (target,))
-    scores = chain.mix(neural_statistics(logits, tokens, evidence.top), evidence)
+    assert torch.autograd.gradcheck(
+        lambda x: torch.ops.pgolf.hedge_mix(x, picked, *evidence[1:4], ngram_backoff.table)[0], (target,)
+    )
+    scores = ngram_backoff.mix(neural_statistics(logits, tokens, evidence.top), evidence)
     scores.nll.sum().backward()
-    # past the choice of cell, the chain sees the neural model through its target alone
+    # past the choice of cell, the n-gram back-off sees the neural model through its target alone
     expected = scores.share[:, None] * (logits.detach().softmax(1) - torch.nn.functional.one_hot(tokens, 6))
     assert_close(logits.grad, expected, EXACT)
 
 
 def test_a_token_the_neural_model_rules_out():
     tokens = torch.tensor([1, 1, 1, 0, 2])
-    chain = Chain((0,), table=torch.full((1, 9, 33), 0.5))
-    evidence = chain.evidence(tokens)
+    ngram_backoff = NgramBackoff((0,), table=torch.full((1, 9, 33), 0.5))
+    evidence = ngram_backoff.evidence(tokens)
     target = torch.full((5,), -2000.0, dtype=torch.float64)
-    scores = chain.mix(NeuralStatistics(target, target, target, torch.zeros(5, 1, dtype=torch.float64)), evidence)
+    scores = ngram_backoff.mix(NeuralStatistics(target, target, target, torch.zeros(5, 1, dtype=torch.float64)), evidence)
     assert scores.nll.tolist() == pytest.approx([2000, math.log(2), math.log(2), 2000 + math.log(2), 2000 + math.log(2)])
 
 
@@ -699,11 +707,11 @@ def example_arguments():
     tokens = repeating_tokens(50, 11)
     documents = torch.tensor([0, 20, 50])
     logits = torch.randn(11, 50).t().requires_grad_()
-    chain = Chain((1, 3), granularity=4)
-    evidence = chain.evidence(tokens, documents)
+    ngram_backoff = NgramBackoff((1, 3), granularity=4)
+    evidence = ngram_backoff.evidence(tokens, documents)
     statistics = neural_statistics(logits.detach(), tokens, evidence.top)
     rows = (statistics.target, statistics.candidates, *evidence[1:4])
-    mixer = FiveExperts(11, buckets=16, warmup=0)
+    mixer = HedgeMixer(11, buckets=16, warmup=0)
     mixer.count(tokens)
     ngrams = mixer.ngrams(tokens)
     grid = tokens.reshape(5, 10)
@@ -711,7 +719,7 @@ def example_arguments():
     one = torch.ones(1, dtype=torch.float64)
     upstream = (*statistics[:3], torch.randn(50, 2, dtype=torch.float64))
     windows = ([0, 8], [10, 9], [10, 3])
-    state = (chain.table, chain.visits, chain.places, chain.posteriors, chain.waiting)
+    state = (ngram_backoff.table, ngram_backoff.visits, ngram_backoff.places, ngram_backoff.posteriors, ngram_backoff.waiting)
     return {
         "statistics": (logits, tokens, evidence.top, one.clone().requires_grad_()),
         "statistics_backward": (logits.detach(), tokens, evidence.top, one, statistics.lse, statistics.entropy, *upstream),
@@ -723,7 +731,7 @@ def example_arguments():
         ),
         "five_count": (tokens, *mixer.tables),
         "evidence": (tokens, documents, [1, 3], 4, False),
-        "mix": (rows[0].clone().requires_grad_(), *rows[1:], chain.table),
+        "mix": (rows[0].clone().requires_grad_(), *rows[1:], ngram_backoff.table),
         "mix_online": (*rows, evidence.fresh, *state, 2e-3),
     }  # fmt: skip
 
@@ -737,11 +745,11 @@ def test_opcheck(name):
 
 
 def test_whole_graph_with_any_length():
-    chain = Chain((1, 2), table=some_table(2))
+    ngram_backoff = NgramBackoff((1, 2), table=some_table(2))
 
     def mixed(logits, tokens):
-        evidence = chain.evidence(tokens)
-        return chain.mix(neural_statistics(logits, tokens, evidence.top), evidence).nll.mean()
+        evidence = ngram_backoff.evidence(tokens)
+        return ngram_backoff.mix(neural_statistics(logits, tokens, evidence.top), evidence).nll.mean()
 
     compiled = torch.compile(mixed, fullgraph=True, backend="aot_eager", dynamic=True)
     for count in (40, 57):
@@ -793,18 +801,18 @@ def test_bad_arguments_are_explained():
         "the table is": {"table": torch.zeros(3, 9, 33)},
     }.items():
         with pytest.raises(ValueError, match=message):
-            Chain(**arguments)
-    chain = Chain((1,))
+            NgramBackoff(**arguments)
+    ngram_backoff = NgramBackoff((1,))
     with pytest.raises(ValueError, match="rise from 0 to 4"):
-        chain.evidence(tokens, torch.tensor([0, 2, 2, 4]))
+        ngram_backoff.evidence(tokens, torch.tensor([0, 2, 2, 4]))
     with pytest.raises(ValueError, match="they must be integers"):
-        chain.evidence(logits)
+        ngram_backoff.evidence(logits)
     with pytest.raises(ValueError, match="must lie in 0"):
-        chain.evidence(tokens - 1)
+        ngram_backoff.evidence(tokens - 1)
     with pytest.raises(ValueError, match="pass evidence.top"):
-        chain.mix(neural_statistics(logits, tokens), chain.evidence(tokens))
+        ngram_backoff.mix(neural_statistics(logits, tokens), ngram_backoff.evidence(tokens))
     with pytest.raises(ValueError, match="must predict each token"):
-        chain.stream(5, learn=True).observe(1)
+        ngram_backoff.stream(5, learn=True).observe(1)
     with pytest.raises(ValueError, match="power of two"):
         BoostedCache(buckets=100)
     with pytest.raises(ValueError, match="do not fit"):

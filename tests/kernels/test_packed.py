@@ -148,9 +148,7 @@ def test_opcheck(cols):
     torch.library.opcheck(torch.ops.pgolf.packed_matmul.default, (x.detach(), planes, packed.scales, *tail))
     grad = torch.randn(10, 6).T.requires_grad_()
     torch.library.opcheck(torch.ops.pgolf.packed_matmul_backward.default, (grad, packed.planes, packed.scales, *tail))
-    torch.library.opcheck(
-        torch.ops.pgolf.packed_expand.default, (packed.planes, packed.scales, *tail, torch.bfloat16)
-    )
+    torch.library.opcheck(torch.ops.pgolf.packed_expand.default, (packed.planes, packed.scales, *tail, torch.bfloat16))
 
 
 def test_compiles_whole_with_any_length():

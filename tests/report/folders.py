@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 TOKEN_KINDS = ["boundary", "byte", "space", "digit", "punctuation", "word start", "continuation"]
-READINGS = ["non_overlapping", "sliding", "adapted", "chain", "published"]
+READINGS = ["non_overlapping", "sliding", "adapted", "ngram_backoff", "published"]
 BOS, VOCAB = 1, 40
 LENGTHS = (3, 700, 50, 1200, 17, 300)
 CONFIG = """preset = "quick"
@@ -34,7 +34,7 @@ honest = ["chain"]
 
 
 def stream(lengths=LENGTHS, seed=0):
-    """Tokens of documents of so many targets, the bytes of each target, and its nats by every reading."""
+    """Tokens of documents of so many targets, the bytes of each target, and its nats by every predictor."""
     rng = np.random.default_rng(seed)
     tokens = np.concatenate([np.append(rng.integers(2, VOCAB, length - 1), BOS) for length in lengths])
     size = np.where(tokens == BOS, 0, rng.integers(1, 6, len(tokens)))
@@ -45,7 +45,7 @@ def stream(lengths=LENGTHS, seed=0):
 
 def write_scores(path: Path, tokens, size, nats, per_line=100, head=None):
     head = head or {
-        "targets": len(tokens), "readings": list(nats), "unit": "nats", "bos": BOS, "kinds": TOKEN_KINDS,
+        "targets": len(tokens), "results": list(nats), "unit": "nats", "bos": BOS, "kinds": TOKEN_KINDS,
         "kind_of_token": "".join(str(i % 7) for i in range(VOCAB)),
     }  # fmt: skip
     with open(path, "w") as file:
@@ -105,7 +105,7 @@ def packed(path: Path, **options) -> Path:
 
 
 def scored(path: Path, *, shift=0.0, partial=False, **options) -> Path:
-    """A whole run; `shift` bits per byte are added to every reading."""
+    """A whole run; `shift` bits per byte are added to every predictor."""
     packed(path, **options)
     tokens, size, nats = stream()
     nats = {name: values + shift * math.log(2) * size for name, values in nats.items()}
@@ -128,12 +128,12 @@ def scored(path: Path, *, shift=0.0, partial=False, **options) -> Path:
     compressors["with the artifact"] = {"bytes": 99_000, "bpb": 52.6, "of": int(size.sum())}
     scoring = {
         "seconds": 30.0, "limit": 120.0, "parts": {"loading": 2.0, "scoring": 27.0, "other": 1.0}, "replayed": False,
-        "adaptation_steps": 5, "gave_up": {"coarser_stride": 0.25, "adaptation": 0.5, "readings": ["sliding"]},
+        "adaptation_steps": 5, "gave_up": {"coarser_stride": 0.25, "adaptation": 0.5, "results": ["sliding"]},
     }  # fmt: skip
-    summary |= {"score": score, "main": "chain", "scoring": scoring, "compressors": compressors}
+    summary |= {"score": score, "main": "ngram_backoff", "scoring": scoring, "compressors": compressors}
     (path / "summary.json").write_text(json.dumps(summary))
     traces = [
-        {"target": at, "temperature": {"temperature": 1 + at / 1e5}, "chain": {"order 1": 0.1, "order 2": at / 1e4}}
+        {"target": at, "temperature": {"temperature": 1 + at / 1e5}, "ngram_backoff": {"order 1": 0.1, "order 2": at / 1e4}}
         for at in (500, 1000, 1500)
     ]
     (path / "weights.jsonl").write_text("".join(json.dumps(trace) + "\n" for trace in traces))
@@ -149,7 +149,7 @@ def write_words(path: Path, tokens, size, nats, text=" w"):
     shown = (("the longest document, its end", 800, (753, 1953)), ("a document of middle length", 0, (0, 3)))
     for why, start, document in shown:
         span = slice(start, min(start + 20, document[1]))
-        guesses = {name: [[[int(t), 0.5], [2, 0.25]] for t in tokens[span]] for name in ("adapted", "chain")}
+        guesses = {name: [[[int(t), 0.5], [2, 0.25]] for t in tokens[span]] for name in ("adapted", "ngram_backoff")}
         excerpts.append({
             "why": why, "start": start, "document": document, "tokens": tokens[span].tolist(), "bytes": size[span].tolist(),
             "nats": {name: values[span].tolist() for name, values in nats.items()}, "guesses": guesses,
@@ -160,11 +160,25 @@ def write_words(path: Path, tokens, size, nats, text=" w"):
 def audited(path: Path, *, passed=True, **options) -> Path:
     scored(path, **options)
     tests = [
-        {"id": "mass", "title": "sums to one", "reading": "chain", "figure": 1e-9, "passed": True, "says": "the mass is one"},
-        {"id": "future", "title": "knows no future", "reading": "chain", "figure": 0.0, "passed": passed, "says": "swapped"},
-        {"id": "code", "title": "decodes", "reading": None, "figure": None, "passed": None, "says": "not decoded"},
+        {
+            "id": "mass",
+            "title": "sums to one",
+            "result": "ngram_backoff",
+            "figure": 1e-9,
+            "passed": True,
+            "says": "the mass is one",
+        },
+        {
+            "id": "future",
+            "title": "knows no future",
+            "result": "ngram_backoff",
+            "figure": 0.0,
+            "passed": passed,
+            "says": "swapped",
+        },
+        {"id": "code", "title": "decodes", "result": None, "figure": None, "passed": None, "says": "not decoded"},
     ]
-    shown = [{"id": "mass", "title": "sums to one", "reading": "published", "figure": 2.1, "passed": False, "says": "two"}]
+    shown = [{"id": "mass", "title": "sums to one", "result": "published", "figure": 2.1, "passed": False, "says": "two"}]
     decoded = {"tokens": 80_640, "claimed_bits": 1000.2, "real_bits": 1010, "equal": True, "passed": True}
     audit = {"passed": passed, "seconds": 12.0, "tests": tests, "shown": shown, "decoded": decoded}
     (path / "audit.json").write_text(json.dumps(audit))

@@ -118,16 +118,16 @@ def test_pointer_and_keys(browser, pages):
         "const box = area.getBoundingClientRect(); return [box.left + box.width / 2, box.top + box.height / 2]"
     )
     browser.point(x, y)
-    reading = "return document.querySelector('#training .reading').textContent"
+    result = "return document.querySelector('#training .reading').textContent"
     value = "return document.querySelector('#training .legend output').textContent"
     middle = float(browser.run(value))
-    assert 3 < middle < 7 and browser.run(reading).startswith("training tokens: 1")
+    assert 3 < middle < 7 and browser.run(result).startswith("training tokens: 1")
     # keys read the next values, and the last
     browser.run("document.querySelector('#training figure').focus()")
     place = "return parseFloat(document.querySelector('#training .cursor').style.left)"
     before = browser.run(place)
     browser.keys("Right", "Right")
-    assert browser.run(place) > before and browser.run(reading).startswith("training tokens: 1")
+    assert browser.run(place) > before and browser.run(result).startswith("training tokens: 1")
     # radio buttons by keyboard: seconds instead of tokens
     browser.run("document.querySelector('input[name=training-axis]').focus()")
     browser.keys("Right")

@@ -7,7 +7,7 @@ import pytest
 
 from pgolf.report.charts import Axis, Bar, Dot, Row, Scale, Series, bars, curves, dot_rows, number, thinned
 from pgolf.report.html import Html, data, h
-from tests.report.reader import parse
+from tests.report.html_tree import parse
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
-from pgolf.report.compare import common_reading, groups_of, page, paired, tables
+from pgolf.report.compare import common_result, groups_of, page, paired, tables
 from pgolf.report.files import read_run
 from pgolf.run import main
 from pgolf.significance import welch
 from tests.report.folders import READINGS, scored, stream, trained, write_scores
-from tests.report.reader import parse
+from tests.report.html_tree import parse
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_table_of_differences(runs):
     rows = [[cell.text for cell in row.all("td") + row.all("th")] for row in section.one("table").all("tr")[1:]]
     assert len(rows) == 4
     for unit, key in (("nats per token", "loss"), ("bits per byte", "bpb")):
-        ours, theirs = ([run.summary["score"]["chain"][key] for run in part] for part in (runs[3:5], runs[:3]))
+        ours, theirs = ([run.summary["score"]["ngram_backoff"][key] for run in part] for part in (runs[3:5], runs[:3]))
         t, p = welch(ours, theirs)
         (row,) = (row for row in rows if row[-1] == "B" and unit in row)
         assert row[:7] == [
@@ -63,12 +63,12 @@ def test_curves_lie_over_each_other(runs):
 
 
 def test_pairs_of_runs_on_the_same_documents(runs):
-    pair = paired(runs[0], runs[3], "chain")
+    pair = paired(runs[0], runs[3], "ngram_backoff")
     assert pair.gain == pytest.approx(0.05, abs=1e-6) and pair.documents == 6 and pair.better == 1.0
     # the same shift for every byte leaves no spread but that of rounding
     assert pair.error < 1e-5 and pair.p < 1e-6
-    assert paired(runs[0], runs[0], "chain").p == 1.0
-    assert paired(runs[0], runs[5], "chain") is None and paired(runs[0], runs[1], "none") is None
+    assert paired(runs[0], runs[0], "ngram_backoff").p == 1.0
+    assert paired(runs[0], runs[5], "ngram_backoff") is None and paired(runs[0], runs[1], "none") is None
 
 
 def test_the_error_of_a_pair(tmp_path):
@@ -77,7 +77,7 @@ def test_the_error_of_a_pair(tmp_path):
     rng = np.random.default_rng(1)
     gained = rng.random(len(tokens)) * 0.1
     write_scores(second / "score.jsonl", tokens, size, {name: nats[name] - gained for name in READINGS})
-    pair = paired(read_run(first), read_run(second), "chain")
+    pair = paired(read_run(first), read_run(second), "ngram_backoff")
     ends = np.flatnonzero(tokens == 1) + 1
     bits = np.add.reduceat(gained, [0, *ends[:-1]]) / math.log(2)
     sizes = np.add.reduceat(size, [0, *ends[:-1]])
@@ -92,18 +92,18 @@ def test_other_text_is_not_paired(tmp_path):
     summary = json.loads((second / "summary.json").read_text())
     summary["corpus"]["digest"] = "cd" * 32
     (second / "summary.json").write_text(json.dumps(summary))
-    assert paired(read_run(first), read_run(second), "chain") is None
+    assert paired(read_run(first), read_run(second), "ngram_backoff") is None
     assert "not scored on the same documents" in page([read_run(first), read_run(second)])
 
 
-def test_runs_with_other_readings_share_the_last_code_length(tmp_path):
+def test_runs_with_other_results_share_the_last_code_length(tmp_path):
     first, second = (scored(tmp_path / name) for name in ("one", "two"))
     summary = json.loads((second / "summary.json").read_text())
-    summary["score"].pop("chain")
+    summary["score"].pop("ngram_backoff")
     summary["main"] = "adapted"
     (second / "summary.json").write_text(json.dumps(summary))
     runs = [read_run(first), read_run(second)]
-    assert common_reading(runs) == "adapted" and common_reading([runs[0], runs[0]]) == "chain"
+    assert common_result(runs) == "adapted" and common_result([runs[0], runs[0]]) == "ngram_backoff"
 
 
 def test_the_command(runs, tmp_path, capsys):
@@ -120,5 +120,5 @@ def test_the_command(runs, tmp_path, capsys):
 
 def test_nothing_scored_yet(runs):
     text = page([runs[5], runs[5]])
-    assert "None of the runs has readings yet" in text and "Fewer than two of the runs are scored" in text
+    assert "None of the runs has predictors yet" in text and "Fewer than two of the runs are scored" in text
     assert "nothing to compare" in tables([runs[5], runs[0]])

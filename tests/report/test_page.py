@@ -12,7 +12,7 @@ import pgolf.report
 from pgolf.report.files import read_run
 from pgolf.report.page import SECTIONS, page
 from tests.report.folders import audited, packed, scored, stream, trained, write_scores, write_words
-from tests.report.reader import Element, parse
+from tests.report.html_tree import Element, parse
 
 HERE = Path(pgolf.report.__file__).parent
 
@@ -50,7 +50,7 @@ def test_the_sections_and_the_way_to_them(whole):
 def test_the_head_of_a_run(whole):
     head = section(whole, "result")
     _, size, nats = stream()
-    bpb = nats["chain"].sum() / math.log(2) / size.sum()
+    bpb = nats["ngram_backoff"].sum() / math.log(2) / size.sum()
     assert head.one("span", "score").text == f"{bpb:.4f}"
     sentence = head.one("p", "sentence").text
     assert f"{int(size.sum()):,} bytes" in sentence and f"{100 * bpb / 8:.1f} %" in sentence
@@ -86,11 +86,11 @@ def test_every_chart_has_title_axes_and_units(whole):
             assert all(row.one("div", "name").text for row in figure.all("div", "row")[1:-1]), title
 
 
-def test_the_audit_by_test_and_reading(whole):
+def test_the_audit_by_test_and_result(whole):
     found = section(whole, "audit")
     rows = [[cell.text for cell in row.all("th") + row.all("td")] for row in found.one("table").all("tr")]
     assert rows == [
-        ["test", "chain", "all", "published (does not count)"],
+        ["test", "ngram_backoff", "all", "published (does not count)"],
         ["sums to one", "✓ passed", "", "✗ failed"],
         ["knows no future", "✓ passed", "", ""],
         ["decodes", "", "– not applicable", ""],
@@ -120,16 +120,19 @@ def test_both_horizontal_axes_of_training(whole):
 def test_the_onion_says_gains_and_spread(whole):
     onion = charts(whole)["The onion: what each layer of scoring is worth"]
     rows = {row.one("div", "name").text: row for row in onion.all("div", "row")[1:-1]}
-    assert list(rows) == ["non overlapping", "sliding", "adapted", "chain", "published (as published; no code length)"]
-    assert re.search(r"\d\.\d{4}, -0\.\d{4} ± 0\.0100 on adapted; better in \d+% of 6 documents", rows["chain"].text)
-    assert "strong" in rows["chain"].classes and "quiet" in rows["published (as published; no code length)"].classes
+    assert list(rows) == ["non overlapping", "sliding", "adapted", "ngram_backoff", "published (as published; no code length)"]
+    assert re.search(r"\d\.\d{4}, -0\.\d{4} ± 0\.0100 on adapted; better in \d+% of 6 documents", rows["ngram_backoff"].text)
+    assert "strong" in rows["ngram_backoff"].classes and "quiet" in rows["published (as published; no code length)"].classes
 
 
 def test_kinds_of_tokens(whole):
     rows = charts(whole)["By kind of token"].all("div", "row")[1:-1]
     tokens, size, nats = stream()
     digits = tokens % 7 == 3
-    bits, share = nats["chain"][digits].sum() / math.log(2), nats["chain"][digits].sum() / nats["chain"].sum()
+    bits, share = (
+        nats["ngram_backoff"][digits].sum() / math.log(2),
+        nats["ngram_backoff"][digits].sum() / nats["ngram_backoff"].sum(),
+    )
     (row,) = (row for row in rows if row.one("div", "name").text == "digit")
     says = f"{bits / digits.sum():.2f} bits, {bits / size[digits].sum():.2f} a byte · {share:.1%} of all bits"
     assert row.one("div", "says").text.startswith(says)
@@ -142,12 +145,12 @@ def test_the_words(whole):
     told = json.loads(figures[0].one("script").text)
     marks = figures[0].one("div", "text").all("i")
     assert len(marks) == 20 == len(told["t"]) and told["t"] == tokens[800:820].tolist()
-    chain = nats["chain"][800:820] / math.log(2)
-    np.testing.assert_allclose(told["b"][told["m"]], chain, atol=0.006)
-    for mark, bits in zip(marks, chain, strict=True):
+    ngram_backoff = nats["ngram_backoff"][800:820] / math.log(2)
+    np.testing.assert_allclose(told["b"][told["m"]], ngram_backoff, atol=0.006)
+    for mark, bits in zip(marks, ngram_backoff, strict=True):
         shade = re.search(r"--a:(\d+)", mark.attributes["style"])
         assert int(shade[1]) == min(round(100 * bits / 12), 100)
-    assert set(told["g"]) == {"adapted", "chain"} and told["p"]["9"] == " w9↵"
+    assert set(told["g"]) == {"adapted", "ngram_backoff"} and told["p"]["9"] == " w9↵"
     assert "tokens 48 to 67 of 1,200" in figures[0].text
 
 
@@ -362,12 +365,12 @@ def test_no_text_becomes_markup(tmp_path, evil):
     path = tmp_path / ("x" + evil.replace("/", "∕"))
     audited(path)
     tokens, size, nats = stream()
-    nats[evil] = nats.pop("chain")
+    nats[evil] = nats.pop("ngram_backoff")
     write_scores(path / "score.jsonl", tokens, size, nats)
     write_words(path, tokens, size, nats, text=evil)
     for name in ("summary.json", "audit.json", "quantisation.json"):
         text = (path / name).read_text()
-        for word in ("builtin", "chain", "a CPU", "xz -9e", "knows no future", "blocks.0.attn.c_q.weight", "rounding"):
+        for word in ("builtin", "ngram_backoff", "a CPU", "xz -9e", "knows no future", "blocks.0.attn.c_q.weight", "rounding"):
             text = text.replace(f'"{word}": ', f"{json.dumps(evil)}: ") if name == "summary.json" else text
             text = text.replace(f': "{word}"', f": {json.dumps(evil)}")
         (path / name).write_text(text)

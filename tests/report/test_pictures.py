@@ -14,7 +14,7 @@ def drawn(path):
 
 
 def test_pictures_of_a_run(tmp_path):
-    names = {"loss.png", "learning_rate.png", "budget.png", "readings.png", "where_bits_go.png", "weights.png"}
+    names = {"loss.png", "learning_rate.png", "budget.png", "predictors.png", "where_bits_go.png", "weights.png"}
     assert drawn(scored(tmp_path / "run")) == names
 
 
@@ -22,12 +22,12 @@ def test_no_scoring_no_pictures_of_it(tmp_path):
     assert drawn(trained(tmp_path / "run", ended=False)) == {"loss.png", "learning_rate.png"}
 
 
-def test_traces_by_reader(tmp_path):
+def test_traces_by_predictor(tmp_path):
     traces = [
-        {"target": 100, "chain": {"order 1": 0.1, "order 2": 0.2}},
-        {"target": 200, "chain": {"order 1": 0.2, "order 2": 0.1}, "published": {"neural": 0.5, "boosted": 0.5}},
+        {"target": 100, "ngram_backoff": {"order 1": 0.1, "order 2": 0.2}},
+        {"target": 200, "ngram_backoff": {"order 1": 0.2, "order 2": 0.1}, "published": {"neural": 0.5, "boosted": 0.5}},
     ]
     (tmp_path / "weights.jsonl").write_text("".join(json.dumps(trace) + "\n" for trace in traces) + '{"target": 3')
     found = read_run(tmp_path).traces
-    assert [target for target, _ in found["chain"]] == [100, 200]
+    assert [target for target, _ in found["ngram_backoff"]] == [100, 200]
     assert found["published"] == [(200, {"neural": 0.5, "boosted": 0.5})]

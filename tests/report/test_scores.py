@@ -41,7 +41,7 @@ def test_sums_are_those_of_plain_loops(tmp_path, monkeypatch, lines, per_line, l
         tokens, size, nats = tokens[:-1], size[:-1], {name: values[:-1] for name, values in nats.items()}
     write_scores(tmp_path / "score.jsonl", tokens, size, nats, per_line)
     found = read_scores(tmp_path / "score.jsonl")
-    assert found.readings == READINGS and found.tokens == len(tokens)
+    assert found.results == READINGS and found.tokens == len(tokens)
     for column, name in enumerate(READINGS):
         expected, documents = by_loops(tokens, size, nats[name] / math.log(2))
         for kind, cells in (("position", found.by_position), ("length", found.by_length), ("kind", found.by_kind)):
@@ -69,7 +69,7 @@ def test_a_file_that_was_cut_off_counts_as_far_as_it_goes(tmp_path):
 
 def test_an_earlier_file_without_kinds(tmp_path):
     tokens, size, nats = stream()
-    head = {"targets": len(tokens), "readings": READINGS, "unit": "nats"}
+    head = {"targets": len(tokens), "results": READINGS, "unit": "nats"}
     write_scores(tmp_path / "score.jsonl", tokens, size, nats, head=head)
     found = read_scores(tmp_path / "score.jsonl")
     assert found.by_kind is None and found.by_position.bytes.sum() == size.sum()

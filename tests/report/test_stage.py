@@ -9,7 +9,7 @@ import pytest
 from pgolf.report.watch import WatchError, server_of
 from pgolf.run import main
 from tests.report.folders import audited, trained
-from tests.report.reader import parse
+from tests.report.html_tree import parse
 
 
 def test_report_writes_the_page_and_the_pictures(tmp_path, capsys):
@@ -27,7 +27,8 @@ def test_show_prints_what_the_page_shows(tmp_path, capsys):
     said = capsys.readouterr().out
     summary = json.loads((path / "summary.json").read_text())
     for words in (
-        f"{summary['score']['chain']['bpb']:.4f}", "30.0 of 120 s", "knows no future", "step 120", "gain in bits per byte",
+        f"{summary['score']['ngram_backoff']['bpb']:.4f}", "30.0 of 120 s", "knows no future", "step 120",
+        "gain in bits per byte",
         "bits per byte, tokens from", "documents of tokens from", "word start", "chain: order 2", "brotli -11",
         "25.0% of the stream at a coarser stride", "attn.c_q.weight",
     ):  # fmt: skip

@@ -522,8 +522,6 @@ def test_a_dataset_gives_its_own_loader(tmp_path):
     assert curves[0] != curves[1]
 
 
-
-
 def test_native_precision_is_that_of_the_processor(tmp_path, monkeypatch):
     """bfloat16 where it is multiplied, float32 elsewhere and where it is asked for; the weights are float32 anyway."""
     found = {}

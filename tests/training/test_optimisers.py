@@ -18,9 +18,7 @@ SHAPES = {
 
 
 def network():
-    groups = {
-        group: [torch.nn.Parameter(torch.randn(shape)) for shape in shapes] for group, shapes in SHAPES.items()
-    }
+    groups = {group: [torch.nn.Parameter(torch.randn(shape)) for shape in shapes] for group, shapes in SHAPES.items()}
     names = {p: f"{group}.{i}" for group, parameters in groups.items() for i, p in enumerate(parameters)}
     return groups, names
 

@@ -53,9 +53,7 @@ def test_the_largest_codes_are_asymmetric():
 @pytest.mark.parametrize("columns", [1, 2, 17, 512])
 def test_row_quantiles(quantile, columns):
     magnitude = torch.rand(2, 3, columns)
-    torch.testing.assert_close(
-        row_quantile(magnitude, quantile), torch.quantile(magnitude, quantile, dim=-1, keepdim=True)
-    )
+    torch.testing.assert_close(row_quantile(magnitude, quantile), torch.quantile(magnitude, quantile, dim=-1, keepdim=True))
 
 
 def test_hard_rounding_passes_the_gradient_unchanged():

@@ -21,10 +21,10 @@ from pgolf.budget import Budget
 from pgolf.config import EvaluationSettings, Settings, SettingsError, check, from_table, scoring_table
 from pgolf.data import Tokenizer
 from pgolf.evaluation.codec.coding import CodecError, believable, decode, encode, silent
-from pgolf.evaluation.codec.reading import StreamReading
 from pgolf.evaluation.codec.stream import DIGEST, TEXT, TOKENS, Stream, computer
+from pgolf.evaluation.codec.token_predictor import StreamPredictor
 from pgolf.evaluation.evaluate import evaluate
-from pgolf.evaluation.readers.chain import learnt_of
+from pgolf.evaluation.predictors.ngram_backoff import learnt_of
 from pgolf.files import sha256_of
 from pgolf.folder import write_whole
 from pgolf.kernels.threads import torch_threads
@@ -88,7 +88,7 @@ class Codec:
         begun = time.perf_counter()
         # torch behaves otherwise where the number of threads was never set, as it is when this is read
         with torch_threads(torch.get_num_threads()):
-            code, nats = encode(self.reading(self.table, first, targets), tokens[1:], progress)
+            code, nats = encode(self.predictor(self.table, first, targets), tokens[1:], progress)
         settings = b"" if self.table == self.own else zlib.compress(json.dumps(self.table).encode(), 9)
         stream = Stream(
             artifact=self.digest,
@@ -123,30 +123,30 @@ class Codec:
             raise CodecError(f"{where} is no stream that this program writes: it tells of {stream.targets:,} tokens")
         table = unpack_settings(stream.settings, where) if stream.settings else self.table
         with torch_threads(threads):
-            reading = self.reading(table, stream.first, stream.targets)
+            predictor = self.predictor(table, stream.first, stream.targets)
             try:
-                tokens = decode(reading, stream.code, stream.targets, progress)
+                tokens = decode(predictor, stream.code, stream.targets, progress)
             except CodecError as error:
                 raise CodecError(f"{where}: {error}") from None
         return np.concatenate([[stream.first], tokens])
 
-    def reading(self, table: dict, first: int, targets: int) -> StreamReading:
+    def predictor(self, table: dict, first: int, targets: int) -> StreamPredictor:
         settings = self._settings(table)
         try:
-            return StreamReading(
+            return StreamPredictor(
                 self._model(settings),
                 settings.evaluation,
                 self.tokenizer.byte_table,
                 bos=self.tokenizer.bos,
                 first=first,
                 targets=targets,
-                chain_table=learnt_of(self.artifact.sections),
+                ngram_table=learnt_of(self.artifact.sections),
             )
         except (SettingsError, ValueError) as error:
             raise CodecError(f"{self.path} cannot be scored with these settings: {error}") from None
 
     def claim(self, tokens: np.ndarray) -> tuple[float, str]:
-        """The bits that the scorer itself finds for these tokens, without a clock, and the name of its reading."""
+        """The bits that the scorer itself finds for these tokens, without a clock, and the name of its predictor."""
         settings = self._settings(self.table)
         options = settings.evaluation
         # the fixed model's reading, beside an adapting one, is not asked for
@@ -159,9 +159,9 @@ class Codec:
             options,
             bos=self.tokenizer.bos,
             budget=Budget(NO_CLOCK),
-            chain_table=learnt_of(self.artifact.sections),
+            ngram_table=learnt_of(self.artifact.sections),
         )
-        return found.readings[found.main].score.nats / math.log(2), found.main
+        return found.results[found.main].score.nats / math.log(2), found.main
 
     def _settings(self, table: dict) -> Settings:
         try:
@@ -180,6 +180,7 @@ class Codec:
 
 
 # ---- what a tokenizer that normalises has lost
+
 
 def make_patch(restored: bytes, data: bytes) -> bytes:
     """What turns the one into the other: zstd, with the one as its dictionary."""
@@ -210,6 +211,7 @@ def dictionary(content: bytes) -> dict:
 
 
 # ---- what a stream says of the computer and the settings
+
 
 def check_computer(stream: Stream, where: str | Path) -> int:
     """The number of threads to compute with, where all else agrees."""
@@ -257,6 +259,7 @@ def unpack_settings(packed: bytes, where: str | Path) -> dict:
 
 # ---- the proof
 
+
 def prove(
     artifact_path: Path,
     tokens: np.ndarray,
@@ -273,7 +276,7 @@ def prove(
 
     The result:
 
-    reading       the name of the reading
+    reading       the name of the predictor
     tokens        how many were coded: all but the first, which is only told
     claimed_bits  what the scorer's own pass over the same tokens says, in its windows
     coded_bits    the sum over the distributions that were coded
@@ -299,7 +302,7 @@ def prove(
     progress(1.0)
     ended = time.perf_counter()
     return {
-        "reading": name,
+        "result": name,
         "tokens": len(tokens) - 1,
         "claimed_bits": claimed,
         "coded_bits": took["claimed_bits"],

@@ -1,4 +1,4 @@
-"""Tokens to bits and back, with what a reading predicts for each of them. The range coder is constriction's."""
+"""Tokens to bits and back, with what a predictor predicts for each of them. The range coder is constriction's."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class CodecError(PgolfError):
     """A file that cannot be compressed, or a stream that cannot be turned back, in one line."""
 
 
-class Reading(Protocol):
+class TokenPredictor(Protocol):
     def predict(self) -> np.ndarray:
         """(V,) log-probabilities of the next token."""
 
@@ -31,24 +31,24 @@ def silent(share: float) -> None:
     """Progress that nobody watches."""
 
 
-def encode(reading: Reading, tokens: np.ndarray, progress: Callable[[float], None] = silent) -> tuple[bytes, float]:
-    """The code of the tokens, and what they cost by the reading's own word, in nats."""
+def encode(predictor: TokenPredictor, tokens: np.ndarray, progress: Callable[[float], None] = silent) -> tuple[bytes, float]:
+    """The code of the tokens, and what they cost by the predictor's own word, in nats."""
     coder, spent = constriction.stream.queue.RangeEncoder(), []
     for done, token in enumerate(map(int, tokens)):
-        log_probs = reading.predict()
+        log_probs = predictor.predict()
         coder.encode(token, model_of(log_probs))
         spent.append(-log_probs[token])
-        reading.observe(token)
+        predictor.observe(token)
         progress(done / len(tokens))
     return coder.get_compressed().astype("<u4").tobytes(), math.fsum(spent)
 
 
-def decode(reading: Reading, code: bytes, count: int, progress: Callable[[float], None] = silent) -> np.ndarray:
+def decode(predictor: TokenPredictor, code: bytes, count: int, progress: Callable[[float], None] = silent) -> np.ndarray:
     """The `count` tokens of a code. One that cannot hold so many is refused, at the latest where it ends."""
     coder = constriction.stream.queue.RangeDecoder(np.frombuffer(code, "<u4").astype(np.uint32))
     left, found = 8.0 * len(code) + SLACK_BITS, []
     for done in range(count):
-        log_probs = reading.predict()
+        log_probs = predictor.predict()
         try:
             token = coder.decode(model_of(log_probs))
         except AssertionError:
@@ -58,7 +58,7 @@ def decode(reading: Reading, code: bytes, count: int, progress: Callable[[float]
         if left < 0:
             raise CodecError(f"the code ends after {done} of {count} tokens; it is damaged, or was made for another artifact")
         found.append(token)
-        reading.observe(token)
+        predictor.observe(token)
         progress(done / count)
     return np.array(found, np.int64)
 

@@ -1,14 +1,14 @@
 """The compressed file. No word of it is believed before it is checked.
 
-    6 bytes   "pgolfz"
-    1 byte    version
-    8 bytes   sha256 of the artifact, its beginning
-    8 bytes   sha256 of the content, its beginning
-    strings   what computes, as in `computer`; settings, JSON in zlib, where they are not the artifact's own; the patch.
-              Each: varint length, bytes
-    varints   kind of content, the first token, how many follow
-    the code  32-bit words of the range coder
-    4 bytes   CRC-32 of everything before
+6 bytes   "pgolfz"
+1 byte    version
+8 bytes   sha256 of the artifact, its beginning
+8 bytes   sha256 of the content, its beginning
+strings   what computes, as in `computer`; settings, JSON in zlib, where they are not the artifact's own; the patch.
+          Each: varint length, bytes
+varints   kind of content, the first token, how many follow
+the code  32-bit words of the range coder
+4 bytes   CRC-32 of everything before
 """
 
 import functools
@@ -105,6 +105,7 @@ def varint(number: int) -> bytes:
 
 
 # ---- what computes
+
 
 def computer() -> dict[str, str]:
     """What the last bits of a distribution depend on, beside the artifact."""

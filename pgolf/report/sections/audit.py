@@ -28,7 +28,7 @@ def audit(run: Run) -> Html:
         title,
         h("p", decoding(decoded)) if isinstance(decoded, dict) else None,
         _in_words("What failed", failed) if failed else None,
-        _matrix([*tests, *shown], not_counted=[test["reading"] for test in shown]),
+        _matrix([*tests, *shown], not_counted=[test["result"] for test in shown]),
         h("details", h("summary", "Every test in words"), _in_words("Tests of the audit", [*tests, *shown])),
         says=says,
     )
@@ -41,18 +41,18 @@ def _in_words(caption: str, tests: Sequence[dict]) -> Html:
         figure = test.get("figure")
         figure = number(figure, 3) if isinstance(figure, (int, float)) else str(figure if figure is not None else "")
         verdict = h("span", f"{sign} {word}", class_=kind)
-        rows.append([test["title"], spoken(test["reading"]), verdict, figure, str(test.get("says") or "")])
-    return table(["test", "reading", "verdict", "figure", "in words"], rows, caption=caption)
+        rows.append([test["title"], spoken(test["result"]), verdict, figure, str(test.get("says") or "")])
+    return table(["test", "result", "verdict", "figure", "in words"], rows, caption=caption)
 
 
 def _matrix(tests: Sequence[dict], not_counted: Sequence[str]) -> Html:
-    """A row a test, a column a reading."""
-    readings = list(dict.fromkeys(test["reading"] for test in tests))
+    """A row a test, a column a predictor."""
+    results = list(dict.fromkeys(test["result"] for test in tests))
     rows = []
     for title in dict.fromkeys(test["title"] for test in tests):
         cells: list[Html | str] = []
-        for reading in readings:
-            found = [test["passed"] for test in tests if test["title"] == title and test["reading"] == reading]
+        for result in results:
+            found = [test["passed"] for test in tests if test["title"] == title and test["result"] == result]
             if not found:
                 cells.append("")
                 continue
@@ -60,12 +60,12 @@ def _matrix(tests: Sequence[dict], not_counted: Sequence[str]) -> Html:
             kind, sign, word = VERDICTS[False if False in found else True if True in found else None]
             cells.append(h("span", sign, h("span", f" {word}", class_="unseen"), class_=kind))
         rows.append([title, *cells])
-    heads = [spoken(reading) + (" (does not count)" if reading in not_counted else "") for reading in readings]
+    heads = [spoken(result) + (" (does not count)" if result in not_counted else "") for result in results]
     return table(["test", *heads], rows, caption="✓ passed, ✗ failed, – not applicable")
 
 
 def audit_tests(run: Run, part: str = "tests") -> list[dict]:
-    """With a title, a reading, and a verdict that is true, false or None. `part` "shown" are those of readings that are no
+    """With a title, a predictor, and a verdict that is true, false or None. `part` "shown" are those of predictors that are no
     code lengths by their own account: they do not count."""
     tests = run.audit.get(part, [])
     found = [test for test in tests if isinstance(test, dict)] if isinstance(tests, list) else []
@@ -73,7 +73,7 @@ def audit_tests(run: Run, part: str = "tests") -> list[dict]:
         {
             **test,
             "title": str(test.get("title", test.get("id", ""))),
-            "reading": str(test.get("reading") or "all"),
+            "result": str(test.get("result") or "all"),
             "passed": test["passed"] if isinstance(test.get("passed"), bool) else None,
         }
         for test in found

@@ -48,7 +48,7 @@ def sentence(run: Run) -> str:
     given = f"Given this artifact of {model:,} bytes" if model else "Given this artifact"
     return (
         f"{given}, {whole}, {score['bytes']:,} bytes long, comes down to {score['nats'] / math.log(2) / 8:,.0f} bytes: "
-        f"{100 * share:.1f} % of its length, with the reading “{spoken(run.main)}”."
+        f"{100 * share:.1f} % of its length, with the predictor “{spoken(run.main)}”."
     )
 
 
@@ -58,7 +58,7 @@ def checks(run: Run) -> list[tuple[str, bool | None, str]]:
     score = summary.get("score", {}).get(run.main)
     found: list[tuple[str, bool | None, str]] = []
     if score:
-        found.append(("a code length", bool(score["legal"]), "the reading sums to one over the vocabulary"))
+        found.append(("a code length", bool(score["legal"]), "the predictor sums to one over the vocabulary"))
         part = bool(score.get("partial"))
         found.append(("the whole stream", not part, f"{score['tokens']:,} tokens" + (", a part of it" if part else "")))
     else:

@@ -18,7 +18,7 @@ def scoring(run: Run) -> Html:
     title = "Scoring"
     scores = run.summary.get("score")
     if not scores:
-        return section("scoring", title, missing("Not scored", "There are no readings yet: python -m pgolf.run score RUN"))
+        return section("scoring", title, missing("Not scored", "There are no predictors yet: python -m pgolf.run score RUN"))
     parts = [_onion(run), h("div", _where(run), class_="grid"), _along(run), _kinds(run), _weights(run), _gave_up(run)]
     notes = []
     if run.config.get("evaluation", {}).get("adaptation", {}).get("method", "none") == "none":
@@ -38,7 +38,7 @@ def _onion(run: Run) -> Html:
             error = score.get("gain_error")
             spread = f" ± {error:.4f}" if error is not None else ""
             says += f", {0.0 - score['gain']:+.4f}{spread} on {spoken(score['over'])}"
-            if run.scores and {name, score["over"]} <= set(run.scores.readings) and len(run.scores.document_bytes) > 1:
+            if run.scores and {name, score["over"]} <= set(run.scores.results) and len(run.scores.document_bytes) > 1:
                 share = run.scores.paired(score["over"], name)
                 says += f"; better in {share:.0%} of {len(run.scores.document_bytes):,} documents"
             origin = scores.get(score["over"], {}).get("bpb")
@@ -52,24 +52,24 @@ def _onion(run: Run) -> Html:
         Axis("score", "bits per byte"),
         rows,
         legend=[(1, "the run's score"), (0, "other code lengths"), (5, "no code length")][: 2 + published],
-        head="reading",
-        note="A line leads from the reading below to this one. ± is one standard error of the gain, paired document by "
+        head="result",
+        note="A line leads from the predictor below to this one. ± is one standard error of the gain, paired document by "
         "document; whiskers are 95 %. Less is better.",
     )
 
 
-def readings_shown(run: Run, most: int = 5) -> list[tuple[int, str, int]]:
-    """Readings worth a curve, as (column, name, style): the plain ones, what adapts, the run's score; no published ones."""
+def results_shown(run: Run, most: int = 5) -> list[tuple[int, str, int]]:
+    """Predictors worth a curve, as (column, name, style): the plain ones, what adapts, the run's score; no published ones."""
     if not run.scores:
         return []
     scores = run.summary["score"]
-    names = [name for name in run.scores.readings if scores.get(name, {}).get("legal", True)]
+    names = [name for name in run.scores.results if scores.get(name, {}).get("legal", True)]
     while len(names) > most:
         # in the middle of the onion: its ends say most
         middle = [name for name in names[1:] if name != run.main]
         names.remove(middle[len(middle) // 2])
     styles = iter(style for style in (0, 2, 3, 4, 5))
-    return [(run.scores.readings.index(name), name, 1 if name == run.main else next(styles)) for name in names]
+    return [(run.scores.results.index(name), name, 1 if name == run.main else next(styles)) for name in names]
 
 
 def _where(run: Run) -> list[Html]:
@@ -83,7 +83,7 @@ def _where(run: Run) -> list[Html]:
         # a cell is drawn at the geometric middle of its edges; the first one begins at 0
         edges = [int(name.replace(",", "")) for name in cells.names]
         middles = [math.sqrt(max(edge, 2) * max(2 * edge, 16)) for edge in edges]
-        series = [Series(spoken(name), middles, cells.per_byte(i), style=style) for i, name, style in readings_shown(run)]
+        series = [Series(spoken(name), middles, cells.per_byte(i), style=style) for i, name, style in results_shown(run)]
         found.append(curves(title, Axis(label, "tokens", log=True), Axis("score", "bits per byte"), series))
     return found
 
@@ -94,7 +94,7 @@ def _along(run: Run) -> Html | None:
     along = run.scores.along
     firsts = [int(name) for name in along.names]
     series = []
-    for i, name, style in readings_shown(run):
+    for i, name, style in results_shown(run):
         series.append(Series(spoken(name), firsts, smoothed_ratio(along.bits[:, i], along.bytes), style=style))
     note = "Smoothed over the neighbouring stretches."
     return curves("Along the stream", Axis("targets scored", "tokens"), Axis("score", "bits per byte"), series, note=note)
@@ -112,9 +112,9 @@ def _kinds(run: Run) -> Html | None:
     if not run.scores:
         return None
     cells = run.scores.by_kind
-    if cells is None or not run.main or run.main not in run.scores.readings:
+    if cells is None or not run.main or run.main not in run.scores.results:
         return missing(title, "score.jsonl does not say what its tokens are; score the run again.")
-    plain, main = 0, run.scores.readings.index(run.main)
+    plain, main = 0, run.scores.results.index(run.main)
     share = cells.bits[:, main] / cells.bits[:, main].sum()
     rows = []
     for i, name in enumerate(cells.names):
@@ -126,7 +126,7 @@ def _kinds(run: Run) -> Html | None:
         title,
         Axis("cost", "bits per token", low=0.0),
         rows,
-        legend=[(0, spoken(run.scores.readings[plain])), (1, spoken(run.main))],
+        legend=[(0, spoken(run.scores.results[plain])), (1, spoken(run.main))],
         head="kind",
         note="By the piece alone: a word starts where a space comes with it; a boundary ends a document.",
     )
@@ -134,18 +134,18 @@ def _kinds(run: Run) -> Html | None:
 
 def _weights(run: Run) -> Html:
     if not run.traces:
-        why = "weights.jsonl is empty: no reading of this run has weights that move."
+        why = "weights.jsonl is empty: no predictor of this run has weights that move."
         return missing("Weights of the experts along the stream", why)
     charts = []
-    for reader, points in run.traces.items():
+    for predictor, points in run.traces.items():
         at = [target for target, _ in points]
         series = []
         for name in points[0][1]:
             x, y, _, _ = thinned(at, [weights.get(name, math.nan) for _, weights in points])
             series.append(Series(spoken(name), x, y))
-        temperature = reader == "temperature"
+        temperature = predictor == "temperature"
         axis = Axis("temperature", "divides the logits") if temperature else Axis("weight", "share, 0 to 1")
-        charts.append(curves(f"Weights along the stream: {spoken(reader)}", Axis("targets scored", "tokens"), axis, series))
+        charts.append(curves(f"Weights along the stream: {spoken(predictor)}", Axis("targets scored", "tokens"), axis, series))
     return h("div", charts, class_="grid")
 
 
@@ -160,8 +160,8 @@ def given_up(given: dict) -> list[str]:
     lines = [f"{share:.1%} {GAVE_UP[name]}" for name, share in given.items() if name in GAVE_UP]
     if given.get("documents_without_adapters"):
         lines.append(f"{given['documents_without_adapters']:,} documents without adapters")
-    if given.get("readings"):
-        lines.append("readings left out: " + ", ".join(map(spoken, given["readings"])))
+    if given.get("results"):
+        lines.append("predictors left out: " + ", ".join(map(spoken, given["results"])))
     return lines
 
 

@@ -29,10 +29,10 @@ def words(run: Run) -> Html:
 
 
 def _excerpt(run: Run, excerpt: dict, pieces: dict[str, str], index: int) -> Html:
-    readings = list(excerpt["nats"])
-    main = run.main if run.main in readings else readings[-1]
-    base = readings[0]
-    bits = {name: np.array(excerpt["nats"][name], float) / math.log(2) for name in readings}
+    results = list(excerpt["nats"])
+    main = run.main if run.main in results else results[-1]
+    base = results[0]
+    bits = {name: np.array(excerpt["nats"][name], float) / math.log(2) for name in results}
     tokens = []
     for i, token in enumerate(excerpt["tokens"]):
         cost, before = bits[main][i], bits[base][i]
@@ -50,10 +50,10 @@ def _excerpt(run: Run, excerpt: dict, pieces: dict[str, str], index: int) -> Htm
     begun = excerpt["start"] - first
     where = f"tokens {begun + 1:,} to {begun + len(excerpt['tokens']):,} of {last - first:,}"
     told = {
-        "r": [spoken(name) for name in readings],
-        "m": readings.index(main),
-        "b": [[round(float(value), 2) for value in bits[name]] for name in readings],
-        "g": {spoken(name): excerpt["guesses"][name] for name in readings if name in excerpt["guesses"]},
+        "r": [spoken(name) for name in results],
+        "m": results.index(main),
+        "b": [[round(float(value), 2) for value in bits[name]] for name in results],
+        "g": {spoken(name): excerpt["guesses"][name] for name in results if name in excerpt["guesses"]},
         "p": {token: _visible(text)[0] for token, text in pieces.items()} if index == 0 else {},
         "t": excerpt["tokens"],
     }

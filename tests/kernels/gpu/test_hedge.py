@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pgolf.kernels.hedge import Chain, FiveExperts, learn_table, neural_statistics, op, reference
+from pgolf.kernels.hedge import HedgeMixer, NgramBackoff, learn_table, neural_statistics, op, reference
 from tests.kernels.compare import assert_close
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
@@ -47,7 +47,7 @@ def test_statistics(count, vocabulary, candidates):
 
 def test_five_experts_follow_the_cpu():
     vocabulary = 257
-    host, device = (FiveExperts(vocabulary, warmup=0, device=place) for place in ("cpu", "cuda"))
+    host, device = (HedgeMixer(vocabulary, warmup=0, device=place) for place in ("cpu", "cuda"))
     stream = repeating_tokens(30_000, vocabulary)
     begins, lengths, scored = [0, 64, 128, 192], [512, 512, 512, 500], [512, 64, 64, 0]
     for begin in range(0, 20_000, 5000):
@@ -72,7 +72,7 @@ def test_five_experts_follow_the_cpu():
 def test_evidence_is_exact(local, shared, granularity):
     tokens = repeating_tokens(20_000, 300)
     documents = torch.cat([torch.tensor([0, 1, 2]), torch.arange(300, 20_000, 731), torch.tensor([20_000])])
-    host, device = (Chain(local, shared, granularity=granularity, device=place) for place in ("cpu", "cuda"))
+    host, device = (NgramBackoff(local, shared, granularity=granularity, device=place) for place in ("cpu", "cuda"))
     wanted = host.evidence(tokens, documents)
     for _ in range(2):
         found = device.evidence(tokens.cuda(), documents.cuda())
@@ -86,19 +86,21 @@ def test_colliding_keys_are_told_apart():
     assert all(torch.equal(a, b) for a, b in zip(plain, colliding, strict=True))
 
 
-def test_chain_follows_the_cpu():
+def test_ngram_backoff_follows_the_cpu():
     tokens, logits = repeating_tokens(3000, 300), torch.randn(3000, 300) * 3
     documents = torch.tensor([0, 700, 3000])
     table = torch.rand(3, 9, 33) * 0.9 + 0.05
     found = []
     for place in ("cpu", "cuda"):
-        chain = Chain((1, 2, 3), granularity=4, table=table, device=place)
-        evidence = chain.evidence(tokens.to(place), documents.to(place))
+        ngram_backoff = NgramBackoff((1, 2, 3), granularity=4, table=table, device=place)
+        evidence = ngram_backoff.evidence(tokens.to(place), documents.to(place))
         # the same numbers on both, since a log-probability at a cut may round into another cell
         statistics = neural_statistics(logits, tokens, evidence.top.cpu())
-        statistics = type(statistics)(*(x.float().to(place, chain.table.dtype) for x in statistics))
-        scores = chain.mix(statistics, evidence)
-        found.append([*scores, learn_table(chain, [(statistics, evidence)]), *chain.mix_and_learn(statistics, evidence)])
+        statistics = type(statistics)(*(x.float().to(place, ngram_backoff.table.dtype) for x in statistics))
+        scores = ngram_backoff.mix(statistics, evidence)
+        found.append(
+            [*scores, learn_table(ngram_backoff, [(statistics, evidence)]), *ngram_backoff.mix_and_learn(statistics, evidence)]
+        )
     for x, y in zip(*found, strict=True):
         assert_close(y, x, 1e-4)
     assert found[0][0].mean() < math.inf

@@ -15,7 +15,7 @@ def example(batch, length, heads, groups, width, size, dtype):
         return torch.randn(shape).to("cuda", dtype).requires_grad_()
 
     dt = (0.1 + torch.rand(batch, length, heads)).cuda().requires_grad_()
-    log_decay = (-torch.rand(batch, length, heads) ** 3).cuda().requires_grad_()
+    log_decay = (-(torch.rand(batch, length, heads) ** 3)).cuda().requires_grad_()
     sizes = (batch, length, groups, size)
     return random(batch, length, heads, width), random(*sizes), random(*sizes), dt, log_decay
 

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pgolf.kernels.hedge import Chain, FiveExperts, gpu, op, reference
+from pgolf.kernels.hedge import HedgeMixer, NgramBackoff, gpu, op, reference
 from tests.kernels.compare import assert_close
 
 RATIO = {torch.float32: 1e-5, torch.float16: 2e-3}
@@ -76,7 +76,7 @@ def test_ids_outside_the_vocabulary_become_nan():
 
 
 def five_example(vocabulary=37, buckets=64):
-    mixer = FiveExperts(vocabulary, buckets=buckets, warmup=0)
+    mixer = HedgeMixer(vocabulary, buckets=buckets, warmup=0)
     mixer.count(tokens_with_repeats(600, vocabulary))
     mixer.log_weights = torch.tensor([2.0, 0.3, -1.0, 0.5, -0.2], dtype=torch.float64)
     return mixer
@@ -162,26 +162,32 @@ def test_evidence_cells_of_large_counts():
 
 
 def mix_example(levels=3, count=301):
-    chain = Chain(tuple(range(levels)), granularity=5, table=torch.rand(levels, 9, 33) * 0.9 + 0.05)
-    evidence = chain.evidence(tokens_with_repeats(count, 6), torch.tensor([0, count // 3, count]))
+    ngram_backoff = NgramBackoff(tuple(range(levels)), granularity=5, table=torch.rand(levels, 9, 33) * 0.9 + 0.05)
+    evidence = ngram_backoff.evidence(tokens_with_repeats(count, 6), torch.tensor([0, count // 3, count]))
     target, candidates = -torch.rand(count) * 6, -torch.rand(count, levels) * 10
     target[7] = target[-1] = -120
     candidates[:9, 0] = torch.tensor([*reference.Q_CUTS, -0.0])
-    return chain, target, candidates, evidence
+    return ngram_backoff, target, candidates, evidence
 
 
 def test_mix():
-    chain, target, candidates, evidence = mix_example()
-    found = op.mix_triton(target, candidates, *evidence[1:4], chain.table)
-    wanted = reference.mix_reference(target.double(), candidates, *evidence[1:4], chain.table)
+    ngram_backoff, target, candidates, evidence = mix_example()
+    found = op.mix_triton(target, candidates, *evidence[1:4], ngram_backoff.table)
+    wanted = reference.mix_reference(target.double(), candidates, *evidence[1:4], ngram_backoff.table)
     for x, y in zip(found, wanted, strict=True):
         assert_close(x, y, 1e-5)
 
 
 def test_mix_online():
-    chain, target, candidates, evidence = mix_example(count=61)
-    state = [chain.table.float(), chain.visits, chain.places, chain.posteriors.float(), chain.waiting]
-    table, visits, waiting = chain.table.clone(), chain.visits.clone(), []
+    ngram_backoff, target, candidates, evidence = mix_example(count=61)
+    state = [
+        ngram_backoff.table.float(),
+        ngram_backoff.visits,
+        ngram_backoff.places,
+        ngram_backoff.posteriors.float(),
+        ngram_backoff.waiting,
+    ]
+    table, visits, waiting = ngram_backoff.table.clone(), ngram_backoff.visits.clone(), []
     for span in (slice(0, 33), slice(33, 61)):
         rows = [x[span] for x in (candidates, *evidence[1:])]
         found = op.mix_online_triton(target[span], *rows, *state, 2e-3)

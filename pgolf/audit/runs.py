@@ -1,0 +1,272 @@
+"""A finished run as a subject: the very passes and predictors that scored it, on the auditor's streams, from the artifact.
+
+Whole distributions are taken where the scorer itself makes them: the logits are those of the scoring forward pass, and a
+copy of each predictor is asked as it stood before the span was scored.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pgolf.artifact.pack import read_artifact
+from pgolf.audit.interface import Claims, Scored
+from pgolf.audit.published import boost_row, hedge_row
+from pgolf.budget import Budget, Clock
+from pgolf.config import EvaluationSettings, Settings, read_toml
+from pgolf.data import ByteTable, Tokenizer
+from pgolf.distributed import World
+from pgolf.evaluation import evaluate
+from pgolf.evaluation.planner import Decision, Planner, Steady
+from pgolf.evaluation.predictors.base import Predictor, Span
+from pgolf.evaluation.predictors.ngram_backoff import learnt_of
+from pgolf.evaluation.predictors.published import Published, PublishedBoost, PublishedHedge
+from pgolf.evaluation.predictors.temperature import Plain, policy
+from pgolf.evaluation.statistics import Statistics, log_probabilities
+from pgolf.evaluation.windows import Window
+from pgolf.evaluation.words import Watched, Words, expectations
+from pgolf.folder import RunFolder
+from pgolf.model.rounding import FakeRounding
+
+# in batches of documents of other lengths, a document is computed in other company
+DOCUMENT_NOISE = 2e-4
+DEVICE_NOISE = 1e-2
+
+
+class RunSubject:
+    """The predictors of a run.
+
+    predictors   their names; None: all that the settings ask for
+    published  the predictor that the submissions published, instead of those that are code lengths
+    plan       what the clock decided while the run was scored; None: what the settings ask for
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        results: Sequence[str] | None = None,
+        *,
+        published: bool = False,
+        plan: dict | None = None,
+        device="cpu",
+    ):
+        settings = read_toml(folder.config)
+        artifact = read_artifact(folder.artifact)
+        self.device = torch.device(device)
+        self.model = artifact.build_model(self.device)
+        if settings.training.qat_threshold:
+            self.model.rounding = FakeRounding.of(settings.training, self.device)
+        self.vocab = artifact.model_settings.vocab_size
+        self.tokenizer = Tokenizer(folder.artifact, artifact.tokenizer)
+        self.table = ByteTable(self.tokenizer)
+        self.ngram_table = learnt_of(artifact.sections)
+        self.published, self.plan = published, plan
+        self.settings = settings_of(settings.evaluation, published)
+        named = ["published"] if published else results if results is not None else self._all_results()
+        self.results = {name: not published for name in named}
+        self.claims = Claims(
+            bos=self.tokenizer.bos,
+            isolated=self.settings.adaptation.method == "lora",
+            across=[name for name in named if name != "adapted"],
+            noise=noise_of(settings, self.device),
+            may_read=(str(folder.config), str(folder.artifact)),
+        )
+
+    def _all_results(self) -> list[str]:
+        predictors = evaluate.predictors_of(self.settings, self.vocab, 1, policy(self.settings.temperature), self.ngram_table)
+        plain = ["non_overlapping", *(["sliding"] if self.settings.sliding else [])]
+        return list(dict.fromkeys([*plain, *(predictor.name for predictor in predictors)]))
+
+    @property
+    def least_targets(self) -> int:
+        """Targets without which the interesting parts of a scorer never begin: one lesson, and what is scored after it."""
+        chunk = self.settings.adaptation.chunk_tokens if self.settings.adaptation.method == "chunks" else 0
+        return max(chunk + 2 * self.settings.window, 4 * self.settings.window)
+
+    def score(
+        self, tokens: np.ndarray, probes: Sequence[int] = (), total: int | None = None, before: np.ndarray | None = None
+    ) -> dict[str, Scored]:
+        """`before` are tokens that the published mixer has counted already."""
+        return Bench(self, np.asarray(tokens).astype(np.uint16), probes, total, before).results()
+
+
+def settings_of(settings: EvaluationSettings, published: bool) -> EvaluationSettings:
+    """The published mixtures are looked at apart from the others: they need much longer streams."""
+    if published:
+        return replace(settings, published_tail=False, sliding=False, mixer=replace(settings.mixer, honest=()))
+    return replace(settings, published_tail=False, mixer=replace(settings.mixer, published="none"))
+
+
+def noise_of(settings: Settings, device: torch.device) -> float:
+    if device.type != "cpu":
+        return DEVICE_NOISE
+    return DOCUMENT_NOISE if settings.evaluation.adaptation.method == "lora" else 0.0
+
+
+class Unhurried(Planner):
+    """Asks no clock: what the run's own plan says, and beyond it what the settings ask for."""
+
+    def __init__(self, settings: EvaluationSettings, targets: int, plan: dict | None):
+        epochs = settings.adaptation.epochs if settings.adaptation.method == "chunks" else 0
+        super().__init__(Budget(1e9), targets=targets, window=settings.window, stride=settings.stride, epochs=epochs)
+        plan = plan or {}
+        self.decided = {start: Decision(stride, epochs) for start, stride, epochs in plan.get("spans", ())}
+        self.plain = set(plan.get("plain_documents", ()))
+        self._decision = self.wanted
+
+    def next(self, start: int, stop: int) -> Decision:
+        self._decision = self.decided.get(start, self.wanted)
+        return self._decision
+
+    def epochs_now(self, targets: int) -> int:
+        return self._decision.epochs
+
+    def adapts(self, documents: list[int], tokens: int, tokens_after: int) -> bool:
+        return not self.plain.intersection(documents)
+
+
+class Witness(Words):
+    """What every predictor committed to at the probed targets. It stands where `Words` stands: told of each span before it is
+    read, and of its statistics afterwards."""
+
+    def __init__(self, probes: Sequence[int], targets: int, predictors: Sequence[Predictor]):
+        super().__init__()
+        self.probes = np.unique(np.asarray(probes, dtype=np.int64))
+        self.distributions: dict[str, dict[int, np.ndarray]] = {}
+        self.entropy = np.zeros(targets)
+        for predictor in predictors:
+            if isinstance(predictor, (PublishedHedge, PublishedBoost)):
+                self._attend(predictor)
+
+    def among(self, targets: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(np.isin(targets, self.probes))
+
+    def watch(self, predictors, temperature, start, stop):
+        self.temperature = copy.deepcopy(temperature)
+        if not len(self.among(np.arange(start, stop))):
+            return None
+        return Watched([copy.deepcopy(r) for r in predictors if not isinstance(r, Published)], self.temperature)
+
+    def take(self, watched, span, statistics, columns) -> None:
+        self.entropy[span.start : span.start + len(span)] = statistics.entropy
+        if watched is None:
+            return
+        places = self.among(span.start + np.arange(len(span)))
+        logits = torch.from_numpy(statistics.kept)
+        for predictor in watched.predictors:
+            rows = log_probabilities(logits, watched.temperature if predictor.tempered else None)
+            said = expectations(predictor, span, statistics.of_candidates(columns[predictor.name]), places, rows)
+            self._keep(predictor.name, span.start + places, said)
+
+    def _keep(self, name: str, targets: Iterable[int], rows: Iterable[np.ndarray]) -> None:
+        found = self.distributions.setdefault(name, {})
+        found.update((int(target), np.asarray(row)) for target, row in zip(targets, rows, strict=True))
+
+    def _attend(self, predictor: PublishedHedge | PublishedBoost) -> None:
+        """A published mixture changes from window to window, so it is asked when it scores them."""
+        if isinstance(predictor, PublishedBoost):
+            opens = predictor.open_batch
+
+            def open_batch(windows):
+                opens(windows)
+                # what the batch teaches the bias comes after its forward pass and before its scores
+                self.bias = predictor.bias.clone()
+
+            predictor.open_batch = open_batch  # type: ignore[method-assign]
+        predictor.watch = lambda *known: self._published(predictor, *known)  # type: ignore[method-assign]
+
+    def _published(
+        self, predictor: PublishedHedge | PublishedBoost, span: Span, windows: Sequence[Window], statistics: Statistics
+    ) -> None:
+        if statistics.kept is None:
+            return
+        probed = span.start + self.among(span.start + np.arange(len(span)))
+        context, base = span.context, span.context_start
+        for window in windows:
+            for target in probed[(probed >= window.score_from) & (probed < window.stop)].tolist():
+                logits = torch.from_numpy(statistics.kept[np.searchsorted(probed, target)])[None]
+                if isinstance(predictor, PublishedHedge):
+                    before = int(context[target - 1 - base]) if target > window.start else 0
+                    neural = log_probabilities(logits, self.temperature)[0]
+                    row = hedge_row(predictor.mixer, neural, before, int(context[target - base]))
+                else:
+                    assert predictor.cache is not None
+                    row = boost_row(predictor.cache, context, target + 1 - base, log_probabilities(logits + self.bias)[0])
+                self._keep(predictor.name, [target], [row])
+
+
+class Bench(evaluate.Scorer):
+    """The run's passes over one of the auditor's streams."""
+
+    def __init__(self, subject: RunSubject, tokens: np.ndarray, probes: Sequence[int], total: int | None, before):
+        unlimited = Budget(1e9)
+        super().__init__(
+            subject.model, tokens, subject.table, subject.settings, subject.tokenizer.bos, unlimited, subject.device,
+            World(), lambda name, share: None,
+        )  # fmt: skip
+        self.subject, self.probes, self.total, self.before = subject, probes, total or self.targets, before
+        self.made: dict[str, Scored] = {}
+
+    def results(self) -> dict[str, Scored]:
+        subject, settings = self.subject, self.settings
+        wanted = subject.results
+        borrowed = np.full(self.targets, np.nan)
+        if "non_overlapping" in wanted or any(span[1] == 0 for span in (subject.plan or {}).get("spans", ())):
+            borrowed = self.run_plain("non_overlapping", settings.window)
+        temperature = policy(settings.temperature)
+        predictors = evaluate.predictors_of(settings, subject.vocab, self.targets, temperature, subject.ngram_table)
+        for predictor in predictors:
+            if self.before is not None and isinstance(predictor, PublishedHedge):
+                predictor.mixer.count(torch.from_numpy(self.before.astype(np.int32)))
+        planner = Unhurried(settings, self.targets, subject.plan)
+        if any(predictor.name in wanted for predictor in predictors):
+            self.begin(predictors)
+            if settings.adaptation.method == "lora":
+                nats = self.by_documents(predictors, temperature, planner)
+            else:
+                nats = self.sliding(predictors, temperature, planner, borrowed)
+            self.finish(predictors, nats)
+        if "sliding" in wanted and "sliding" not in self.made:
+            self.run_plain("sliding", settings.stride)
+        return {name: scored for name, scored in self.made.items() if name in wanted}
+
+    def run_plain(self, name: str, stride: int) -> np.ndarray:
+        predictors = [Plain(name)]
+        self.begin(predictors)
+        plain = self.new_pass(predictors)
+        nats = plain.run(Steady(Clock(), self.targets, stride))
+        self.found.ledger = plain.stream.ledger
+        self.finish(predictors, nats)
+        return nats[name]
+
+    def begin(self, predictors: Sequence[Predictor]) -> None:
+        self.found.words = self.witness = Witness(self.probes, self.targets, predictors)
+
+    def finish(self, predictors: Sequence[Predictor], nats: Mapping[str, np.ndarray]) -> None:
+        assert self.found.ledger is not None
+        plain = nats[predictors[0].name]
+        for predictor in predictors:
+            remarkable = {"entropy": self.witness.entropy}
+            if predictor is not predictors[0]:
+                # where it says something else than the model its weight is large
+                remarkable["its part"] = np.abs(nats[predictor.name] - plain)
+            self.made[predictor.name] = Scored(
+                nats[predictor.name],
+                self.witness.distributions.get(predictor.name, {}),
+                self.found.ledger.events,
+                remarkable=remarkable,
+            )
+
+    def new_pass(self, predictors, tokens=None, **options):
+        made = super().new_pass(predictors, tokens, **options)
+        if made.chunk_tokens:
+            # a schedule may know how long the stream would have been
+            made.chunks = -(-self.total // made.chunk_tokens)
+        return made
+
+
+def run_subject(path: str | Path, **options) -> RunSubject:
+    return RunSubject(RunFolder.existing(path), **options)

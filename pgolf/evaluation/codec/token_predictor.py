@@ -1,0 +1,180 @@
+"""The run's score, one target at a time: first the whole distribution, then the token that came.
+
+The scorer knows its text and reads a span of windows at once. A decoder does not, so here the same windows, the same
+learning and the same mixer go step by step, in an order that needs no token before it is known. Whoever encodes walks
+through the very same steps, so that both sides have the same bits at every one.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from pgolf.config import EvaluationSettings
+from pgolf.evaluation.adaptation import ChunkAdapter
+from pgolf.evaluation.evaluate import predictors_of, wants_main_pass
+from pgolf.evaluation.predictors.base import Predictor
+from pgolf.evaluation.predictors.ngram_backoff import Learnt
+from pgolf.evaluation.predictors.temperature import Plain, Temperature, policy
+from pgolf.evaluation.statistics import Statistics, heat_of
+from pgolf.evaluation.windows import Window, begins_span, targets_per_span, windows_from
+
+
+class Neural(Protocol):
+    """The network with its adaptation and temperature."""
+
+    def predict(self) -> np.ndarray:
+        """(V,) log-probabilities of the next token."""
+
+    def observe(self, token: int) -> None:
+        """The token that came after a `predict`."""
+
+
+class StreamPredictor:
+    """The last of the settings' legal predictors, which is the run's score.
+
+    first     the stream's first token, which is not scored
+    targets   how many tokens follow
+    """
+
+    def __init__(
+        self,
+        model,
+        settings: EvaluationSettings,
+        byte_table,
+        *,
+        bos: int,
+        first: int,
+        targets: int,
+        ngram_table: Learnt | None = None,
+    ):
+        self.bos = bos
+        self.neural: Neural = ChunkwiseNetwork(model, settings, byte_table, first, targets)
+        predictors: list[Predictor] = [Plain("non_overlapping")]
+        if wants_main_pass(settings):
+            predictors += predictors_of(
+                settings, model.settings.vocab_size, targets, policy(settings.temperature), ngram_table
+            )
+        self.predictor = [predictor for predictor in predictors if predictor.legal][-1]
+        self.predictor.begin(first)
+
+    def predict(self) -> np.ndarray:
+        """(V,) log-probabilities of the next token."""
+        return self.predictor.predict(self.neural.predict())
+
+    def observe(self, token: int) -> None:
+        """The token that came after a `predict`."""
+        self.neural.observe(token)
+        self.predictor.observe(token, start=token == self.bos)
+
+
+class History:
+    """The tokens so far. A stream's own word for its length is not worth memory before they have come."""
+
+    def __init__(self, first: int):
+        self._tokens = np.full(4096, first, np.int64)
+        self.known = 0
+        """Targets that have come."""
+
+    def add(self, token: int) -> None:
+        self.known += 1
+        if self.known == len(self._tokens):
+            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
+        self._tokens[self.known] = token
+
+    def since(self, start: int) -> np.ndarray:
+        """The tokens before target `start`'s, and all that came after them."""
+        return self._tokens[start : self.known + 1]
+
+
+def log_softmax(logits: torch.Tensor, temperature: Temperature | None) -> np.ndarray:
+    """(V,) log-probabilities: one row of what `log_probabilities` computes for many."""
+    raised = logits.double().numpy()
+    if temperature:
+        raised = raised / float(heat_of(temperature, logits[None]))
+    raised = raised - raised.max()
+    return raised - np.log(np.exp(raised).sum())
+
+
+class ChunkwiseNetwork:
+    """The network in the scorer's windows, which learns from every chunk that has become final, if it is to adapt.
+
+    Whatever chunks and spans are for the scorer they are here, so that the same weights and the same temperature stand
+    behind every target. There is no clock: epochs and stride are always what the settings want.
+    """
+
+    def __init__(self, model, settings: EvaluationSettings, byte_table, first: int, targets: int):
+        self.model, self.settings, self.targets = model, settings, targets
+        self.history = History(first)
+        self.temperature = policy(settings.temperature)
+        self.adapter = None
+        if settings.adaptation.method == "chunks":
+            self.adapter = ChunkAdapter(model, settings.adaptation, sequence_length=settings.window, byte_table=byte_table)
+        by_chunks = self.adapter or settings.mixer.published == "hedge" or settings.temperature.method == "grid"
+        self.chunk_tokens = settings.adaptation.chunk_tokens if by_chunks else 0
+        self.chunks = -(-targets // self.chunk_tokens) if by_chunks else 0
+        self.learnt = 0
+        self.stride = settings.stride if wants_main_pass(settings) else settings.window
+        self.windows = windows_from(0, targets, settings.window, self.stride)
+        self.window = next(self.windows, Window(0, 0, 0))
+        self.span_begun = 0
+        self.of_span: list[tuple[float, float]] = []
+        self._decoder()
+
+    def predict(self) -> np.ndarray:
+        known = self.history.known
+        if known == self.window.stop:
+            self.window = next(self.windows)
+            self._learn()
+        if known == self.window.score_from:
+            self.decoder.reset()
+            logits = self.decoder.prefill(torch.from_numpy(self.history.since(self.window.start)[None]))
+        else:
+            logits = self.decoder.step(torch.from_numpy(self.history.since(known)))
+        self.log_probs = log_softmax(logits[0], self.temperature)
+        return self.log_probs
+
+    def observe(self, token: int) -> None:
+        if self.settings.temperature.method == "online":
+            entropy = -float(np.exp(self.log_probs) @ self.log_probs)
+            self.of_span.append((self.log_probs[token], entropy))
+        self.history.add(token)
+
+    def _decoder(self) -> None:
+        """One with the weights as they are now."""
+        if self.adapter is None:
+            self.decoder = self.model.decoder(1, self.settings.window)
+        else:
+            with self.adapter.scoring_model() as model:
+                self.decoder = model.decoder(1, self.settings.window)
+
+    # ---- between windows, as the scorer does between spans
+
+    def _learn(self) -> None:
+        most = targets_per_span(self.settings.batch, self.stride)
+        if begins_span(self.span_begun, self.window, self.chunk_tokens, most):
+            self._learn_temperature()
+            self.span_begun = self.window.score_from
+        while self.learnt < self._final_chunks():
+            self._learn_from_chunk()
+            self.learnt += 1
+
+    def _final_chunks(self) -> int:
+        return min(self.history.known // self.chunk_tokens, self.chunks - 1) if self.chunks else 0
+
+    def _learn_temperature(self) -> None:
+        if self.temperature and self.of_span:
+            target, entropy = np.array(self.of_span).T
+            self.temperature.learn(Statistics(-target, target, entropy, np.empty((len(target), 0))))
+            self.of_span = []
+
+    def _learn_from_chunk(self) -> None:
+        start = self.learnt * self.chunk_tokens
+        tokens = self.history.since(start)[: self.chunk_tokens + 1]
+        model = self.model
+        if self.adapter:
+            self.adapter.learn(tokens, self.learnt, self.chunks, self.settings.adaptation.epochs)
+            self._decoder()
+            model = self.adapter.model
+        if self.temperature:
+            self.temperature.calibrate(lambda rows: model.logits(torch.from_numpy(rows)), tokens, self.settings.window)

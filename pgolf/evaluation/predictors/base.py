@@ -1,0 +1,94 @@
+"""What a predictor is: one way to turn the neural distribution and the past into the distribution that is scored."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pgolf.evaluation.statistics import Statistics
+from pgolf.evaluation.windows import Window
+
+
+@dataclass(frozen=True)
+class Span:
+    """The targets being scored, and where they stand."""
+
+    start: int
+    """Position of the first target in the stream."""
+    targets: np.ndarray
+    """(n,) int32"""
+    starts: np.ndarray
+    """(n,) bool: this target opens a document"""
+    windows: Sequence[Window] = ()
+    """The windows whose statistics are in `everywhere`, in that order; empty for a decoder and an audit."""
+    context: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """(m,) the tokens of the stream from some way before those windows to the last target"""
+    context_start: int = 0
+    """Where in the stream the context begins."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, part: slice) -> "Span":
+        first = part.indices(len(self))[0]
+        return Span(self.start + first, self.targets[part], self.starts[part])
+
+
+class Predictor:
+    """One way of scoring. A stream is read in order: `begin` with its first token, then spans, or single tokens.
+
+    Spans:   symbols = predictor.look(span)             before the model's statistics: what it wants to know of
+             nats = predictor.score(span, statistics)   statistics.candidates are those symbols' log-probabilities
+    Tokens:  log_probs = predictor.predict(log_probs)   the whole distribution, before the token is known
+             predictor.observe(token, start)
+
+    Both give the same numbers, in pieces of any size, and both learn on the way: what is known at a target comes from
+    the targets before it, never from itself. `predict` makes a predictor decodable; one that is no distribution has none.
+    """
+
+    name = ""
+    legal = True
+    tempered = True
+    """The log-probabilities it is given have the temperature applied."""
+    levels = 0
+    """Candidate symbols it asks for at each target."""
+    wants_rows = False
+    """It needs whole rows of logits."""
+    document_local = True
+    """What it knows is of the document at hand, so that documents can be scored in any order."""
+
+    def begin(self, token: int) -> None:
+        """The stream's first token, which is not scored."""
+
+    def look(self, span: Span) -> np.ndarray:
+        """(n, levels) int32: symbols whose log-probabilities are wanted at each target, -1 for none."""
+        return np.empty((len(span), 0), dtype=np.int32)
+
+    def score(self, span: Span, statistics: Statistics) -> np.ndarray:
+        """(n,) float64: the nats of each target."""
+        raise NotImplementedError
+
+    def predict(self, log_probs: np.ndarray) -> np.ndarray:
+        """(V,) log-probabilities of the next token, from the neural model's."""
+        raise NotImplementedError(f"{self.name} is no distribution, so there is nothing to predict with")
+
+    def observe(self, token: int, start: bool = False) -> None:
+        """The token that came; `start` if it opens a document."""
+
+    def trace(self) -> dict[str, float]:
+        """Its weights at this moment, by name, for a picture of them over time."""
+        return {}
+
+    def distributions(self, span: Span, statistics: Statistics, at: Sequence[int], log_probs: np.ndarray) -> np.ndarray:
+        """(P, V): the log-probabilities it committed to at places `at`, rising, of a span, given the neural ones (P, V)
+        there. For an audit: the predictor must stand where it stood before the span, and is left as it is."""
+        predictor, done, found = copy.deepcopy(self), 0, []
+        for place, row in zip(at, log_probs, strict=True):
+            if done < place:
+                piece = span[done:place]
+                predictor.look(piece)
+                predictor.score(piece, statistics[done:place])
+                done = place
+            found.append(copy.deepcopy(predictor).predict(row))
+        return np.stack(found)

@@ -1,0 +1,91 @@
+"""The state-space block, Mamba-2's, in place of attention and MLP.
+
+    value, gate = W_in u;    value <- SiLU(causal convolution of each channel);    B = W_B u, C = W_C u
+    dt = softplus(dt_bias), or softplus(W_dt u + dt_bias) where it depends on the token;    log decay = -exp(A_log) dt
+    y = scan(value, B, C, dt, log decay) + D value;    out = W_out (y SiLU(gate))
+
+One dt, A and D a head. Names of parameters are those of the submission's checkpoints.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pgolf.config import ModelSettings
+from pgolf.model.adapters import Projector
+from pgolf.model.parts import Residual, rms_norm
+
+
+class ScanMatrices(NamedTuple):
+    """One state-space layer's slices of the banks, in the activations' dtype."""
+
+    into: Tensor
+    enter: Tensor
+    leave: Tensor
+    out: Tensor
+
+
+class Mamba2Mixer(nn.Module):
+    """The small parts of the scan; its matrices are slices of the banks."""
+
+    def __init__(self, settings: ModelSettings):
+        super().__init__()
+        heads, inner = settings.scan_heads, settings.scan_width
+        self.heads = heads
+        self.conv1d = nn.Conv1d(inner, inner, settings.scan_conv, groups=inner)
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.D_param = nn.Parameter(torch.empty(heads))
+        self.dt_proj = nn.Linear(settings.dim, heads, bias=False) if settings.scan_input_dt else None
+
+    def convolved(self, value: Tensor) -> Tensor:
+        """Each channel over its last few tokens, as shifted sums: a compiler makes one pass of them."""
+        weight, bias = (part.to(value.dtype) for part in self.conv1d.parameters())
+        seen = weight.shape[2]
+        padded = F.pad(value, (0, 0, seen - 1, 0))
+        return sum((padded[:, i : i + value.shape[1]] * weight[:, 0, i] for i in range(seen)), bias)
+
+    def rates(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """dt and the log of the decay, (heads,) or (B, T, heads), in at least float32."""
+        kind = torch.promote_types(u.dtype, torch.float32)
+        raw = self.dt_bias.to(kind)
+        if self.dt_proj is not None:
+            raw = raw + F.linear(u, self.dt_proj.weight.to(u.dtype)).to(kind)
+        dt = F.softplus(raw)
+        return dt, -self.A_log.to(kind).exp() * dt
+
+    def forward(self, u: Tensor, matrices: ScanMatrices, project: Projector) -> Tensor:
+        value, gate = project("mixer_in", u, matrices.into).chunk(2, -1)
+        b, c = (project(site, u, w) for site, w in (("mixer_b", matrices.enter), ("mixer_c", matrices.leave)))
+        v, b, c = (x.unflatten(-1, (self.heads, -1)) for x in (F.silu(self.convolved(value)), b, c))
+        y = project.operators.scan(v, b, c, *self.rates(u))
+        y = y + self.D_param.to(v.dtype)[:, None] * v
+        return project("mixer_out", y.flatten(2) * F.silu(gate), matrices.out)
+
+
+class ScanBlock(Residual):
+    """One executed layer: the mixer alone."""
+
+    mixer_scale: nn.Parameter
+
+    def __init__(self, settings: ModelSettings, layer: int):
+        super().__init__(settings, layer, "mixer")
+        self.mixer = Mamba2Mixer(settings)
+
+    def forward(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        before: Tensor,
+        matrices: ScanMatrices,
+        extra_values: Tensor | None,
+        first_values: Tensor | None,
+        table: tuple[Tensor, Tensor],
+        project: Projector,
+    ) -> tuple[Tensor, None]:
+        """The stream that leaves the block; what only attention needs goes unused."""
+        x_in = self.enter(x, x0, before)
+        y = self.mixer(self.scale * rms_norm(x_in), matrices, project)
+        return self.leave(x_in + self.mixer_scale.to(x.dtype) * y, x_in), None

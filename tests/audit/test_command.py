@@ -1,0 +1,122 @@
+"""Auditing a scorer of one's own from the command line: another process, files, the network, and what is left behind."""
+
+import json
+import textwrap
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pgolf.audit import command
+from pgolf.audit.trials import Effort
+from pgolf.run import main
+
+SCORER = """
+import socket
+from pathlib import Path
+
+import numpy as np
+
+SECRET = Path(__file__).with_name("answers.txt")
+
+
+class Uniform:
+    vocab = 50
+
+    def __init__(self):
+        {trouble}
+
+    def predict(self):
+        return np.full(50, -np.log(50)) {surplus}
+
+    def observe(self, token):
+        pass
+"""
+
+
+def written(folder, trouble="pass", surplus=""):
+    path = folder / "mine.py"
+    path.write_text(textwrap.dedent(SCORER).format(trouble=trouble, surplus=surplus))
+    (folder / "answers.txt").write_text("42")
+    return f"{path}:Uniform"
+
+
+def audited(folder, **source):
+    words = ["audit", "--scorer", written(folder, **source), "--targets", "200", "--out", str(folder)]
+    code = main(words)
+    found = json.loads((folder / "audit.json").read_text())
+    return code, {test["id"]: test for test in found["tests"]}, found
+
+
+def test_a_file_with_a_scorer(tmp_path, capsys):
+    code, tests, found = audited(tmp_path)
+    assert code == 0 and found["passed"] and found["results"] == ["score"]
+    assert {id for id, test in tests.items() if test["passed"] is None} == {"B1", "A2", "T1", "L1", "S", "D1"}
+    assert tests["A1"]["passed"]
+    assert found["sums"]["score"]["mean"] == pytest.approx(1) and found["uniform"]["results"]["score"][-1] == pytest.approx(0)
+    assert "audit passed: 14 tests hold" in capsys.readouterr().out
+    assert (tmp_path / "audit.html").read_text().startswith("<!doctype html>")
+
+
+def test_more_than_one(tmp_path, capsys):
+    code, tests, _ = audited(tmp_path, surplus="+ 0.2")
+    assert code == 1 and not tests["N1"]["passed"] and not tests["N5"]["passed"]
+    said = capsys.readouterr().out
+    assert "audit FAILED" in said and "[C2] FAILS" in said and "sum to 1.221, more than one" in said
+
+
+@pytest.mark.parametrize(
+    "trouble, said",
+    [
+        ("SECRET.read_text()", "answers.txt"),
+        ("socket.getaddrinfo('127.0.0.1', 80)", "127.0.0.1"),
+        ("import os; self.path = os.environ['HOME_OF_THE_AUDITOR']", "KeyError"),
+    ],
+    ids=["a file", "the network", "a variable"],
+)
+def test_what_the_clean_room_sees(tmp_path, monkeypatch, trouble, said):
+    monkeypatch.setenv("HOME_OF_THE_AUDITOR", "here")
+    code, tests, _ = audited(tmp_path, trouble=trouble)
+    assert code == 1
+    assert [id for id, test in tests.items() if test["passed"] is False] == ["A1"]
+    assert said in tests["A1"]["says"]
+
+
+def test_tokens_of_ones_own(tmp_path, capsys):
+    name = written(tmp_path)
+    np.save(tmp_path / "tokens.npy", np.arange(400) % 50)
+    words = ["audit", "--scorer", name, "--targets", "100", "--out", str(tmp_path), "--tokens"]
+    assert main([*words, str(tmp_path / "tokens.npy")]) == 0
+    np.save(tmp_path / "tokens.npy", np.arange(400))
+    assert main([*words, str(tmp_path / "tokens.npy")]) == 1
+    assert "the scorer's symbols end at 49" in capsys.readouterr().err
+    np.save(tmp_path / "tokens.npy", np.ones((3, 4)))
+    assert main([*words, str(tmp_path / "tokens.npy")]) == 1 and "holds no tokens" in capsys.readouterr().err
+    assert main(["audit", "--scorer", str(tmp_path / "other.py") + ":Uniform"]) == 1
+    assert main(["audit", "--scorer", name + "s"]) == 1
+    assert "has no Uniforms" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds, cuts, targets", [
+    (1.0, command.FEWEST_CUTS, 400), (10.0, Effort.cuts, 400), (100.0, Effort.cuts, 4000), (1e9, Effort.cuts, 9000)
+])  # fmt: skip
+def test_a_short_clock_gets_a_smaller_audit(seconds, cuts, targets, monkeypatch):
+    """A scorer that takes a millisecond a target, by a clock that only scoring moves."""
+    clock = SimpleNamespace(now=0.0)
+
+    def score(tokens):
+        clock.now += 1e-3 * (len(tokens) - 1)
+
+    monkeypatch.setattr(command.time, "perf_counter", lambda: clock.now)
+    subject = SimpleNamespace(least_targets=400, settings=SimpleNamespace(window=32), score=score)
+    effort = command.effort_for(subject, np.zeros(9001, np.int64), seconds)
+    assert (effort.cuts, effort.targets) == (cuts, targets)
+
+
+def test_the_clean_room_waits_as_its_parent_does(tmp_path, monkeypatch):
+    """Two processes share the cores: threads that only spin in one of them stop both."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "321")
+    monkeypatch.setenv("PARENT", "yes")
+    name = written(tmp_path, "import os; 'PARENT' in os.environ or SECRET.write_text(os.getenv('GOMP_SPINCOUNT', ''))")
+    main(["audit", "--scorer", name, "--targets", "300", "--out", str(tmp_path)])
+    assert (tmp_path / "answers.txt").read_text() == "321"
