@@ -20,7 +20,8 @@ from pgolf.kernels.launch import Launch
 if TYPE_CHECKING:
     from triton import JITFunction
 
-OPERATORS = ("attention", "rotary", "packed", "lora", "hedge", "cross_entropy", "mlp", "newton_schulz", "scan")
+ROOMS = Path(__file__).parent
+OPERATORS = tuple(sorted({path.parent.name for name in ("op", "cases") for path in ROOMS.glob(f"*/{name}.py")}))
 CAPABILITIES = (80, 90, 100)
 
 
@@ -86,7 +87,8 @@ class Compiled:
 
 def cases(operator: str, capability: int) -> list[Case]:
     """Every kernel of one operator, in every configuration its launch table holds for that capability."""
-    return importlib.import_module(f"pgolf.kernels.{operator}.op").compile_cases(capability)
+    home = next(name for name in ("cases", "op") if (ROOMS / operator / f"{name}.py").exists())
+    return importlib.import_module(f"pgolf.kernels.{operator}.{home}").compile_cases(capability)
 
 
 def floor_microseconds(case: Case, device: Device) -> float:

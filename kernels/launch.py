@@ -3,12 +3,15 @@ registered, within ranges that profilers can see."""
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 # Set PGOLF_NVTX=1 before the start to have ranges; without it nothing is wrapped, so that they cost nothing.
 RANGES = os.environ.get("PGOLF_NVTX", "0") not in ("", "0")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ def capability_of(device) -> int:
         return 90
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def nearest(table: Mapping[int, T], capability: int) -> T:
+    """The entry of a launch table (keyed by capability: 80, 90, 100, ...) for the nearest capability at or below this one;
+    the lowest entry where there is none below. A card newer than the table, or between two entries, gets a launch too."""
+    return table[max((known for known in table if known <= capability), default=min(table))]
 
 
 def cdiv(total: int, part: int) -> int:
