@@ -181,7 +181,7 @@ def curves(title: str, x: Axis, y: Axis, series: Sequence[Series], *, marks: Seq
         _caption(title, note),
         h("ul", legend, class_="legend"),
         _frame(area, horizontal, vertical, x, y),
-        h("p", class_="result", aria_live="polite"),
+        h("p", class_="readout", aria_live="polite"),
         flags,
         data(told),
         class_="chart curves",

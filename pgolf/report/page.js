@@ -28,7 +28,7 @@ function number(value) {
 for (const figure of document.querySelectorAll("figure.curves")) {
   const { x, s } = told(figure), [low, high, log] = x.s;
   const area = figure.querySelector(".area"), cursor = figure.querySelector(".cursor");
-  const reading = figure.querySelector(".reading"), outputs = [...figure.querySelectorAll(".legend output")];
+  const readout = figure.querySelector(".readout"), outputs = [...figure.querySelectorAll(".legend output")];
   const places = [...new Set(s.flatMap((one) => one.f).filter((f) => f !== null))].sort((a, b) => a - b);
   let at = -1;
 
@@ -48,16 +48,16 @@ for (const figure of document.querySelectorAll("figure.curves")) {
       return `${one.n} ${number(value)}`;
     });
     const shown = Math.abs(value) >= 1000 ? Math.round(value) : value;
-    reading.textContent = `${x.n}: ${number(Number(shown.toPrecision(5)))} ${x.u}`;
+    readout.textContent = `${x.n}: ${number(Number(shown.toPrecision(5)))} ${x.u}`;
     const unseen = document.createElement("span");
     unseen.className = "unseen";
     unseen.textContent = `; ${words.join(", ")}`;
-    reading.append(unseen);
+    readout.append(unseen);
   };
   const hide = () => {
     at = -1;
     cursor.classList.remove("on");
-    reading.textContent = "";
+    readout.textContent = "";
     for (const output of outputs) output.textContent = "";
   };
   const follow = (event) => {

@@ -29,7 +29,7 @@ words = 20
 method = "chunks"
 
 [evaluation.mixer]
-honest = ["chain"]
+honest = ["ngram_backoff"]
 """
 
 

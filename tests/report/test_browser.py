@@ -118,7 +118,7 @@ def test_pointer_and_keys(browser, pages):
         "const box = area.getBoundingClientRect(); return [box.left + box.width / 2, box.top + box.height / 2]"
     )
     browser.point(x, y)
-    result = "return document.querySelector('#training .reading').textContent"
+    result = "return document.querySelector('#training .readout').textContent"
     value = "return document.querySelector('#training .legend output').textContent"
     middle = float(browser.run(value))
     assert 3 < middle < 7 and browser.run(result).startswith("training tokens: 1")
@@ -139,7 +139,7 @@ def test_pointer_and_keys(browser, pages):
     before = browser.run(token)
     browser.keys("Right")
     assert browser.run(token) != before
-    assert "chain expected" in browser.run("return document.querySelector('.panel-of-token').textContent")
+    assert "n-gram back-off expected" in browser.run("return document.querySelector('.panel-of-token').textContent")
 
 
 def test_tab_reaches_every_control(browser, pages):

@@ -64,7 +64,7 @@ def test_every_chart_has_title_axes_and_units(whole):
     found = charts(whole)
     wanted = {
         "Training loss", "Learning rates", "Gradient norm", "Speed", "Along the stream", "By kind of token",
-        "By position in the document", "By length of the document", "Weights along the stream: chain", "Rounding error",
+        "By position in the document", "By length of the document", "Weights along the stream: n-gram back-off", "Rounding error",
         "Bits", "Clip", "Outliers", "The same text by general compressors", "Bytes of the artifact", "The clocks",
         "The onion: what each layer of scoring is worth", "Stride, span by span",
     }  # fmt: skip
@@ -90,7 +90,7 @@ def test_the_audit_by_test_and_result(whole):
     found = section(whole, "audit")
     rows = [[cell.text for cell in row.all("th") + row.all("td")] for row in found.one("table").all("tr")]
     assert rows == [
-        ["test", "ngram_backoff", "all", "published (does not count)"],
+        ["test", "n-gram back-off", "all", "published (does not count)"],
         ["sums to one", "✓ passed", "", "✗ failed"],
         ["knows no future", "✓ passed", "", ""],
         ["decodes", "", "– not applicable", ""],
@@ -120,9 +120,9 @@ def test_both_horizontal_axes_of_training(whole):
 def test_the_onion_says_gains_and_spread(whole):
     onion = charts(whole)["The onion: what each layer of scoring is worth"]
     rows = {row.one("div", "name").text: row for row in onion.all("div", "row")[1:-1]}
-    assert list(rows) == ["non overlapping", "sliding", "adapted", "ngram_backoff", "published (as published; no code length)"]
-    assert re.search(r"\d\.\d{4}, -0\.\d{4} ± 0\.0100 on adapted; better in \d+% of 6 documents", rows["ngram_backoff"].text)
-    assert "strong" in rows["ngram_backoff"].classes and "quiet" in rows["published (as published; no code length)"].classes
+    assert list(rows) == ["non-overlapping windows", "sliding windows", "adapted", "n-gram back-off", "published (as published; no code length)"]
+    assert re.search(r"\d\.\d{4}, -0\.\d{4} ± 0\.0100 on adapted; better in \d+% of 6 documents", rows["n-gram back-off"].text)
+    assert "strong" in rows["n-gram back-off"].classes and "quiet" in rows["published (as published; no code length)"].classes
 
 
 def test_kinds_of_tokens(whole):
@@ -150,14 +150,14 @@ def test_the_words(whole):
     for mark, bits in zip(marks, ngram_backoff, strict=True):
         shade = re.search(r"--a:(\d+)", mark.attributes["style"])
         assert int(shade[1]) == min(round(100 * bits / 12), 100)
-    assert set(told["g"]) == {"adapted", "ngram_backoff"} and told["p"]["9"] == " w9↵"
+    assert set(told["g"]) == {"adapted", "n-gram back-off"} and told["p"]["9"] == " w9↵"
     assert "tokens 48 to 67 of 1,200" in figures[0].text
 
 
 def test_compression_shows_whatever_was_run(whole):
     rows = charts(whole)["The same text by general compressors"].all("div", "row")[1:-1]
     assert [row.one("div", "name").text for row in rows] == [
-        "pgolf: chain", "bzip2 -9", "xz -9e", "brotli -11", "zstd --ultra -22",
+        "pgolf: n-gram back-off", "bzip2 -9", "xz -9e", "brotli -11", "zstd --ultra -22",
     ]  # fmt: skip
     assert "More than the text itself takes: with the artifact, 99,000 bytes (52.60 bits per byte)." in whole.text
 
@@ -296,7 +296,7 @@ def test_stages_that_have_not_run(tmp_path):
 
 def test_no_adaptation_no_mixer_no_words(tmp_path):
     path = scored(tmp_path / "run")
-    config = (path / "config.toml").read_text().replace('"chunks"', '"none"').replace('["chain"]', "[]")
+    config = (path / "config.toml").read_text().replace('"chunks"', '"none"').replace('["ngram_backoff"]', "[]")
     (path / "config.toml").write_text(config)
     for name in ("weights.jsonl", "words.json", "score.jsonl"):
         (path / name).unlink()

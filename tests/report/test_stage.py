@@ -29,7 +29,7 @@ def test_show_prints_what_the_page_shows(tmp_path, capsys):
     for words in (
         f"{summary['score']['ngram_backoff']['bpb']:.4f}", "30.0 of 120 s", "knows no future", "step 120",
         "gain in bits per byte",
-        "bits per byte, tokens from", "documents of tokens from", "word start", "chain: order 2", "brotli -11",
+        "bits per byte, tokens from", "documents of tokens from", "word start", "n-gram back-off: order 2", "brotli -11",
         "25.0% of the stream at a coarser stride", "attn.c_q.weight",
     ):  # fmt: skip
         assert words in said, words

@@ -3,8 +3,13 @@
 from pgolf.report.html import Html, h
 
 
+LABELS = {"ngram_backoff": "n-gram back-off", "non_overlapping": "non-overlapping windows", "sliding": "sliding windows"}
+"""Predictors whose name in the files is not their name in a sentence."""
+
+
 def spoken(name: str) -> str:
-    return name.replace("_", " ")
+    """A name of the files as a reader of the page sees it."""
+    return LABELS.get(name) or name.replace("_", " ")
 
 
 def section(anchor: str, title: str, *children, says: str = "") -> Html:
