@@ -6,7 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 # Set PGOLF_NVTX=1 before the start to have ranges; without it nothing is wrapped, so that they cost nothing.
 RANGES = os.environ.get("PGOLF_NVTX", "0") not in ("", "0")
@@ -36,7 +39,7 @@ class Launch:
         return f"{tiles} warps={self.num_warps} stages={self.num_stages}{cap}"
 
 
-def capability_of(device) -> int:
+def capability_of(device: "torch.device | str") -> int:
     """Compute capability of a CUDA device as one number (90 for Hopper); 90 where there is no device, so that
     launch choices can be tested and interpreted anywhere."""
     import torch
@@ -54,6 +57,7 @@ def nearest(table: Mapping[int, T], capability: int) -> T:
 
 
 def cdiv(total: int, part: int) -> int:
+    """Parts of that size that cover the total."""
     return -(-total // part)
 
 
@@ -74,12 +78,32 @@ def span(name: str) -> Iterator[None]:
 
 
 def implement(operator: str, device: str, form: Callable, ranges: bool = RANGES) -> None:
-    """Register one form of an operator ("pgolf::name") for a device ("CPU" or "CUDA"). Its range lies within the
-    dispatcher, where a compiled graph calls it too. It is named pgolf.name: profilers take nested ranges of one name for
-    one, and the dispatcher has one of its own."""
+    """Register one form of an operator ("pgolf::name") for a device ("CPU" or "CUDA").
+
+    A CUDA form runs with its arguments' device as the current one: Triton launches on the current device, whatever device
+    the tensors are on. A range lies within the dispatcher, where a compiled graph calls it too. It is named pgolf.name:
+    profilers take nested ranges of one name for one, and the dispatcher has one of its own."""
     import torch
 
+    if device == "CUDA":
+        form = on_device_of_arguments(form)
     torch.library.impl(operator, device, within_span(operator.replace("::", "."), form) if ranges else form)
+
+
+def on_device_of_arguments(form: Callable) -> Callable:
+    """`form`, called with the device of its first tensor as the current CUDA device."""
+    import torch
+
+    @functools.wraps(form)
+    def work(*args, **kwargs):
+        tensors = (x for argument in args for x in (argument if isinstance(argument, (list, tuple)) else [argument]))
+        device = next(x.device for x in tensors if isinstance(x, torch.Tensor))
+        if device.index == torch.cuda.current_device():
+            return form(*args, **kwargs)
+        with torch.cuda.device(device):
+            return form(*args, **kwargs)
+
+    return work
 
 
 def outside_graphs(name: str) -> AbstractContextManager:
