@@ -25,7 +25,7 @@ from pgolf.data.corpus import (
     is_validation,
 )
 from pgolf.data.errors import DataError
-from pgolf.data.shards import LARGEST_VOCAB, check_shard, open_shard, shard_writer, token_count
+from pgolf.data.shards import LARGEST_VOCAB, check_shard, open_shard, shard_writer, token_count, write_shard
 from pgolf.data.tokenizer import Tokenizer, train_tokenizer
 from pgolf.files import atomic_file, atomic_folder, sha256_of, system_error
 
@@ -78,6 +78,18 @@ class Dataset:
             )
         return tokens[: whole * seq_len + 1]
 
+    def val_bytes(self) -> np.ndarray:
+        """Bytes of text of each validation target, the stream without its first token: from the files beside the shards where
+        the data has them, as its maker counted them before any normalisation; by the tokenizer otherwise."""
+        beside = [byte_counts_of(path) for path in self.val_shards]
+        if not all(path.is_file() for path in beside):
+            tokens = np.asarray(self.val_tokens())
+            return self.tokenizer.byte_table.count(tokens[:-1], tokens[1:])
+        for path, shard in zip(beside, self.val_shards, strict=True):
+            if token_count(path) != token_count(shard):
+                raise DataError(f"{path} counts bytes of {token_count(path)} tokens, {shard.name} has {token_count(shard)}")
+        return np.concatenate([open_shard(path) for path in beside])[1:].astype(np.int16)
+
     def held_out(self, count: int) -> np.ndarray:
         """The end of the training text, for what is learnt after training: `count` tokens, at most a tenth of the last
         shard."""
@@ -109,6 +121,7 @@ def build_dataset(
     name: str = "text",
     tokenizer: str | Path | None = None,
     shard_tokens: int = 100_000_000,
+    case_ops: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
     """Makes a dataset of the documents in a new folder, which appears only when it is complete.
@@ -117,10 +130,12 @@ def build_dataset(
     becomes BOS and its tokens. A fixed hash of the text sends 10 % of them to validation. If that leaves one side
     empty (a single book, say), documents are cut into sections at blank lines, and these are the documents.
 
-    A tokenizer of `vocab_size` is trained on a sample of the training side, or copied from the file `tokenizer`.
+    A tokenizer of `vocab_size` is trained on a sample of the training side, with or without CaseOps, or copied from the file
+    `tokenizer`. With CaseOps every validation shard NAME_val_N.bin has NAME_val_bytes_N.bin beside it: the bytes of text of
+    each token, as the challenge's CaseOps data has them.
     """
     try:
-        return _build(documents, Path(folder), vocab_size, name, tokenizer, shard_tokens, progress or _silent)
+        return _build(documents, Path(folder), vocab_size, name, tokenizer, shard_tokens, progress or _silent, case_ops)
     except FileExistsError as error:
         raise DataError(f"{folder} already holds files; give a new folder or empty it") from error
 
@@ -129,7 +144,7 @@ def _silent(what: str, done: int, total: int | None) -> None:
     """Progress that nobody watches."""
 
 
-def _build(documents, folder, vocab_size, name, tokenizer, shard_tokens, progress) -> Dataset:
+def _build(documents, folder, vocab_size, name, tokenizer, shard_tokens, progress, case_ops=False) -> Dataset:
     if not re.fullmatch(r"[\w.-]+", name):
         raise DataError(f"a dataset's name has letters, digits, dots and dashes, not {name!r}")
     if shard_tokens < 1:
@@ -154,11 +169,13 @@ def _build(documents, folder, vocab_size, name, tokenizer, shard_tokens, progres
         model = staging / TOKENIZER
         if tokenizer is None:
             progress("training the tokenizer", 0, None)
-            train_tokenizer(survey.sample(), vocab_size, model)
+            train_tokenizer(survey.sample(), vocab_size, model, case_ops=case_ops)
         else:
             _copy(Path(tokenizer), model)
         encoder = Tokenizer(model)
         _check_vocab(encoder, vocab_size)
+        if case_ops and not encoder.marks:
+            raise DataError(f"tokenizer {tokenizer} has no CaseOps marks as pieces 4 to 7; leave case_ops out or give another")
         table = {
             "format": 1,
             "name": name,
@@ -179,6 +196,8 @@ def _build(documents, folder, vocab_size, name, tokenizer, shard_tokens, progres
             entries = [shard_entry(path, split) for path in paths]
             table["tokens"][split] = sum(entry["tokens"] for entry in entries)
             table["shards"] += entries
+            if split == "val" and encoder.marks:
+                write_byte_counts(paths, encoder)
         spool.unlink(missing_ok=True)
         write_table(staging, table)
     return open_dataset(folder)
@@ -267,7 +286,7 @@ class _Survey:
             self.text_bytes[split] += len(document.encode())
             if split == "train":
                 self._offer(document)
-            progress("result", self.bytes, None)
+            progress("reading", self.bytes, None)
         self.digest = digest.hexdigest()
 
     @property
@@ -338,6 +357,22 @@ def _write_shards(arrays: Iterator[np.ndarray], folder: Path, prefix: str, shard
                 writer.append(pending[:fits])
                 pending = pending[fits:] if len(pending) > fits else next(arrays, None)
     return paths
+
+
+def write_byte_counts(shards: list[Path], tokenizer: Tokenizer) -> None:
+    """Beside every shard of a stream one of the same length with the bytes of text that each token stands for."""
+    previous = np.array([tokenizer.bos], np.uint16)
+    for path in shards:
+        tokens = open_shard(path)
+        before = np.concatenate([previous, tokens[:-1]])
+        write_shard(byte_counts_of(path), tokenizer.byte_table.count(before, tokens))
+        previous = tokens[-1:]
+
+
+def byte_counts_of(shard: Path) -> Path:
+    """NAME_val_bytes_000000.bin for NAME_val_000000.bin."""
+    start, _, number = shard.name.rpartition("_")
+    return shard.with_name(f"{start}_bytes_{number}")
 
 
 def open_dataset(

@@ -8,6 +8,8 @@ U+2581 inside, so two things need help, and `Tokenizer.encode` gives it:
   space after a control token: so the byte counts of a document after its BOS add up to its length, exactly.
 
 The challenge's tokenizers normalise text (NFKC, runs of spaces), cannot give it back and are left as they are.
+
+A model whose pieces 4 to 7 are the marks of CaseOps reads and writes text through that transform (pgolf/data/caseops.py).
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from pgolf.data import caseops
 from pgolf.data.errors import DataError
 from pgolf.files import atomic_file, system_error
 
 PAD, BOS, EOS, UNKNOWN = range(4)
+FIRST_MARK = 4
 SPACE_MARK = "\u2581"
 # SentencePiece drops any line with this character while it trains.
 RESERVED = "\u2585"
@@ -44,11 +48,15 @@ PROBES = (
 )
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, path: str | Path) -> None:
+def train_tokenizer(documents: Iterable[str], vocab_size: int, path: str | Path, *, case_ops: bool = False) -> None:
     """Trains a lossless SentencePiece BPE model on the documents and writes it to `path`, atomically.
 
     pad, bos, eos and unk are 0 to 3, the 256 bytes follow. Digits stay single. The same documents give the same file.
+
+    case_ops  the model is of text after CaseOps, whose marks are pieces 4 to 7, before the bytes
     """
+    if case_ops:
+        documents = map(caseops.encode, documents)
     if not SMALLEST_VOCAB <= vocab_size <= LARGEST_VOCAB:
         raise DataError(f"a vocabulary has {SMALLEST_VOCAB} to {LARGEST_VOCAB} entries, not {vocab_size}")
     lines = list(_training_lines(documents, vocab_size))
@@ -72,6 +80,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, path: str | Path)
             bos_id=BOS,
             eos_id=EOS,
             unk_id=UNKNOWN,
+            user_defined_symbols=list(caseops.MARKS) if case_ops else [],
             num_threads=1,
             minloglevel=2,
         )
@@ -128,13 +137,18 @@ class Tokenizer:
             raise DataError(f"tokenizer {path} has no BOS piece; documents begin with one")
         if self.vocab_size > LARGEST_VOCAB:
             raise DataError(f"tokenizer {path} has {self.vocab_size} pieces; a shard holds at most {LARGEST_VOCAB}")
-        # bytes of text per id; control and unknown pieces stand for none
+        self.marks = range(FIRST_MARK, FIRST_MARK + len(caseops.MARKS)) if self._is_case_ops() else range(0)
+        # bytes of text per id, before CaseOps is undone; control and unknown pieces stand for none
         self.pieces = [self._piece_bytes(token) for token in range(self.vocab_size)]
         self._byte_tokens = {self.pieces[token]: token for token in range(self.vocab_size) if self._model.is_byte(token)}
         self._mark = [self._byte_tokens[bytes([byte])] for byte in SPACE_MARK.encode()] if self._has_bytes else []
         self.lossless = self._has_bytes and all(
             self._model.decode(self._model.encode(probe)) == probe.replace(SPACE_MARK, " ") for probe in PROBES
         )
+
+    def _is_case_ops(self) -> bool:
+        last = FIRST_MARK + len(caseops.MARKS)
+        return self.vocab_size > last and tuple(map(self._model.id_to_piece, range(FIRST_MARK, last))) == caseops.MARKS
 
     @property
     def _has_bytes(self) -> bool:
@@ -161,6 +175,8 @@ class Tokenizer:
                 text.encode()
         except UnicodeEncodeError as error:
             raise DataError("a text to encode holds half of a surrogate pair, which is not text; repair it") from error
+        if self.marks:
+            texts = [caseops.encode(text) for text in texts]
         split = [self._parts(text) if self.lossless else (False, [text]) for text in texts]
         encoded = iter(self._model.encode([part for _, parts in split for part in parts], num_threads=-1))
         joined = []
@@ -194,9 +210,12 @@ class Tokenizer:
         """The bytes that the tokens stand for; a stretch of tokens may begin or end inside a character."""
         pieces = self.pieces
         try:
-            return b"".join([pieces[token] for token in tokens])
+            joined = b"".join([pieces[token] for token in tokens])
         except IndexError as error:
             raise DataError(f"a token is outside the vocabulary of {self.vocab_size} of {self.path}") from error
+        if not self.marks:
+            return joined
+        return caseops.decode_excerpt(joined.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of the tokens; bytes that are not UTF-8 become U+FFFD."""
@@ -217,6 +236,7 @@ class ByteTable:
     Control, unknown and unused pieces are boundaries of 0 bytes; a byte piece is 1 byte; any other piece is the
     UTF-8 length of its text without the leading space. That space counts one more byte unless the token before is a
     boundary. (A space inside a piece is one byte as well, not the three of the mark that SentencePiece writes for it.)
+    A mark of CaseOps is no byte, unless it is escaped and so stands for itself.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -225,7 +245,21 @@ class ByteTable:
         self.boundary = np.array([tokenizer._silent(token) for token in ids])
         self.leading_space = np.array(spaced) & ~self.boundary
         self.base_bytes = np.array([len(piece) for piece in tokenizer.pieces], dtype=np.int16) - self.leading_space
+        self.mark_bytes = np.zeros_like(self.base_bytes)
+        self.mark_bytes[tokenizer.marks] = self.base_bytes[tokenizer.marks]
+        self.base_bytes -= self.mark_bytes
+        self.escape = tokenizer.marks[-1] if tokenizer.marks else None
 
     def count(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The bytes of each target (int16, of the targets' shape), given the token before it."""
-        return self.base_bytes[targets] + (self.leading_space[targets] & ~self.boundary[previous])
+        """The bytes of each target (int16, (..., T) as the targets), given the tokens before them, which run along T."""
+        counted = self.base_bytes[targets] + (self.leading_space[targets] & ~self.boundary[previous])
+        if self.escape is not None:
+            counted += self.mark_bytes[targets] * self._escapes(previous)
+        return counted
+
+    def _escapes(self, tokens: np.ndarray) -> np.ndarray:
+        """Whether each token escapes the one after it: in a run of escapes, which escape each other, every other one does."""
+        is_escape = np.asarray(tokens) == self.escape
+        place = np.broadcast_to(np.arange(is_escape.shape[-1]), is_escape.shape)
+        before_run = np.maximum.accumulate(np.where(is_escape, -1, place), axis=-1)
+        return is_escape & ((place - before_run) % 2 == 1)
