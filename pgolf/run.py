@@ -83,9 +83,9 @@ def dispatch(words: list[str]) -> int:
 
         return stages.make_data(parse(DataOptions, words[1:]))
     if stage == "export":
-        from pgolf.artifact.export import export
+        from pgolf import stages
 
-        return export(parse(ExportOptions, named_runs(words[1:])))
+        return stages.export(parse(ExportOptions, named_runs(words[1:])))
     if stage == "audit":
         from pgolf import stages
 

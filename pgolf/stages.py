@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import pgolf
 from pgolf.budget import Budget
-from pgolf.cli import AuditOptions, CompareOptions, DataOptions, HonestyOptions, UsageError
+from pgolf.cli import AuditOptions, CompareOptions, DataOptions, ExportOptions, HonestyOptions, UsageError
 from pgolf.config import ArtifactSettings, Settings, read_toml
 from pgolf.data import ByteTable, Dataset, build_dataset, default_dataset, open_dataset, read_documents
 from pgolf.distributed import launch
@@ -520,6 +520,20 @@ def show(folder: RunFolder, device: str = "") -> int:
 
         print(further_tables(read_run(folder.path)) + "\n")
     print(tables(folder.read_summary()))
+    return 0
+
+
+# ---- export
+
+
+def export(options: ExportOptions) -> int:
+    from pgolf.artifact.export import Submission
+    from pgolf.artifact.export import export as write_submission
+
+    if not options.runs:
+        raise UsageError("export needs the folders of one run or more: python -m pgolf.run export --out FOLDER RUN [RUN RUN]")
+    about = Submission(options.name, options.author, options.github_id, options.track)
+    write_submission(options.runs, options.out, about, options.baseline)
     return 0
 
 

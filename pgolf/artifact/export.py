@@ -4,14 +4,14 @@ import json
 import math
 import platform
 import shutil
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
 
 from pgolf.artifact.code import make_script, requirements
 from pgolf.artifact.errors import ArtifactError
-from pgolf.cli import ExportOptions, UsageError
 from pgolf.config import Settings, read_toml, to_toml
 from pgolf.folder import FolderError, RunFolder, write_whole
 from pgolf.significance import welch
@@ -20,10 +20,23 @@ from pgolf.significance import welch
 RECORD_NATS = 0.005
 
 
-def export(options: ExportOptions) -> int:
-    if not options.runs:
-        raise UsageError("export needs the folders of one run or more: python -m pgolf.run export --out FOLDER RUN [RUN RUN]")
-    folders = [RunFolder.existing(run) for run in options.runs]
+@dataclass(frozen=True)
+class Submission:
+    """What the submission's record says beside the measurements."""
+
+    name: str = ""
+    """Empty: the preset's."""
+    author: str = ""
+    github_id: str = ""
+    track: str = "10min_16mb"
+
+
+def export(runs: Sequence[str | Path], out: str | Path, about: Submission, baseline: str = "") -> None:
+    """Write the submission of finished runs, one for each seed, into the folder `out`, and print its size.
+
+    baseline  run folders or submission.json files, separated by commas; the gain over them is tested for significance
+    """
+    folders = [RunFolder.existing(run) for run in runs]
     settings = _one_configuration(folders)
     summaries = [_finished(folder) for folder in folders]
     seeds = [summary["seed"] for summary in summaries]
@@ -36,11 +49,11 @@ def export(options: ExportOptions) -> int:
                 f"{folder.path} was packed with {summary['artifact']['code_bytes']:,} bytes of code, which are "
                 f"{len(script):,} by now; pack and score it again"
             )
-    result = _common_result(summaries)
-    record = _record(options, settings, summaries, result, len(script))
-    significance = _significance(record, options.baseline) if options.baseline else []
+    result = _main_result(summaries)
+    record = _record(about, settings, summaries, result, len(script))
+    significance = _significance(record, baseline) if baseline else []
 
-    out = Path(options.out)
+    out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise FolderError(f"{out} is not empty; give another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -54,7 +67,6 @@ def export(options: ExportOptions) -> int:
     for line in significance:
         print(line)
     print(f"submission {out}")
-    return 0
 
 
 # ---- what the runs say
@@ -80,16 +92,19 @@ def _finished(folder: RunFolder) -> dict:
     return summary
 
 
-def _common_result(summaries: list[dict]) -> str:
-    """Of the ways of scoring that every run has and that are code lengths, the one with the least bits per byte."""
-    names = [name for name in summaries[0]["score"] if all(name in summary["score"] for summary in summaries)]
-    legal = [name for name in names if all(summary["score"][name]["legal"] for summary in summaries)]
-    if not legal:
-        raise ArtifactError("the runs have no legal score in common")
-    return min(legal, key=lambda name: mean(summary["score"][name]["bpb"] for summary in summaries))
+def _main_result(summaries: list[dict]) -> str:
+    """The predictor whose score is the runs' score: the one that each summary names as `main`, which scoring fixes before it
+    has seen any text. Taking the best of several instead would be a choice made on the validation text."""
+    names = {summary["main"] for summary in summaries}
+    if len(names) > 1:
+        raise ArtifactError(f"the runs have different main scores, {' and '.join(sorted(names))}; score them alike")
+    (name,) = names
+    if not all(name in summary["score"] and summary["score"][name]["legal"] for summary in summaries):
+        raise ArtifactError(f"the runs' main score, {name!r}, is no legal score; nothing else can be submitted in its place")
+    return name
 
 
-def _record(options: ExportOptions, settings: Settings, summaries: list[dict], result: str, code_bytes: int) -> dict:
+def _record(about: Submission, settings: Settings, summaries: list[dict], result: str, code_bytes: int) -> dict:
     scores = [summary["score"][result] for summary in summaries]
     results = {}
     for summary, score in zip(summaries, scores, strict=True):
@@ -110,12 +125,12 @@ def _record(options: ExportOptions, settings: Settings, summaries: list[dict], r
     sizes = [model + code_bytes for model in models]
     losses, bits = [score["loss"] for score in scores], [score["bpb"] for score in scores]
     return {
-        "author": options.author,
-        "github_id": options.github_id,
-        "name": options.name or settings.preset,
+        "author": about.author,
+        "github_id": about.github_id,
+        "name": about.name or settings.preset,
         "blurb": settings.description,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "track": options.track,
+        "track": about.track,
         "val_loss": mean(losses),
         "val_bpb": mean(bits),
         "val_loss_std": stdev(losses) if len(losses) > 1 else 0.0,
@@ -170,7 +185,7 @@ def _baseline(words: str) -> list[dict]:
         path = Path(word)
         if path.is_dir():
             summary = _finished(RunFolder.existing(path))
-            score = summary["score"][_common_result([summary])]
+            score = summary["score"][_main_result([summary])]
             found.append({"val_loss": score["loss"], "val_bpb": score["bpb"]})
             continue
         try:

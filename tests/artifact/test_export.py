@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from pgolf import stages
 from pgolf.artifact import code
 from pgolf.artifact.errors import ArtifactError
-from pgolf.artifact.export import export
+from pgolf.artifact.export import Submission, export
 from pgolf.artifact.pack import read_artifact
 from pgolf.cli import ExportOptions, UsageError, named_runs, parse
 from pgolf.config import ArtifactSettings, Settings, load_preset, preset_names, read_toml, to_toml
@@ -177,7 +177,8 @@ def finished_run(path, seed, settings=None, **score):
             "total_bytes": 5000 + seed + code.code_bytes(settings),
             "parts": {"codes": 4000},
         },
-        score={"worse": {**legal, "bpb": 1.9}, "plain": {**legal, **score}, "published": unlawful},
+        score={"sliding": {**legal, "bpb": 1.9}, "plain": {**legal, **score}, "published": unlawful},
+        main="plain",
         scoring={"seconds": 12.0, "limit": 120.0, "parts": {}},
         device="a device",
         versions={"torch": "2.0"},
@@ -185,8 +186,8 @@ def finished_run(path, seed, settings=None, **score):
     return folder
 
 
-def export_of(*runs, out, **options):
-    return export(ExportOptions(runs=tuple(str(run.path) for run in runs), out=str(out), **options))
+def export_of(*runs, out, baseline="", **about):
+    export([run.path for run in runs], out, Submission(**about), baseline)
 
 
 def test_the_folder_holds_what_was_measured(tmp_path, capsys):
@@ -194,7 +195,7 @@ def test_the_folder_holds_what_was_measured(tmp_path, capsys):
     baseline = {"seed_results": {str(i): {"val_loss": 2.2 + i / 1000, "val_bpb": 1.3 + i / 1000} for i in range(3)}}
     (tmp_path / "base.json").write_text(json.dumps(baseline))
     out = tmp_path / "out"
-    assert export_of(*runs, out=out, baseline=str(tmp_path / "base.json"), author="A", github_id="a") == 0
+    export_of(*runs, out=out, baseline=str(tmp_path / "base.json"), author="A", github_id="a")
     said = capsys.readouterr().out
     record = json.loads((out / "submission.json").read_text())
     script = (out / "train_gpt.py").stat().st_size
@@ -210,6 +211,17 @@ def test_the_folder_holds_what_was_measured(tmp_path, capsys):
     assert (out / "requirements.txt").read_text().splitlines() == code.requirements(Settings())
 
 
+def test_the_score_is_the_one_that_the_runs_name_not_the_best(tmp_path):
+    """A predictor with fewer bits per byte than the main one, and just as legal, is not what is submitted."""
+    runs = [finished_run(tmp_path / f"r{seed}", seed) for seed in (1, 2)]
+    for run in runs:
+        score = run.read_summary()["score"]
+        run.update_summary(score={**score, "lucky": {**score["plain"], "bpb": 1.0, "loss": 1.7}})
+    export_of(*runs, out=tmp_path / "out", baseline=",".join(str(run.path) for run in runs))
+    record = json.loads((tmp_path / "out" / "submission.json").read_text())
+    assert math.isclose(record["val_bpb"], 1.2015) and "scored as `plain`" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     first = finished_run(tmp_path / "1", 1)
     with pytest.raises(ArtifactError, match="same seed 1"):
@@ -222,9 +234,11 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="pack and score it again"):
         export_of(stale, out=tmp_path / "o")
     with pytest.raises(ArtifactError, match="no legal score"):
-        unlawful = finished_run(tmp_path / "4", 4, legal=False)
-        unlawful.update_summary(score={"published": unlawful.read_summary()["score"]["published"]})
-        export_of(unlawful, out=tmp_path / "o")
+        export_of(finished_run(tmp_path / "4", 4, legal=False), out=tmp_path / "o")
+    otherwise = finished_run(tmp_path / "5", 5)
+    otherwise.update_summary(main="sliding")
+    with pytest.raises(ArtifactError, match="different main scores, plain and sliding"):
+        export_of(first, otherwise, out=tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
