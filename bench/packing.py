@@ -73,7 +73,7 @@ def main() -> None:
         size, second = timed("packing", lambda: write_weights(path, rounded, settings, b""))
         both = [a + b for a, b in zip(first, second, strict=True)]
         print(f"{'both':9} {both[0]:7.1f} s on the clock {both[1]:7.1f} s on all cores")
-        back, _ = timed("result", lambda: read_artifact(path))
+        back, _ = timed("reading", lambda: read_artifact(path))
     values = rounded.values({name: tensor.shape for name, tensor in state.items()})
     if not all(torch.equal(values[name], tensor) for name, tensor in back.state.items()):
         raise SystemExit("what was read is not what was written")

@@ -45,7 +45,7 @@ def test_every_document_is_there_again(tmp_path, some, once):
     assert built.train_shards[1].name == "text_train_000001.bin" and built.vocab_size == 300
     assert built.digest == corpus_digest(some) and built == open_dataset(tmp_path / "d")
     size = sum(len(text.encode()) for text in some)
-    assert seen[-1] == ("tokenizing", size, size) and ("result", size, None) in seen
+    assert seen[-1] == ("tokenizing", size, size) and ("reading", size, None) in seen
 
     table = json.loads((tmp_path / "d" / "dataset.json").read_text())
     assert table["digest"] == built.digest and table["lossless"] is True
