@@ -295,8 +295,9 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     budget = Budget(read_toml(folder.config).evaluation.seconds)
     from pgolf.artifact.pack import read_artifact
     from pgolf.evaluation.evaluate import evaluate
-    from pgolf.evaluation.records import read_plan, results_table, write_scores, write_traces, write_words
+    from pgolf.evaluation.records import read_plan, results_table, write_traces, write_words
     from pgolf.model.rounding import FakeRounding
+    from pgolf.score_log import write_scores
 
     settings = read_toml(folder.config)
     options = settings.evaluation
@@ -337,7 +338,9 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             per_target = table.count(tokens[:-1], tokens[1:])
             results = results_table(found, tokens, dataset.tokenizer.bos, per_target)
             columns = {name: result.nats[: len(per_target)] for name, result in found.results.items()}
-            write_scores(folder.scores, tokens, per_target, columns, dataset.tokenizer)
+            write_scores(
+                folder.scores, tokens, per_target, columns, bos=dataset.tokenizer.bos, pieces=dataset.tokenizer.pieces
+            )
             write_words(folder.words, found.words, tokens, per_target, columns, dataset.tokenizer.pieces)
             write_traces(folder.weights_log, found.traces)
             write_whole(folder.plan, json.dumps(found.plan) + "\n")

@@ -21,6 +21,7 @@ from pgolf.audit.trials import Effort, OneScorer, Trials
 from pgolf.config import Settings, load_preset, read_toml
 from pgolf.data import Dataset, default_dataset, open_shard
 from pgolf.folder import RunFolder, write_whole
+from pgolf.score_log import ScoreLog
 
 # of the scoring clock
 SHARE = 0.2
@@ -161,15 +162,15 @@ def documents_of(dataset: Dataset, arrays: Iterable[np.ndarray]) -> Iterable[byt
 def record_findings(folder: RunFolder, subject: RunSubject, tokens: np.ndarray, effort: Effort) -> list[Finding]:
     """Whether score.jsonl adds up to the scores, and whether scoring its beginning again gives the same."""
     summary, found = folder.read_summary(), []
-    recorded_tokens, recorded = read_scores(folder.scores)
+    record = ScoreLog(folder.scores).read()
     plan = json.loads(folder.plan.read_text(encoding="utf-8")) if folder.plan.exists() else None
     subject.plan = plan
     beginning = tokens[: effort.targets + 1]
     again = subject.score(beginning, total=len(tokens) - 1)
     for result in subject.results:
         score = summary["score"][result]
-        nats = recorded.get(result, np.empty(0))
-        same_text = np.array_equal(recorded_tokens, tokens[1:])
+        nats = record.nats.get(result, np.empty(0))
+        same_text = np.array_equal(record.tokens, tokens[1:])
         total = math.fsum(nats)
         off = abs(total - score["nats"])
         holds = same_text and len(nats) == score["tokens"] == len(tokens) - 1 and off <= 1e-5 * len(nats)
@@ -187,20 +188,6 @@ def record_findings(folder: RunFolder, subject: RunSubject, tokens: np.ndarray, 
             says = "Scored again, the beginning of the text costs something else than the record says."
         found.append(Finding("R1", "the record comes out again", result, figure, count > 0 and gap <= allowed, says))
     return found
-
-
-def read_scores(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The tokens and every predictor's nats in score.jsonl."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            head = json.loads(file.readline())
-            lines = [json.loads(line) for line in file]
-        tokens = np.concatenate([line["tokens"] for line in lines]) if lines else np.empty(0, np.int64)
-        return tokens, {name: np.concatenate([line[name] for line in lines]) for name in head["results"] if lines}
-    except OSError as error:
-        raise AuditError(f"{path} cannot be read: {error.strerror}; score the run again") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise AuditError(f"{path} is damaged ({error}); score the run again") from None
 
 
 # ---- the published mixtures: what they add up to

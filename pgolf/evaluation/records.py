@@ -1,6 +1,5 @@
 """What a scoring run leaves behind: the predictors with their paired gains, and every target's cost.
 
-score.jsonl     the stream and what each of its targets cost, a few hundred targets a line
 weights.jsonl   the weights of temperature and mixers, span by span
 words.json      what was expected before each token of two stretches of text
 plan.json       what the clock decided; `score RUN --plan FILE` repeats it
@@ -13,61 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pgolf.data import Tokenizer
 from pgolf.evaluation.documents import document_starts
 from pgolf.evaluation.evaluate import Evaluation, Result
 from pgolf.evaluation.planner import PlanError
 from pgolf.evaluation.words import Words
 from pgolf.folder import write_whole
-
-TARGETS_PER_LINE = 512
-TOKEN_KINDS = ("boundary", "byte", "space", "digit", "punctuation", "word start", "continuation")
-
-
-def write_scores(
-    path: Path, tokens: np.ndarray, bytes_per_target: np.ndarray, results: dict[str, np.ndarray], tokenizer: Tokenizer
-) -> None:
-    """First line: what follows, and what kind of thing each token is. Then spans of targets: token ids, their bytes, and
-    the nats of every predictor."""
-    temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "w", encoding="utf-8") as file:
-        head = {
-            "targets": len(tokens) - 1,
-            "results": list(results),
-            "unit": "nats",
-            "bos": tokenizer.bos,
-            "kinds": TOKEN_KINDS,
-            "kind_of_token": "".join(str(TOKEN_KINDS.index(kind_of(piece))) for piece in tokenizer.pieces),
-        }
-        file.write(json.dumps(head) + "\n")
-        for start in range(0, len(tokens) - 1, TARGETS_PER_LINE):
-            stop = min(start + TARGETS_PER_LINE, len(tokens) - 1)
-            line = {
-                "start": start,
-                "tokens": tokens[start + 1 : stop + 1].tolist(),
-                "bytes": bytes_per_target[start:stop].tolist(),
-                **{name: [round(float(n), 5) for n in nats[start:stop]] for name, nats in results.items()},
-            }
-            file.write(json.dumps(line, separators=(",", ":")) + "\n")
-    temporary.replace(path)
-
-
-def kind_of(piece: bytes) -> str:
-    """By the piece alone: a word starts where a space comes with it."""
-    if not piece:
-        return "boundary"
-    try:
-        text = piece.decode()
-    except UnicodeDecodeError:
-        return "byte"
-    bare = text.strip()
-    if not bare:
-        return "space"
-    if bare.isnumeric():
-        return "digit"
-    if not any(character.isalnum() for character in bare):
-        return "punctuation"
-    return "word start" if text[0] == " " else "continuation"
 
 
 def write_words(

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgolf.report.scores import Breakdown, read_scores
-
-# what reading a value from a table of unexpected form can raise
-ODD = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError)
+from pgolf.score_log import ODD, ScoreLogError
 
 
 @dataclass
@@ -56,6 +54,8 @@ def read_run(path: Path, *, scores: bool = True) -> Run:
     if scores and (path / "score.jsonl").exists():
         try:
             run.scores = read_scores(path / "score.jsonl")
+        except ScoreLogError as error:
+            run.damaged.append(str(error))
         except ODD as error:
             run.damaged.append(f"score.jsonl is damaged: {error}")
     return run

@@ -3,15 +3,14 @@
 The file is read once, a few thousand targets at a time, so that a stream of any length needs no more memory than sums.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-# lines that are turned into arrays together
-LINES = 64
+from pgolf.score_log import Head, Part, ScoreLog
+
 # tokens from a document's beginning, and tokens of a document
 EDGES = np.array([0, *(2**i for i in range(4, 21))])
 CELLS_ALONG = 200
@@ -91,32 +90,20 @@ class _Sums:
         return Cells(names, self.tokens, self.bytes, self.bits)
 
 
-def read_scores(path: Path) -> Breakdown:
-    with open(path, encoding="utf-8") as file:
-        head = json.loads(file.readline())
-        predictor = _Predictor(head)
-        lines: list[dict] = []
-        for text in file:
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break  # the line at which the writing was cut off
-            if len(lines) == LINES:
-                predictor.take(lines)
-                lines = []
-        if lines:
-            predictor.take(lines)
-    return predictor.finished()
+def read_scores(path: Path, *, lines: int = 64) -> Breakdown:
+    """Sums of all that the file has, from so many of its lines at a time."""
+    log = ScoreLog(path)
+    counter = _Counter(log.head)
+    for part in log.parts(lines=lines):
+        counter.take(part)
+    return counter.finished()
 
 
-class _Predictor:
-    def __init__(self, head: dict):
-        self.results = [str(name) for name in head["results"]]
-        self.targets = int(head["targets"])
-        self.bos = int(head.get("bos", 1))
+class _Counter:
+    def __init__(self, head: Head):
+        self.results, self.targets, self.bos, self.kinds = list(head.results), head.targets, head.bos, list(head.kinds)
         count = len(self.results)
-        self.kinds = [str(kind) for kind in head.get("kinds", ())]
-        self.kind_of_token = np.frombuffer(head.get("kind_of_token", "").encode(), np.uint8).astype(np.int64) - ord("0")
+        self.kind_of_token = np.frombuffer(head.kind_of_token.encode(), np.uint8).astype(np.int64) - ord("0")
         self.by_position = _Sums(len(EDGES), count)
         self.by_kind = _Sums(len(self.kinds), count)
         cells = max(min(CELLS_ALONG, self.targets // 64), 1)
@@ -127,10 +114,9 @@ class _Predictor:
         self.open = np.zeros(2 + count)
         self.done = 0
 
-    def take(self, lines: list[dict]) -> None:
-        tokens = np.array([token for line in lines for token in line["tokens"]], np.int64)
-        size = np.array([count for line in lines for count in line["bytes"]], np.int64)
-        columns = [np.array([n for line in lines for n in line[name]], np.float64) for name in self.results]
+    def take(self, part: Part) -> None:
+        tokens, size = part.tokens, part.bytes
+        columns = [part.nats[name] for name in self.results]
         bits = np.stack(columns) / math.log(2) if columns else np.zeros((0, len(tokens)))
         # a target that is BOS ends its document
         ends = np.flatnonzero(tokens == self.bos) + 1

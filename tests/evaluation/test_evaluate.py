@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,18 +32,16 @@ from pgolf.evaluation.predictors.ngrams import NgramsPredictor
 from pgolf.evaluation.predictors.table import learn_ngram_table
 from pgolf.evaluation.predictors.temperature import Plain, Tempered
 from pgolf.evaluation.records import (
-    TOKEN_KINDS,
-    kind_of,
     paired_gain,
     read_plan,
     results_table,
-    write_scores,
     write_traces,
     write_words,
 )
 from pgolf.evaluation.stream import ScoredStream
 from pgolf.evaluation.words import excerpts
 from pgolf.model import build_model
+from pgolf.score_log import write_scores
 from tests.evaluation.toy import BOS, Bytes, Toy, text
 
 MODEL = ModelSettings(
@@ -414,18 +411,11 @@ def test_words_stop_when_their_time_is_up(tmp_path):
                 assert all(written["pieces"][str(token)] == pieces[token].decode() for token, _ in place)
 
 
-def test_what_a_token_is():
-    pieces = [b"", b"\xe2", b" \n", b" 12", b"),", b" Word", b"ing", b"7", "\u00fc".encode(), b"\x07"]
-    kinds = ["boundary", "byte", "space", "digit", "punctuation", "word start", "continuation", "digit", "continuation"]
-    assert [kind_of(piece) for piece in pieces] == [*kinds, "punctuation"] and set(kinds) == set(TOKEN_KINDS)
-
-
 def test_files(tmp_path):
     tokens, found = run(settings_with(), 600)
     columns = {name: result.nats[:600] for name, result in found.results.items()}
     per_target = Bytes().count(tokens[:-1], tokens[1:])
-    tokenizer = SimpleNamespace(bos=BOS, pieces=[b"", b"", b" a", b"7"])
-    write_scores(tmp_path / "score.jsonl", tokens, per_target, columns, tokenizer)
+    write_scores(tmp_path / "score.jsonl", tokens, per_target, columns, bos=BOS, pieces=[b"", b"", b" a", b"7"])
     head, *lines = [json.loads(line) for line in (tmp_path / "score.jsonl").read_text().splitlines()]
     assert head["targets"] == 600 and head["results"] == list(columns) and head["unit"] == "nats" and head["bos"] == BOS
     assert [head["kinds"][int(kind)] for kind in head["kind_of_token"]] == ["boundary", "boundary", "word start", "digit"]

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from pgolf.report import scores
 from pgolf.report.scores import EDGES, read_scores
 from tests.report.folders import BOS, LENGTHS, READINGS, TOKEN_KINDS, stream, write_scores
 
@@ -34,13 +33,12 @@ def by_loops(tokens, size, bits):
 
 @pytest.mark.parametrize("lines, per_line", [(64, 100), (1, 7), (2, 3), (3, 100_000)])
 @pytest.mark.parametrize("lengths", [LENGTHS, (1, 1, 40), (90,)])
-def test_sums_are_those_of_plain_loops(tmp_path, monkeypatch, lines, per_line, lengths):
-    monkeypatch.setattr(scores, "LINES", lines)
+def test_sums_are_those_of_plain_loops(tmp_path, lines, per_line, lengths):
     tokens, size, nats = stream(lengths)
     if lengths == (90,):
         tokens, size, nats = tokens[:-1], size[:-1], {name: values[:-1] for name, values in nats.items()}
     write_scores(tmp_path / "score.jsonl", tokens, size, nats, per_line)
-    found = read_scores(tmp_path / "score.jsonl")
+    found = read_scores(tmp_path / "score.jsonl", lines=lines)
     assert found.results == READINGS and found.tokens == len(tokens)
     for column, name in enumerate(READINGS):
         expected, documents = by_loops(tokens, size, nats[name] / math.log(2))
