@@ -26,6 +26,7 @@ setup(
         "zstandard>=0.23",
         "constriction>=0.4",
         "safetensors>=0.5",
+        "tomli-w>=1.0",
         "tyro>=0.9",
         "rich>=13",
         "matplotlib>=3.9",

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
-from pgolf.config import Settings, at_scale, check, from_table, load_preset, preset_names, read_toml, to_toml
+from pgolf.config import Settings, at_scale, from_table, load_preset, preset_names, read_toml, to_toml
 from pgolf.errors import PgolfError
 from pgolf.folder import RunFolder, write_whole
 from pgolf.progress import Display
@@ -177,7 +177,7 @@ def settings_of(preset: str, changes: dict, steps: int, seed: int) -> Settings:
             inner = inner.setdefault(section, {})
         inner[key] = value
     settings = from_table(table, at_scale(load_preset(preset), "tiny"), "history")
-    check(settings)
+    settings.validate()
     return settings
 
 

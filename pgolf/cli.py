@@ -17,7 +17,6 @@ from pgolf.config import (
     SettingsError,
     TrainingSettings,
     at_scale,
-    check,
     from_environment,
     load_preset,
     nearest,
@@ -259,7 +258,7 @@ def settings_from(words: list[str], *, cuda: bool, environment=os.environ) -> tu
     training = dataclasses.replace(options.training, steps=options.steps or options.training.steps)
     chosen = {name: getattr(options, name) for name in parts} | {"training": training}
     settings = dataclasses.replace(base, seed=options.seed, **chosen)
-    check(settings)
+    settings.validate()
     return settings, options
 
 

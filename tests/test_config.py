@@ -7,7 +7,6 @@ from pgolf.config import (
     Settings,
     SettingsError,
     at_scale,
-    check,
     from_environment,
     from_table,
     load_preset,
@@ -22,7 +21,7 @@ from pgolf.config import (
 @pytest.mark.parametrize("cuda", [False, True], ids=["cpu", "cuda"])
 def test_every_preset_is_sound_and_survives_its_file(name, scale, cuda, tmp_path):
     settings = at_scale(load_preset(name, cuda=cuda), scale)
-    check(settings)
+    settings.validate()
     path = tmp_path / "config.toml"
     path.write_text(to_toml(settings), encoding="utf-8")
     assert read_toml(path) == settings
@@ -42,7 +41,7 @@ def test_what_a_branch_tried_goes_with_every_preset(name):
         "qat_soft_round": False,
         "qat_soft_to_hard": True,
     }
-    check(dataclasses.replace(settings, training=dataclasses.replace(settings.training, **switches)))
+    dataclasses.replace(settings, training=dataclasses.replace(settings.training, **switches)).validate()
 
 
 def test_presets_differ_where_the_submissions_do():
@@ -124,7 +123,7 @@ def test_combinations_that_cannot_work(section, change, complaint):
     settings = Settings()
     broken = dataclasses.replace(settings, **{section: dataclasses.replace(getattr(settings, section), **change)})
     with pytest.raises(SettingsError, match=complaint):
-        check(broken)
+        broken.validate()
 
 
 def test_the_challenges_environment_names():

@@ -19,7 +19,7 @@ from pgolf.artifact.container import join_sections, read_container
 from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.rounding import Correction, Rounded
 from pgolf.artifact.weights import Weights, outlines_of, role_of, round_weights
-from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, check, from_table, scoring_table
+from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, from_table, scoring_table
 from pgolf.folder import write_whole
 from pgolf.model import build_model, count_parameters, import_checkpoint, submission_state
 
@@ -166,7 +166,7 @@ def _artifact(sections: dict[str, bytes]) -> Artifact:
         model_settings = from_table(meta["model"], ModelSettings(), "model")
         chosen = from_table(meta["artifact"], ArtifactSettings(), "artifact")
         _check_believable(model_settings)
-        check(Settings(model=model_settings, artifact=chosen))
+        Settings(model=model_settings, artifact=chosen).validate()
     except (SettingsError, TypeError, ValueError, ArithmeticError) as error:
         raise ArtifactError(f"it describes no network: {error}") from None
     shapes = _shapes(model_settings, sum(map(len, sections.values())))

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from pgolf.artifact.calibration import hessians
 from pgolf.artifact.pack import read_artifact, write_artifact
 from pgolf.artifact.weights import round_weights
-from pgolf.config import AdaptationSettings, Settings, SettingsError, at_scale, check, load_preset
+from pgolf.config import AdaptationSettings, Settings, SettingsError, at_scale, load_preset
 from pgolf.evaluation.adaptation import ChunkAdapter
 from pgolf.model import build_model, count_parameters, import_checkpoint, parameter_groups, submission_state, unbank, untie
 from pgolf.model.checkpoint import rebank
@@ -364,13 +364,13 @@ def test_chunks_teach_the_mixers():
     ],
 )
 def test_what_is_refused(change, line):
-    check(Settings(model=RICH))
+    Settings(model=RICH).validate()
     with pytest.raises(SettingsError, match=line):
-        check(Settings(model=dataclasses.replace(HYBRID, **change)))
+        Settings(model=dataclasses.replace(HYBRID, **change)).validate()
 
 
 def test_adapters_are_refused():
     settings = load_preset("mamba")
     adaptation = dataclasses.replace(settings.evaluation.adaptation, method="lora")
     with pytest.raises(SettingsError, match="keys and values of earlier tokens.*none or chunks"):
-        check(dataclasses.replace(settings, evaluation=dataclasses.replace(settings.evaluation, adaptation=adaptation)))
+        dataclasses.replace(settings, evaluation=dataclasses.replace(settings.evaluation, adaptation=adaptation)).validate()

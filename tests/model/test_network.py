@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pgolf.config import Settings, SettingsError, check, load_preset
+from pgolf.config import Settings, SettingsError, load_preset
 from pgolf.model import build_model, count_parameters, parameter_groups, untie
 from tests.model.common import EVERYTHING, SHALLOW, SMALL, error, random_model, tokens
 
@@ -93,9 +93,9 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize("flaw", IMPOSSIBLE)
 def test_impossible_networks_are_refused(flaw):
     change, line = IMPOSSIBLE[flaw]
-    check(Settings(model=SMALL))
+    Settings(model=SMALL).validate()
     with pytest.raises(SettingsError, match=line):
-        check(Settings(model=dataclasses.replace(SMALL, **change)))
+        Settings(model=dataclasses.replace(SMALL, **change)).validate()
 
 
 def test_precisions():

@@ -18,7 +18,7 @@ import zstandard
 
 from pgolf.artifact.pack import read_artifact
 from pgolf.budget import Budget
-from pgolf.config import EvaluationSettings, Settings, SettingsError, check, from_table, scoring_table
+from pgolf.config import EvaluationSettings, Settings, SettingsError, from_table, scoring_table
 from pgolf.data import Tokenizer
 from pgolf.evaluation.codec.coding import CodecError, believable, decode, encode, silent
 from pgolf.evaluation.codec.stream import DIGEST, TEXT, TOKENS, Stream, computer
@@ -166,7 +166,7 @@ class Codec:
     def _settings(self, table: dict) -> Settings:
         try:
             settings = from_table(table, Settings(model=self.artifact.model_settings), "the settings to score with")
-            check(settings)
+            settings.validate()
             check_believable(settings.evaluation)
         except (SettingsError, TypeError, AttributeError) as error:
             raise CodecError(f"{self.path} cannot be scored with these settings: {error}") from None

@@ -1,0 +1,39 @@
+"""[evaluation]: the scoring clock, windows, and what scores them."""
+
+from dataclasses import dataclass, field
+
+from pgolf.config.adaptation import AdaptationSettings, LoraSettings
+from pgolf.config.checks import SettingsError, above, at_least
+from pgolf.config.predictors import MixerSettings, TemperatureSettings
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    seconds: float = 600.0
+    """The scoring clock: loading, compiling, adapting and mixing included."""
+    window: int = 2048
+    """Tokens of one scoring window."""
+    stride: int = 64
+    """Tokens a window adds to the last one."""
+    batch: int = 32
+    """Windows scored at once."""
+    published_tail: bool = False
+    """Also give the submissions' figure, which scores the last tokens of the stream several times."""
+    sliding: bool = True
+    """Score plain sliding windows too."""
+    max_tokens: int = 0
+    """Score only this many validation tokens, marked as partial; 0: all."""
+    words: int = 256
+    """Tokens of each of two documents for which the report shows what was expected before them; 0 leaves that out."""
+    adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    temperature: TemperatureSettings = field(default_factory=TemperatureSettings)
+    mixer: MixerSettings = field(default_factory=MixerSettings)
+
+    def validate(self) -> None:
+        """Raise one line for the first value that nothing can be scored with."""
+        at_least(0, "evaluation", self, "max_tokens", "words")
+        at_least(1, "evaluation", self, "window", "batch")
+        above(0, "evaluation", self, "seconds")
+        if not 0 < self.stride <= self.window:
+            raise SettingsError(f"evaluation.stride {self.stride} must be from 1 to the window's {self.window}")
