@@ -136,7 +136,7 @@ class AdaptersStep:
         torch.manual_seed(settings.seed)
         self.model = build_model(settings.model, device=device, seed=settings.seed).eval().requires_grad_(False)
         self.model.operators, self.options = operators, settings.evaluation.lora
-        self.adapters = Adapters.create(self.model, documents, rank, ("q", "k", "v", "o", "mlp", "head"))
+        self.adapters = Adapters.create(settings.model, documents, rank, ("q", "k", "v", "o", "mlp", "head"), device=device)
         self.leaves = self.adapters.parameters()
         self.tokens, self.targets = torch.randint(settings.model.vocab_size, (2, documents, length), device=device)
         self.first, self.second = ([torch.zeros_like(leaf) for leaf in self.leaves] for _ in range(2))

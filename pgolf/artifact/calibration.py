@@ -36,7 +36,7 @@ def hessians(model: Network, batches: Iterable[Tensor], *, head: bool = False) -
     counts: dict[str, int] = {}
     output = "tok_emb.weight" if model.lm_head is None else "lm_head.weight"
 
-    def watch(site: str, layer: int, x: Tensor) -> None:
+    def input_hook(site: str, layer: int, x: Tensor) -> None:
         if site in SITES:
             name = f"blocks.{model.virtual_layers[layer]}.{SITES[site][0]}"
         elif site in SHARED:
@@ -54,15 +54,15 @@ def hessians(model: Network, batches: Iterable[Tensor], *, head: bool = False) -
     device = model.tok_emb.weight.device
     was_training = model.training
     model.eval()
-    model.watch = watch
+    model.input_hook = input_hook
     try:
         with torch.no_grad():
             for tokens in batches:
                 hidden = model.hidden(tokens.to(device))
                 if head:
-                    watch("head", 0, hidden)
+                    input_hook("head", 0, hidden)
     finally:
-        model.watch = None
+        model.input_hook = None
         model.train(was_training)
     means = {name: total / counts[name] for name, total in sums.items()}
     for name in list(means):
@@ -115,7 +115,9 @@ def sample(logits: Tensor, draws: Tensor) -> Tensor:
 
 
 def _by_decoder(model: Network, tokens: Tensor) -> Iterable[Tensor]:
-    decoder = model.decoder(*tokens.shape)
+    from pgolf.model.decoder import Decoder
+
+    decoder = Decoder(model, *tokens.shape)
     for place in range(tokens.shape[1] - 1):
         yield decoder.step(tokens[:, place])
 

@@ -21,7 +21,8 @@ from pgolf.artifact.rounding import Correction, Rounded
 from pgolf.artifact.weights import Weights, outlines_of, role_of, round_weights
 from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, from_table, scoring_table
 from pgolf.folder import write_whole
-from pgolf.model import build_model, count_parameters, import_checkpoint, submission_state
+from pgolf.model import Network, build_model, count_parameters, import_checkpoint, submission_state
+from pgolf.model.rounding import FakeRounding
 
 # even at two bits, mostly zeros, a trained weight needs more: a file that claims so many weights is not believed
 WEIGHTS_PER_BYTE = 40
@@ -40,8 +41,8 @@ class Artifact:
     sections: dict[str, bytes] = field(default_factory=dict)
     """What else the file carries, by name."""
 
-    def build_model(self, device="cpu"):
-        model = build_model(self.model_settings, device=device)
+    def build_model(self, device="cpu", fake_rounding: FakeRounding | None = None) -> Network:
+        model = build_model(self.model_settings, device=device, fake_rounding=fake_rounding)
         import_checkpoint(model, self.state)
         return model.eval()
 

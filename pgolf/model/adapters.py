@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pgolf.config import ModelSettings
 from pgolf.model.operators import Operators
-
-if TYPE_CHECKING:
-    from pgolf.model.network import Network
 
 SITES = ("q", "k", "v", "o", "up", "down", "head")
 
@@ -31,28 +28,27 @@ class Adapters:
     @classmethod
     def create(
         cls,
-        model: "Network",
+        settings: ModelSettings,
         documents: int,
         rank: int,
         targets: Sequence[str],
         *,
         alpha: float = 0.0,
         seed: int = 0,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> "Adapters":
         """Adapters that change nothing yet: A uniform in +-1/sqrt(in), the same for every document; B zero.
 
         targets  any of q, k, v, o, up, down, head, and mlp for up and down
         alpha    the adapters' output is scaled by alpha / rank; 0: not scaled
-        dtype    of the factors; float32 if not given (float64 for a float64 network)
+        dtype    of the factors
         """
         from pgolf.kernels.lora import lora_initial
 
         sites = [site for target in targets for site in (("up", "down") if target == "mlp" else (target,))]
         if unknown := sorted(set(sites) - set(SITES)):
             raise ValueError(f"adapters: no target {unknown[0]!r}; there are {', '.join(SITES)} and mlp")
-        settings, device = model.settings, model.tok_emb.weight.device
-        kind = dtype or torch.promote_types(model.activation, torch.float32)
         dim, values, hidden = settings.dim, settings.kv_heads * settings.head_dim, settings.mlp_hidden
         shapes = {
             "q": (dim, dim), "k": (values, dim), "v": (values, dim), "o": (dim, dim),
@@ -64,9 +60,9 @@ class Adapters:
                 continue
             for layer in range(1 if site == "head" else len(settings.virtual_layers)):
                 out, width = shapes[site]
-                start = lora_initial(rank, width, seed=(seed * len(SITES) + number) * 1000 + layer, dtype=kind, device=device)
+                start = lora_initial(rank, width, seed=(seed * len(SITES) + number) * 1000 + layer, dtype=dtype, device=device)
                 a = start.expand(documents, -1, -1).clone().requires_grad_()
-                b = torch.zeros(documents, out, rank, dtype=kind, device=device, requires_grad=True)
+                b = torch.zeros(documents, out, rank, dtype=dtype, device=device, requires_grad=True)
                 factors[site, layer], initial[site, layer] = (a, b), start
         return cls(factors, initial, alpha / rank if alpha else 1.0)
 
@@ -77,7 +73,7 @@ class Adapters:
 class Projector:
     """x W^T for one executed layer, with that layer's adapter added where there is one.
 
-    watch  sees (site, layer, x) of every product before it is made
+    input_hook  sees (site, layer, x) of every product before it is made
     """
 
     def __init__(
@@ -85,18 +81,18 @@ class Projector:
         operators: Operators,
         adapters: Adapters | None,
         layer: int,
-        watch: Callable[[str, int, Tensor], None] | None = None,
+        input_hook: Callable[[str, int, Tensor], None] | None = None,
     ):
-        self.operators, self.adapters, self.layer, self.watch = operators, adapters, layer, watch
+        self.operators, self.adapters, self.layer, self.input_hook = operators, adapters, layer, input_hook
 
     def plain(self, *sites: str) -> bool:
         """Whether these sites are nothing but their matrices, so that a fused operator may take them."""
         adapted = self.adapters is not None and any((site, self.layer) in self.adapters.factors for site in sites)
-        return not adapted and self.watch is None
+        return not adapted and self.input_hook is None
 
     def __call__(self, site: str, x: Tensor, weight: Tensor) -> Tensor:
-        if self.watch is not None:
-            self.watch(site, self.layer, x)
+        if self.input_hook is not None:
+            self.input_hook(site, self.layer, x)
         if self.adapters is None or (site, self.layer) not in self.adapters.factors:
             return F.linear(x, weight)
         return self.operators.lora(x, weight, *self.adapters.factors[site, self.layer], self.adapters.scale)

@@ -11,12 +11,18 @@ from pgolf.config import ModelSettings
 from pgolf.model.mamba import ScanBlock
 from pgolf.model.network import Network
 from pgolf.model.parts import Block
+from pgolf.model.rounding import FakeRounding
 
 TABLES = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
 
 
 def build_model(
-    settings: ModelSettings, *, device="cpu", dtype: torch.dtype | None = None, seed: int | None = None
+    settings: ModelSettings,
+    *,
+    device="cpu",
+    dtype: torch.dtype | None = None,
+    seed: int | None = None,
+    fake_rounding: FakeRounding | None = None,
 ) -> Network:
     """A network with its initial weights, drawn on the CPU in float32: a seed means the same numbers on every device.
 
@@ -24,9 +30,11 @@ def build_model(
             bfloat16 asks for the latter anywhere; float32 and float64 mean everything.
     device  "meta" gives shapes without weights
     seed    None draws from torch's own generator
+    fake_rounding  becomes `network.rounding`; `FakeRounding.left_on(settings.training)` is what training left on
     """
     device = torch.device(device)
     network = empty_network(settings)
+    network.rounding = fake_rounding
     network.activation = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     if device.type != "meta":
         network.to_empty(device="cpu")

@@ -8,7 +8,7 @@ and multiplications.
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from pgolf.model.mamba import Mamba2Mixer, ScanBlock
+from pgolf.model.network import Network
 from pgolf.model.parts import Block, rotary_tables
-
-if TYPE_CHECKING:
-    from pgolf.model.network import Network
 
 TILE = 64
 EPS = float(np.finfo(np.float32).eps)
@@ -93,7 +91,7 @@ class Decoder:
     batch. The rotary base is that of a window of `length` tokens, which is also the most the decoder takes.
     """
 
-    def __init__(self, model: "Network", batch: int, length: int):
+    def __init__(self, model: Network, batch: int, length: int):
         if batch < 1 or length < 1:
             raise ValueError(f"decoder: batch {batch} and length {length} must be at least 1")
         self.batch, self.length, self.position = batch, length, 0
@@ -138,7 +136,7 @@ class Decoder:
 
 
 @torch.no_grad()
-def _plan(model: "Network", length: int) -> Plan:
+def _plan(model: Network, length: int) -> Plan:
     settings, blocks, shared = model.settings, model.blocks, model.ve_shared if model.value_layers else None
     dim, values = settings.dim, settings.kv_heads * settings.head_dim
     attentions = [block for block in blocks if isinstance(block, Block)]

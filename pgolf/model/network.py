@@ -10,7 +10,6 @@ small belongs to the executed layer.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,6 @@ from pgolf.model.mamba import ScanBlock, ScanMatrices
 from pgolf.model.operators import OPERATORS, Operators
 from pgolf.model.parts import Block, HashedPairs, Matrices, SharedValues, SmearGate, previous, rms_norm, rotary_tables
 
-if TYPE_CHECKING:
-    from pgolf.model.decoder import Decoder
-
 
 class Network(nn.Module):
     """Built by `build_model`.
@@ -33,7 +29,7 @@ class Network(nn.Module):
     operators   "kernels", or "reference" for the operators' plain-torch forms: the same function, slower
     rounding    in training mode, (weight, role) -> the weight to use instead; role "bank" for the slices of the banks,
                 "projection" for those of the bigram and value embeddings. May be set at any time.
-    watch       sees (site, executed layer, input) of every product with a matrix: sites q, k, v, o, up, down, or mixer_in,
+    input_hook  sees (site, executed layer, input) of every product with a matrix: sites q, k, v, o, up, down, or mixer_in,
                 mixer_b, mixer_c, mixer_out; and with layer 0 head, bigram and values
     """
 
@@ -43,7 +39,7 @@ class Network(nn.Module):
         self.activation = torch.float32
         self.operators = "kernels"
         self.rounding: Callable[[Tensor, str], Tensor] | None = None
-        self.watch: Callable[[str, int, Tensor], None] | None = None
+        self.input_hook: Callable[[str, int, Tensor], None] | None = None
         self.virtual_layers = settings.virtual_layers
         layers, dim, values = len(settings.attention_layers), settings.dim, settings.kv_heads * settings.head_dim
         scans, inner = len(settings.scan_layers), settings.scan_width
@@ -86,7 +82,7 @@ class Network(nn.Module):
             if self.skip_weights is not None and layer >= self.encoders and skips:
                 x = x + self.skip_weights[layer - self.encoders].to(x.dtype) * skips.pop()
             entered = x
-            project = Projector(operators, adapters, layer, self.watch)
+            project = Projector(operators, adapters, layer, self.input_hook)
             x, values = block(x, x0, before, matrices[layer], extra_values.get(layer), first_values, table, project)
             before = entered
             first_values = values if layer == 0 else first_values
@@ -139,12 +135,6 @@ class Network(nn.Module):
 
     forward = loss
 
-    def decoder(self, batch: int, length: int) -> "Decoder":
-        """Token by token: what the parallel form gives on windows of `length` tokens. Takes the weights as they are now."""
-        from pgolf.model.decoder import Decoder
-
-        return Decoder(self, batch, length)
-
     # ---- how it works
 
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -167,7 +157,7 @@ class Network(nn.Module):
         return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
 
     def _raw_logits(self, hidden: Tensor, adapters: Adapters | None = None) -> Tensor:
-        project = Projector(self._operators(), adapters, 0, self.watch)
+        project = Projector(self._operators(), adapters, 0, self.input_hook)
         return project("head", hidden, self.output_matrix().to(hidden.dtype))
 
     def _operators(self) -> Operators:
@@ -201,4 +191,4 @@ class Network(nn.Module):
         weight = owner.proj.weight
         if self.training and self.rounding is not None:
             weight = self.rounding(weight, "projection")
-        return Projector(self._operators(), None, 0, self.watch)(site, rows, weight.to(self.activation))
+        return Projector(self._operators(), None, 0, self.input_hook)(site, rows, weight.to(self.activation))

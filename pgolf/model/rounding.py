@@ -49,6 +49,12 @@ class FakeRounding:
             device=device,
         )
 
+    @classmethod
+    def left_on(cls, settings: TrainingSettings, device: torch.device | str = "cpu") -> "FakeRounding | None":
+        """What a network that was trained with these settings still rounds with whenever it is in training mode, as
+        adaptation with `training_mode` puts it; None where training never rounded."""
+        return cls.of(settings, device) if settings.qat_threshold else None
+
     def harden(self, multiplier: float, threshold: float) -> None:
         """Follow the schedule, which began to round at the threshold."""
         if self.form == "soft":

@@ -66,14 +66,14 @@ def test_the_mlps_moments_reproduce_its_output():
     """trace(W H W^T) is the mean square of what the down projection puts out."""
     model = random_model(SMALL).eval()
     outputs = []
-    hook = model.watch
+    hook = model.input_hook
     assert hook is None
     seen = {}
-    model.watch = lambda site, layer, x: seen.setdefault((site, layer), x.detach())
+    model.input_hook = lambda site, layer, x: seen.setdefault((site, layer), x.detach())
     batch = tokens(2, 16)
     with torch.no_grad():
         model.hidden(batch)
-    model.watch = None
+    model.input_hook = None
     found = hessians(model, [batch])
     for layer in range(SMALL.layers):
         up, down = model.mlp_up_bank[layer].detach(), model.mlp_down_bank[layer].detach()
@@ -88,7 +88,7 @@ def test_watching_changes_nothing_and_ends(everything):
     before = everything.logits(batch)
     everything.train()
     hessians(everything, [batch])
-    assert everything.watch is None and everything.training
+    assert everything.input_hook is None and everything.training
     everything.eval()
     assert torch.equal(everything.logits(batch), before)
 

@@ -13,6 +13,12 @@ FREE = dataclasses.replace(EVERYTHING, recurrence=(), layers=4, value_embedding_
 SHAPES = {"q": (48, 48), "k": (24, 48), "v": (24, 48), "o": (48, 48), "up": (80, 48), "down": (48, 80), "head": (61, 48)}
 
 
+def created(model, documents, rank, targets, **options):
+    """In the network's own precision, float32 at least."""
+    dtype = torch.promote_types(model.activation, torch.float32)
+    return Adapters.create(model.settings, documents, rank, targets, dtype=dtype, **options)
+
+
 def filled(adapters, seed=7):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -40,7 +46,7 @@ def test_adapters_are_merged_weights(target):
     given = tokens(3, 14)
     model = random_model(FREE, dtype=torch.float64).eval()
     plain = model.logits(given)
-    adapters = Adapters.create(model, 3, 2, SITES if target == "all" else (target,), alpha=3.0)
+    adapters = created(model, 3, 2, SITES if target == "all" else (target,), alpha=3.0)
     assert adapters.scale == 1.5
     torch.testing.assert_close(model.logits(given, adapters=adapters), plain)
     found = model.logits(given, adapters=filled(adapters))
@@ -56,7 +62,7 @@ def test_adapters_are_merged_weights(target):
 
 def test_what_is_created():
     model = random_model(SMALL)
-    adapters = Adapters.create(model, 4, 3, ("q", "mlp", "head"), seed=2)
+    adapters = created(model, 4, 3, ("q", "mlp", "head"), seed=2)
     assert {site for site, _ in adapters.factors} == {"q", "up", "down", "head"}
     assert {layer for site, layer in adapters.factors if site == "q"} == set(range(5))
     assert adapters.scale == 1.0 and len(adapters.parameters()) == 2 * (3 * 5 + 1)
@@ -67,21 +73,21 @@ def test_what_is_created():
         assert torch.equal(a, adapters.initial[site, layer].expand_as(a))
     starts = torch.stack([adapters.initial["q", layer] for layer in range(5)])
     assert len(starts.flatten(1).unique(dim=0)) == 5
-    again, other = (Adapters.create(model, 1, 3, ("q", "mlp", "head"), seed=seed) for seed in (2, 3))
+    again, other = (created(model, 1, 3, ("q", "mlp", "head"), seed=seed) for seed in (2, 3))
     assert torch.equal(again.initial["up", 4], adapters.initial["up", 4])
     assert not torch.equal(other.initial["up", 4], adapters.initial["up", 4])
     with pytest.raises(ValueError, match="no target 'w'; there are q, k, v, o, up, down, head and mlp"):
-        Adapters.create(model, 1, 3, ("q", "w"))
+        created(model, 1, 3, ("q", "w"))
 
 
 def test_repeated_layers_have_adapters_of_their_own():
     model = random_model(EVERYTHING, dtype=torch.float64)
-    adapters = Adapters.create(model, 2, 2, ("v",))
+    adapters = created(model, 2, 2, ("v",))
     assert {layer for _, layer in adapters.factors} == set(range(7))
     given = tokens(2, 9)
     plain = model.logits(given)
     for layer in (2, 4):
-        once = Adapters.create(model, 2, 2, ("v",))
+        once = created(model, 2, 2, ("v",))
         with torch.no_grad():
             once.factors["v", layer][1].fill_(0.1)
         assert (model.logits(given, adapters=once) - plain).abs().max() > 1e-4
@@ -92,7 +98,7 @@ def test_only_adapters_learn_over_a_frozen_base(operators):
     # without the token gate, which hides part of its slope on purpose
     model = random_model(dataclasses.replace(SHALLOW, dtg=False), dtype=torch.float64).requires_grad_(False).eval()
     model.operators = operators
-    adapters = filled(Adapters.create(model, 2, 2, SITES))
+    adapters = filled(created(model, 2, 2, SITES))
     given = tokens(2, 8)
 
     def loss():
@@ -113,7 +119,7 @@ def test_only_adapters_learn_over_a_frozen_base(operators):
 
 def test_full_graph_with_adapters():
     model = random_model(SHALLOW).requires_grad_(False).eval()
-    adapters = filled(Adapters.create(model, 2, 2, ("q", "v", "up", "head")))
+    adapters = filled(created(model, 2, 2, ("q", "v", "up", "head")))
     given = tokens(2, 12)
     run = torch.compile(model.logits, fullgraph=True, dynamic=False, backend="aot_eager")
     found, wanted = run(given, adapters=adapters), model.logits(given, adapters=adapters)
@@ -125,7 +131,7 @@ def test_full_graph_with_adapters():
 
 def test_bfloat16_base_with_float32_adapters():
     model = random_model(SMALL, dtype=torch.bfloat16)
-    adapters = filled(Adapters.create(model, 2, 2, SITES))
+    adapters = filled(created(model, 2, 2, SITES))
     assert adapters.parameters()[0].dtype == torch.float32
     given = tokens(2, 12)
     exact = random_model(SMALL)
@@ -136,4 +142,4 @@ def test_bfloat16_base_with_float32_adapters():
 def test_documents_must_match_the_batch():
     model = random_model(SMALL)
     with pytest.raises(ValueError, match="lora"):
-        model.logits(tokens(3, 5), adapters=Adapters.create(model, 2, 2, ("q",)))
+        model.logits(tokens(3, 5), adapters=created(model, 2, 2, ("q",)))

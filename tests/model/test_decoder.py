@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pgolf.model import Decoder
 from pgolf.model import decoder as module
 from tests.model.common import EVERYTHING, SMALL, error, random_model, tokens
 
@@ -34,7 +35,7 @@ def test_decoder_is_the_parallel_form(case):
     given = tokens(2, 140)
     with torch.no_grad():
         wanted = model.logits(given)
-    decoder = model.decoder(2, 140)
+    decoder = Decoder(model, 2, 140)
     found = torch.stack([decoder.step(given[:, t]) for t in range(140)], 1)
     assert found.dtype == torch.float32
     assert error(found, wanted) < 1e-5
@@ -45,17 +46,17 @@ def test_the_length_sets_the_base():
     given = tokens(1, 100)
     with torch.no_grad():
         wanted = model.logits(given)[:, 39]
-    assert error(model.decoder(1, 100).prefill(given[:, :40]), wanted) < 1e-5
-    assert error(model.decoder(1, 40).prefill(given[:, :40]), wanted) > 1e-3
+    assert error(Decoder(model, 1, 100).prefill(given[:, :40]), wanted) < 1e-5
+    assert error(Decoder(model, 1, 40).prefill(given[:, :40]), wanted) > 1e-3
 
 
 @pytest.mark.parametrize("settings", [SMALL, EVERYTHING], ids=["small", "everything"])
 def test_the_same_bits_however_tokens_arrive(settings):
     model = random_model(settings)
     given = tokens(3, 90)
-    stepped = model.decoder(3, 90)
+    stepped = Decoder(model, 3, 90)
     steps = torch.stack([stepped.step(given[:, t]) for t in range(90)], 1)
-    alone = model.decoder(1, 90)
+    alone = Decoder(model, 1, 90)
     for row in range(3):
         alone.reset()
         assert torch.equal(alone.prefill(given[row : row + 1, :71]), steps[row, 70][None])
@@ -72,15 +73,15 @@ def test_any_precision_decodes_in_float32():
             for target, source in zip(exact.parameters(), model.parameters(), strict=True):
                 target.copy_(source)
             wanted = exact.logits(given)[:, -1]
-        found = model.decoder(1, 30).prefill(given)
+        found = Decoder(model, 1, 30).prefill(given)
         assert found.dtype == torch.float32 and error(found, wanted) < 1e-5
 
 
 def test_the_weights_are_those_of_its_start():
     model = random_model(SMALL)
     given = tokens(1, 10)
-    decoder = model.decoder(1, 10)
-    wanted = model.decoder(1, 10).prefill(given)
+    decoder = Decoder(model, 1, 10)
+    wanted = Decoder(model, 1, 10).prefill(given)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)
@@ -89,7 +90,7 @@ def test_the_weights_are_those_of_its_start():
 
 def test_what_it_refuses():
     model = random_model(SMALL)
-    decoder = model.decoder(2, 5)
+    decoder = Decoder(model, 2, 5)
     decoder.prefill(tokens(2, 4))
     with pytest.raises(ValueError, match="4 of 5 tokens are taken, 2 more do not fit; start another one"):
         decoder.prefill(tokens(2, 2))
@@ -103,7 +104,7 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match=r"tokens for 2 rows wanted, not \(3, 1\)"):
         decoder.step(torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="batch 0 and length 5 must be at least 1"):
-        model.decoder(0, 5)
+        Decoder(model, 0, 5)
 
 
 def test_exponentials():

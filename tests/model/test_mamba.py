@@ -16,7 +16,16 @@ from pgolf.artifact.pack import read_artifact, write_artifact
 from pgolf.artifact.weights import round_weights
 from pgolf.config import AdaptationSettings, Settings, SettingsError, at_scale, load_preset
 from pgolf.evaluation.adaptation import ChunkAdapter
-from pgolf.model import build_model, count_parameters, import_checkpoint, parameter_groups, submission_state, unbank, untie
+from pgolf.model import (
+    Decoder,
+    build_model,
+    count_parameters,
+    import_checkpoint,
+    parameter_groups,
+    submission_state,
+    unbank,
+    untie,
+)
 from pgolf.model.checkpoint import rebank
 from tests.model.common import SMALL, error, random_model, tokens
 
@@ -245,10 +254,10 @@ def test_token_by_token_is_the_parallel_form(settings):
     given = tokens(2, 140)
     with torch.no_grad():
         wanted = model.logits(given)
-    decoder = model.decoder(2, 140)
+    decoder = Decoder(model, 2, 140)
     steps = torch.stack([decoder.step(given[:, t]) for t in range(140)], 1)
     assert error(steps, wanted) < 1e-5
-    alone = model.decoder(1, 140)
+    alone = Decoder(model, 1, 140)
     for row in range(2):
         alone.reset()
         assert torch.equal(alone.prefill(given[row : row + 1, :71]), steps[row, 70][None])
@@ -257,7 +266,7 @@ def test_token_by_token_is_the_parallel_form(settings):
 
 
 def digest():
-    decoder = random_model(RICH).decoder(1, 90)
+    decoder = Decoder(random_model(RICH), 1, 90)
     given = tokens(1, 90)
     found = b"".join(decoder.step(given[:, t]).numpy().tobytes() for t in range(90))
     return hashlib.sha256(found).hexdigest()

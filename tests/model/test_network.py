@@ -249,13 +249,13 @@ def test_watching_changes_nothing_and_sees_every_product():
         assert (site, layer) not in seen
         seen[site, layer] = x
 
-    model.watch = watch
+    model.input_hook = watch
     torch.testing.assert_close(model.logits(given), plain)
     each = {(site, layer) for site in ("q", "k", "v", "o", "up", "down") for layer in range(7)}
     assert seen.keys() == each | {("head", 0), ("bigram", 0), ("values", 0)}
     hidden = F.leaky_relu(seen["up", 5] @ model.mlp_up_bank[model.virtual_layers[5]].T, EVERYTHING.mlp_slope).square()
     torch.testing.assert_close(seen["down", 5], hidden)
-    model.watch = None
+    model.input_hook = None
     torch.testing.assert_close(seen["head", 0], model.hidden(given))
 
 

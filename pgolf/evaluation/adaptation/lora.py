@@ -151,7 +151,15 @@ class Learner:
 
     def __init__(self, network: Network, settings: LoraSettings, capacity: int):
         self.settings = settings
-        whole = Adapters.create(network, capacity, settings.rank, settings.targets, alpha=settings.alpha)
+        whole = Adapters.create(
+            network.settings,
+            capacity,
+            settings.rank,
+            settings.targets,
+            alpha=settings.alpha,
+            dtype=torch.promote_types(network.activation, torch.float32),
+            device=network.tok_emb.weight.device,
+        )
         executed = len(network.blocks)
         lowest = executed - settings.layers if settings.layers else 0
         self.sites = [site for site in whole.factors if site[0] == "head" or site[1] >= lowest]

@@ -18,6 +18,7 @@ from pgolf.evaluation.predictors.ngram_backoff import Learnt
 from pgolf.evaluation.predictors.temperature import Plain, Temperature, policy
 from pgolf.evaluation.statistics import Statistics, heat_of
 from pgolf.evaluation.windows import Window, begins_span, targets_per_span, windows_from
+from pgolf.model import Decoder
 
 
 class Neural(Protocol):
@@ -143,10 +144,10 @@ class ChunkwiseNetwork:
     def _decoder(self) -> None:
         """One with the weights as they are now."""
         if self.adapter is None:
-            self.decoder = self.model.decoder(1, self.settings.window)
+            self.decoder = Decoder(self.model, 1, self.settings.window)
         else:
             with self.adapter.scoring_model() as model:
-                self.decoder = model.decoder(1, self.settings.window)
+                self.decoder = Decoder(model, 1, self.settings.window)
 
     # ---- between windows, as the scorer does between spans
 
