@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from bench import budgets, table, timing
+from bench.benchmarks import Benchmark, disagreement, quiet_compiler
 from bench.ceilings import Ceilings, measure_ceilings
-from bench.contests import Contest, disagreement, quiet_compiler
-from bench.results import Gate, Line, Results, file_of, floor_gate, line_of, peer_gate, regression_gate
+from bench.results import Gate, Line, Results, file_of, line_of, peer_gate, regression_gate, roofline_gate
 from pgolf.folder import RunFolder
 
 NEEDS_GPU = "needs an NVIDIA GPU"
@@ -155,19 +155,19 @@ class Bench:
     def size(self) -> str:
         return self.session.size
 
-    def hold(self, name: str, contest: Contest) -> None:
+    def hold(self, name: str, benchmark: Benchmark) -> None:
         """Compare what all compute; then, if this run measures, time them and ask the gates."""
-        wanted = {peer: work() for peer, work in contest.peers.items()}
-        found = contest.ours()
+        wanted = {peer: work() for peer, work in benchmark.peers.items()}
+        found = benchmark.ours()
         for peer, results in wanted.items():
-            error, allowed = disagreement(found, results), contest.tolerance
+            error, allowed = disagreement(found, results), benchmark.tolerance
             assert error <= allowed, f"{name}: ours and {peer} differ by {error:.2g}, more than {allowed:g}"
         del wanted, found
-        floor = self.session.ceilings.floor(*contest.work) if any(contest.work) else 0.0
-        details = {"floor": floor, "absent": contest.absent, "per_call": contest.per_call, "figures": contest.figures}
-        line = self.measure(name, {"ours": contest.ours, **contest.peers}, least=contest.least, **details)
-        if line and contest.of_floor and self.device == "cuda":
-            line.gates.append(floor_gate(line, contest.of_floor))
+        floor = self.session.ceilings.floor(*benchmark.work) if any(benchmark.work) else 0.0
+        details = {"floor": floor, "absent": benchmark.absent, "per_call": benchmark.per_call, "figures": benchmark.figures}
+        line = self.measure(name, {"ours": benchmark.ours, **benchmark.peers}, min_speedup=benchmark.min_speedup, **details)
+        if line and benchmark.min_roofline and self.device == "cuda":
+            line.gates.append(roofline_gate(line, benchmark.min_roofline))
         self.keep(line)
 
     def measure(
@@ -175,32 +175,34 @@ class Bench:
         name: str,
         contenders: Mapping[str, timing.Work],
         *,
-        least: Mapping[str, float],
+        min_speedup: Mapping[str, float],
         floor: float = 0.0,
         absent: Mapping[str, str] | None = None,
         per_call: tuple[float, str] = (0, ""),
         figures: Mapping[str, float | str] | None = None,
         host: bool = False,
         capture: bool = True,
-        rounds: int = timing.LEAST_ROUNDS,
+        rounds: int = timing.MIN_ROUNDS,
     ) -> Line | None:
-        """Time contenders in turns; `least` says how many times as fast as a peer ours must be. host: by the wall clock, also
+        """Time contenders in turns. min_speedup: by peer, the least ratio of its time to ours. host: by the wall clock, also
         where there is a GPU. A smoke run only runs each of them once and gives nothing."""
         if self.tiny:
             timing.once(contenders)
             return None
         clock = timing.HostClock() if host else self.session.clock
-        samples = timing.interleave(contenders, clock, self.session.seconds, capture=capture, least=rounds)
+        samples = timing.interleave(contenders, clock, self.session.seconds, capture=capture, min_rounds=rounds)
         line = line_of(name, samples, on_gpu=self.device == "cuda" and not host, floor=floor, absent=absent, figures=figures)
         if per_call[0]:
             line.figures[per_call[1]] = per_call[0] / line.ours.median
-        line.gates += [peer_gate(peer, line.peers[peer].ratio, times) for peer, times in least.items()]
+        line.gates += [peer_gate(peer, line.peers[peer].ratio, times) for peer, times in min_speedup.items()]
         return line
 
     def seconds_of(self, work: timing.Work) -> float:
         """Of one call, without peers."""
         clock = timing.HostClock() if self.tiny else self.session.clock
-        return timing.interleave({"ours": work}, clock, self.session.seconds / 4, capture=False, least=1).of("ours").median
+        return (
+            timing.interleave({"ours": work}, clock, self.session.seconds / 4, capture=False, min_rounds=1).of("ours").median
+        )
 
     def keep(self, line: Line | None) -> None:
         """Keep a line, tell pytest-benchmark, and fail if a gate does."""
@@ -226,7 +228,7 @@ class Bench:
             "bench": line.bench,
             "peers": {peer: {line.unit: p.value, "ratio": vars(p.ratio)} for peer, p in line.peers.items()},
             "absent": line.absent,
-            "of_floor": line.of_floor,
+            "roofline_fraction": line.roofline_fraction,
             "figures": line.figures,
             "gates": [vars(gate) for gate in line.gates],
         }

@@ -10,30 +10,30 @@ Everything is warm when the watched part begins (cudaProfilerStart).
 import argparse
 import sys
 
-from bench.contests import ENTRIES, FORWARD, Place
+from bench.benchmarks import BENCHMARKS, FORWARD, Place
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.once", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of contests; all if none is given")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of benchmarks; all if none is given")
     parser.add_argument("--list", action="store_true", help="print the names")
     parser.add_argument("--size", choices=("small", "full"), default="small")
     parser.add_argument("--forward", action="store_true", help="no backward pass")
     options = parser.parse_args()
     if options.list:
-        print("\n".join(entry.name for entry in ENTRIES))
+        print("\n".join(entry.name for entry in BENCHMARKS))
         return 0
-    unknown = set(options.names) - {entry.name for entry in ENTRIES}
+    unknown = set(options.names) - {entry.name for entry in BENCHMARKS}
     if unknown:
-        parser.error(f"no contest {sorted(unknown)[0]!r}; --list names them")
+        parser.error(f"no benchmark {sorted(unknown)[0]!r}; --list names them")
     import torch
 
     if not torch.cuda.is_available():
         print("error: kernels run on an NVIDIA GPU, and torch sees none here", file=sys.stderr)
         return 1
-    for entry in ENTRIES:
+    for entry in BENCHMARKS:
         if options.names and entry.name not in options.names:
             continue
         # small sizes still have more than one tile, where a CPU's size was thought of

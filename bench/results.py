@@ -63,7 +63,7 @@ class Line:
         return all(gate.holds for gate in self.gates)
 
     @property
-    def of_floor(self) -> float:
+    def roofline_fraction(self) -> float:
         return self.floor / self.ours.median if self.floor else 0.0
 
 
@@ -76,15 +76,17 @@ def line_of(bench: str, samples: Samples, *, on_gpu: bool, floor: float = 0.0, a
     return Line(bench, ours, peers, dict(absent or {}), pace, floor, dict(figures or {}))
 
 
-def peer_gate(peer: str, found: Spread, least: float) -> Gate:
+def peer_gate(peer: str, found: Spread, min_speedup: float) -> Gate:
     """At least so many times as fast as a peer; what lies within the noise is no failure."""
-    return Gate(f"{least:g} x {peer}", found.high >= least, f"{found.median:.2f} x ({found.low:.2f} to {found.high:.2f})")
+    return Gate(
+        f"{min_speedup:g} x {peer}", found.high >= min_speedup, f"{found.median:.2f} x ({found.low:.2f} to {found.high:.2f})"
+    )
 
 
-def floor_gate(line: Line, least: float) -> Gate:
+def roofline_gate(line: Line, min_roofline: float) -> Gate:
     """At least such a share of what the device's measured ceilings allow."""
     best = line.floor / line.ours.low
-    return Gate(f"{least:.0%} of floor", best >= least, f"{line.of_floor:.0%}")
+    return Gate(f"{min_roofline:.0%} of roofline", best >= min_roofline, f"{line.roofline_fraction:.0%}")
 
 
 def regression_gate(now: Spread, before: Spread) -> Gate:

@@ -35,8 +35,11 @@ def _attention_by_torch(q, k, v, *, xsa=False, gate=None, **options):
     return y if gate is None else (y * gate[..., None]).to(q.dtype)
 
 
-# "torch": what the network is without our operators, for torch.compile to fuse: torch's own attention, plain references
-OPERATORS["torch"] = OPERATORS["reference"]._replace(attention=_attention_by_torch)
+# what the network is without our operators, for torch.compile to fuse: torch's own attention, plain references
+IMPLEMENTATIONS = {
+    "kernels": OPERATORS["kernels"],
+    "torch": OPERATORS["reference"]._replace(attention=_attention_by_torch),
+}
 
 
 def preset_for(name: str, device: str, *, tiny: bool) -> Settings:
@@ -58,7 +61,7 @@ class TrainingStep:
         if device == "cuda":
             torch.set_float32_matmul_precision("high")
         model = drawn(settings.model, settings, self.device)
-        model.operators = operators
+        model.operators = IMPLEMENTATIONS[operators]
         learner = Learner(model, parameter_groups(model), options, World(device=self.device))
         self.model, self.optimisers, self.terms, self.loss = model, learner.optimisers, learner.terms, learner.loss
         share = DEVICES if options.micro_batches % DEVICES == 0 else 1
@@ -135,7 +138,7 @@ class AdaptersStep:
     def __init__(self, settings: Settings, device: str, operators: str, *, documents: int, length: int, rank: int):
         torch.manual_seed(settings.seed)
         self.model = build_model(settings.model, device=device, seed=settings.seed).eval().requires_grad_(False)
-        self.model.operators, self.options = operators, settings.evaluation.lora
+        self.model.operators, self.options = IMPLEMENTATIONS[operators], settings.evaluation.lora
         self.adapters = Adapters.create(settings.model, documents, rank, ("q", "k", "v", "o", "mlp", "head"), device=device)
         self.leaves = self.adapters.parameters()
         self.tokens, self.targets = torch.randint(settings.model.vocab_size, (2, documents, length), device=device)

@@ -31,9 +31,9 @@ def rows(line: Line) -> list[tuple[str, ...]]:
     found = []
     for i in range(max(len(peers), len(gates), 1)):
         first = (line.bench, amount(line.ours.median, line.unit)) if i == 0 else ("", "")
-        of_floor = f"{line.of_floor:.0%}" if line.floor and i == 0 else ""
+        roofline_fraction = f"{line.roofline_fraction:.0%}" if line.floor and i == 0 else ""
         peer, gate = (some[i] if i < len(some) else ("",) * width for some, width in ((peers, 4), (gates, 2)))
-        found.append((*first, *peer, of_floor, *gate))
+        found.append((*first, *peer, roofline_fraction, *gate))
     found += [("", "", f"  {name}", _figure(value), "", "", "", "", "") for name, value in line.figures.items()]
     return found
 
@@ -66,7 +66,7 @@ def markdown(results: Results) -> str:
         found.append(
             f"| {line.bench} | {amount(line.ours.median, line.unit)} | {closest} | "
             f"{f'{ratio.median:.2f} ({ratio.low:.2f} - {ratio.high:.2f})' if ratio else ''} | "
-            f"{f'{line.of_floor:.0%}' if line.floor else ''} | {verdict(line)} |"
+            f"{f'{line.roofline_fraction:.0%}' if line.floor else ''} | {verdict(line)} |"
         )
     return "\n".join([heading(results).replace("\n", "  \n"), "", *found])
 

@@ -159,7 +159,7 @@ def test_seconds(bench, matrices):
     line = bench.measure(
         "encoding",
         {"ours": lambda: ours(some), **peers},
-        least={"brotli -11": 0.4} if "brotli -11" in found else {"zstd -22": 0.1},
+        min_speedup={"brotli -11": 0.4} if "brotli -11" in found else {"zstd -22": 0.1},
         absent=absent,
         per_call=(total, "weights/s"),
         host=True,
@@ -170,7 +170,7 @@ def test_seconds(bench, matrices):
     line = bench.measure(
         "decoding",
         {"ours": lambda: coder.decode_matrices(data, outlines), "encoding": lambda: ours(some)},
-        least={"encoding": 0.5},
+        min_speedup={"encoding": 0.5},
         per_call=(total, "weights/s"),
         host=True,
     )

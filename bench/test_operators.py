@@ -1,12 +1,13 @@
-"""Every operator beside its peers, forward and backward: bench/contests.py says who competes at what."""
+"""Every operator beside its peers, forward and backward: bench/benchmarks/ says who competes at what."""
 
 import pytest
 
-from bench.contests import CROSSOVER, ENTRIES, Place, crossover_contest, crossover_sizes
+from bench.benchmarks import BENCHMARKS, Place
+from bench.benchmarks.packed import CROSSOVER, crossover_benchmark, crossover_sizes
 
 CASES = [
     pytest.param(entry, form, id=f"{entry.name}, {form}", marks=[] if "cpu" in entry.shapes else [pytest.mark.gpu])
-    for entry in ENTRIES
+    for entry in BENCHMARKS
     for form in entry.forms
 ]
 
@@ -23,5 +24,5 @@ def test_operator(bench, entry, form):
 def test_packed_beside_dense(bench, rows):
     """Where packed codes stop paying: a layer of 2,048 x 512 at every number of rows. No gate: the plot is the result."""
     place = Place(bench.device, bench.size)
-    contest = crossover_contest(place, rows if bench.size == "full" else min(rows, 4))
-    bench.hold(f"{CROSSOVER}, {rows:,} rows", contest)
+    benchmark = crossover_benchmark(place, rows if bench.size == "full" else min(rows, 4))
+    bench.hold(f"{CROSSOVER}, {rows:,} rows", benchmark)

@@ -37,7 +37,7 @@ def test_gptq(bench):
     line = bench.measure(
         f"GPTQ, {count} matrices of {rows} x {columns}",
         {"ours": ours, peer: plain},
-        least={peer: 1.0},
+        min_speedup={peer: 1.0},
         per_call=(weight.numel(), "weights/s"),
         host=True,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 Work = Callable[[], object]
 
-LEAST_ROUNDS, MOST_ROUNDS = 5, 60
+MIN_ROUNDS, MOST_ROUNDS = 5, 60
 # of one sample on the host: far above what the clock can resolve
 SAMPLE_SECONDS = 10e-3
 SUBSAMPLES = 3
@@ -146,10 +146,15 @@ def device_clock() -> DeviceClock:
 
 
 def interleave(
-    contenders: Mapping[str, Work], clock: HostClock | DeviceClock, seconds: float, *, capture: bool = True, least=LEAST_ROUNDS
+    contenders: Mapping[str, Work],
+    clock: HostClock | DeviceClock,
+    seconds: float,
+    *,
+    capture: bool = True,
+    min_rounds=MIN_ROUNDS,
 ) -> Samples:
     """Samples of all contenders in turns, each round beginning with another one, for about so many seconds and at least
-    `least` rounds. capture: on a device, replay graphs where that is possible."""
+    `min_rounds` rounds. capture: on a device, replay graphs where that is possible."""
     ready = {name: clock.ready(work, capture) for name, work in contenders.items()}
     calls = {name: clock.calls(work) for name, work in ready.items()}
     found: dict[str, list[float]] = {name: [] for name in ready}
@@ -159,7 +164,7 @@ def interleave(
     try:
         begun = time.perf_counter()
         for turn in range(MOST_ROUNDS):
-            if turn >= least and time.perf_counter() - begun > seconds:
+            if turn >= min_rounds and time.perf_counter() - begun > seconds:
                 break
             first = turn % len(names)
             for name in names[first:] + names[:first]:

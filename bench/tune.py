@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.contests import BOTH, ENTRIES, FORWARD, Place, disagreement
+from bench.benchmarks import BENCHMARKS, BOTH, FORWARD, Place, disagreement
 from bench.timing import Work, device_clock, interleave
 from pgolf.kernels.launch import Launch
 
@@ -25,11 +25,11 @@ WARPS, STAGES = (1, 2, 4, 8, 16), (1, 2, 3, 4, 5)
 
 @dataclass(frozen=True)
 class Knob:
-    """A launch function, and the contest that it is judged by."""
+    """A launch function, and the benchmark that it is tuned on."""
 
     room: str
     function: str
-    contest: str
+    benchmark: str
     form: str
 
     @property
@@ -53,8 +53,8 @@ KNOBS = [
     Knob("lora", "launch_shrink", "LoRA, rank 80", FORWARD),
     Knob("lora", "launch_expand", "LoRA, rank 80", FORWARD),
     Knob("lora", "launch_adapters", "LoRA, rank 80", BOTH),
-    Knob("hedge", "launch_statistics", "mixer's statistics, small vocabulary", FORWARD),
-    Knob("hedge", "launch_tokens", "mixer from logits", FORWARD),
+    Knob("hedge", "launch_statistics", "logit statistics, small vocabulary", FORWARD),
+    Knob("hedge", "launch_tokens", "Hedge mixer from logits", FORWARD),
     Knob("packed", "launch_gemv", "packed GEMV, 6 bits, large", FORWARD),
     Knob("packed", "launch_expand", "packed matrices expanded", FORWARD),
     Knob("newton_schulz", "launch_symmetric", "Newton-Schulz, wide", FORWARD),
@@ -115,14 +115,14 @@ def search(
 
 
 class Tried:
-    """A contest with one launch function replaced."""
+    """A benchmark with one launch function replaced."""
 
     def __init__(self, knob: Knob, place: Place, seconds_of_work: Callable[[Work], float]):
         self.knob, self.seconds_of_work = knob, seconds_of_work
         self.op = importlib.import_module(f"pgolf.kernels.{knob.room}.op")
         self.original = getattr(self.op, knob.function)
-        entry = next(entry for entry in ENTRIES if entry.name == knob.contest)
-        self.contest = entry.build(place, knob.form, *entry.shapes[place.size])
+        entry = next(entry for entry in BENCHMARKS if entry.name == knob.benchmark)
+        self.benchmark = entry.build(place, knob.form, *entry.shapes[place.size])
         self.asked: list[Launch] = []
         self.right = self._with(self._listening)
 
@@ -133,16 +133,16 @@ class Tried:
     def _with(self, function: Callable):
         setattr(self.op, self.knob.function, function)
         try:
-            return self.contest.ours()
+            return self.benchmark.ours()
         finally:
             setattr(self.op, self.knob.function, self.original)
 
     def __call__(self, launch: Launch) -> float | None:
         setattr(self.op, self.knob.function, lambda *arguments, **named: launch)
         try:
-            if disagreement(self.contest.ours(), self.right) > self.contest.tolerance:
+            if disagreement(self.benchmark.ours(), self.right) > self.benchmark.tolerance:
                 return None
-            return self.seconds_of_work(self.contest.ours)
+            return self.seconds_of_work(self.benchmark.ours)
         except Exception as error:  # what a compiler or a device says of a choice it cannot take has no common type
             print(f"    {launch}: {type(error).__name__}", file=sys.stderr)
             return None
@@ -154,21 +154,21 @@ def tune(knob: Knob, place: Place, seconds_of_work: Callable[[Work], float], sec
     """The winner, the runner-up and the table's own choice, with their times, as a record to keep."""
     tried = Tried(knob, place, seconds_of_work)
     if not tried.asked:
-        raise RuntimeError(f"{knob.contest}, {knob.form}, does not ask {knob.name}")
+        raise RuntimeError(f"{knob.benchmark}, {knob.form}, does not ask {knob.name}")
     begun = time.perf_counter()
     own = tried.asked[0]
     ranking = search(own, tried, lambda: time.perf_counter() - begun > seconds)
     before = next(found for found in ranking if found.launch == own)
     places = {"winner": ranking[0], "runner-up": ranking[min(1, len(ranking) - 1)], "table": before}
     described = {name: {"launch": str(found.launch), "seconds": found.seconds} for name, found in places.items()}
-    return {"knob": knob.name, "contest": f"{knob.contest}, {knob.form}", "tried": len(ranking), **described}
+    return {"knob": knob.name, "benchmark": f"{knob.benchmark}, {knob.form}", "tried": len(ranking), **described}
 
 
 def line(record: dict) -> str:
     """What to paste, as a comment and a table entry's content."""
     winner, second, table = (record[name] for name in ("winner", "runner-up", "table"))
     return (
-        f"{record['knob']}, by {record['contest']} ({record['tried']} choices ran)\n"
+        f"{record['knob']}, by {record['benchmark']} ({record['tried']} choices ran)\n"
         f"    {winner['launch']}    # {1e6 * winner['seconds']:.1f} us; runner-up {second['launch']}: "
         f"{1e6 * second['seconds']:.1f} us; table had {table['launch']}: {1e6 * table['seconds']:.1f} us"
     )

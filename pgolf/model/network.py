@@ -26,7 +26,7 @@ class Network(nn.Module):
     """Built by `build_model`.
 
     activation  dtype of the residual stream; weights are cast to it where they are used
-    operators   "kernels", or "reference" for the operators' plain-torch forms: the same function, slower
+    operators   "kernels", or "reference" for their plain-torch forms (slower), or an Operators of one's own
     rounding    in training mode, (weight, role) -> the weight to use instead; role "bank" for the slices of the banks,
                 "projection" for those of the bigram and value embeddings. May be set at any time.
     input_hook  sees (site, executed layer, input) of every product with a matrix: sites q, k, v, o, up, down, or mixer_in,
@@ -161,6 +161,8 @@ class Network(nn.Module):
         return project("head", hidden, self.output_matrix().to(hidden.dtype))
 
     def _operators(self) -> Operators:
+        if isinstance(self.operators, Operators):
+            return self.operators
         if self.operators not in OPERATORS:
             raise ValueError(f"model.operators is {self.operators!r}; it can be {' or '.join(OPERATORS)}")
         return OPERATORS[self.operators]

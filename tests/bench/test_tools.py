@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import profiling, tune
-from bench.contests import ENTRIES, Place
+from bench.benchmarks import BENCHMARKS, Place
 from bench.floors import kernel_of, training_floors
 from bench.profiling import Kernel
 from pgolf.config import load_preset
@@ -65,21 +65,21 @@ def test_neighbours_change_one_thing_and_leave_flags_alone():
 
 
 @pytest.mark.parametrize("knob", tune.KNOBS, ids=lambda knob: knob.name)
-def test_every_knob_is_there_and_has_its_contest(knob):
-    assert knob.contest in {entry.name for entry in ENTRIES} and knob.room in OPERATORS
+def test_every_knob_is_there_and_has_its_benchmark(knob):
+    assert knob.benchmark in {entry.name for entry in BENCHMARKS} and knob.room in OPERATORS
     assert f"def {knob.function}(" in (ROOT / "kernels" / knob.room / "op.py").read_text()
 
 
 def test_a_launch_that_changes_the_result_is_refused(monkeypatch):
-    """On a CPU nothing asks for a launch, so a contest is made that does."""
+    """On a CPU nothing asks for a launch, so a benchmark is made that does."""
     from pgolf.kernels.mlp import op
 
     knob = tune.Knob("mlp", "launch_up", "MLP", "forward")
-    entry = next(entry for entry in ENTRIES if entry.name == "MLP")
-    contest = entry.build(Place("cpu", "tiny"), "forward", *entry.shapes["tiny"])
-    right = contest.ours
-    contest.ours = lambda: right() * (1.0 if op.launch_up(20, 32, 90).tiles["BM"] % 128 == 0 else 2.0)
-    monkeypatch.setattr(tune, "ENTRIES", [replace(entry, build=lambda *arguments: contest)])
+    entry = next(entry for entry in BENCHMARKS if entry.name == "MLP")
+    benchmark = entry.build(Place("cpu", "tiny"), "forward", *entry.shapes["tiny"])
+    right = benchmark.ours
+    benchmark.ours = lambda: right() * (1.0 if op.launch_up(20, 32, 90).tiles["BM"] % 128 == 0 else 2.0)
+    monkeypatch.setattr(tune, "BENCHMARKS", [replace(entry, build=lambda *arguments: benchmark)])
     own = op.launch_up(20, 32, 90)
     record = tune.tune(knob, Place("cpu", "tiny"), lambda work: 1.0 / op.launch_up(0, 0, 90).tiles["BM"], seconds=60)
     assert "BM=8192" in record["winner"]["launch"] and record["table"]["launch"] == str(own)
@@ -141,7 +141,7 @@ def test_the_page_has_a_command_for_every_kernel():
     rows = re.findall(r"^\| (`.*`) \| (.+) \|$", page, re.M)
     named = {kernel for kernels, _ in rows for kernel in re.findall(r"`(\w+)`", kernels)}
     assert named == kernels_of_the_project()
-    assert {contest for _, contest in rows} <= {entry.name for entry in ENTRIES}
+    assert {benchmark for _, benchmark in rows} <= {entry.name for entry in BENCHMARKS}
 
 
 def test_the_page_of_profiling_and_the_scripts_name_files_that_exist():

@@ -64,7 +64,8 @@ def test_every_chart_has_title_axes_and_units(whole):
     found = charts(whole)
     wanted = {
         "Training loss", "Learning rates", "Gradient norm", "Speed", "Along the stream", "By kind of token",
-        "By position in the document", "By length of the document", "Weights along the stream: n-gram back-off", "Rounding error",
+        "By position in the document", "By length of the document", "Rounding error",
+        "Weights along the stream: n-gram back-off",
         "Bits", "Clip", "Outliers", "The same text by general compressors", "Bytes of the artifact", "The clocks",
         "The onion: what each layer of scoring is worth", "Stride, span by span",
     }  # fmt: skip
@@ -120,7 +121,13 @@ def test_both_horizontal_axes_of_training(whole):
 def test_the_onion_says_gains_and_spread(whole):
     onion = charts(whole)["The onion: what each layer of scoring is worth"]
     rows = {row.one("div", "name").text: row for row in onion.all("div", "row")[1:-1]}
-    assert list(rows) == ["non-overlapping windows", "sliding windows", "adapted", "n-gram back-off", "published (as published; no code length)"]
+    assert list(rows) == [
+        "non-overlapping windows",
+        "sliding windows",
+        "adapted",
+        "n-gram back-off",
+        "published (as published; no code length)",
+    ]
     assert re.search(r"\d\.\d{4}, -0\.\d{4} ± 0\.0100 on adapted; better in \d+% of 6 documents", rows["n-gram back-off"].text)
     assert "strong" in rows["n-gram back-off"].classes and "quiet" in rows["published (as published; no code length)"].classes
 

@@ -2,7 +2,6 @@
 
 from pgolf.report.html import Html, h
 
-
 LABELS = {"ngram_backoff": "n-gram back-off", "non_overlapping": "non-overlapping windows", "sliding": "sliding windows"}
 """Predictors whose name in the files is not their name in a sentence."""
 

@@ -1,17 +1,17 @@
-"""Every contest at its full size, on tensors without memory: what will run on a GPU has shapes that fit and peers to match."""
+"""Every benchmark at its full size, on tensors without memory: shapes fit, and peers return what ours does."""
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench import contests
-from bench.contests import BOTH, ENTRIES, Place, disagreement, packed_documents, results_of, visible_pairs
+from bench.benchmarks import BENCHMARKS, BOTH, FORWARD, Place, attention, disagreement, results_of
+from bench.benchmarks.attention import packed_documents, visible_pairs
 from pgolf.kernels.compile import OPERATORS as ROOMS
 from pgolf.kernels.compile import cases
 
 
 class FullSize(Place):
-    """A GPU, as far as a contest asks. Its tensors are said to be on a CPU, where autograd needs no streams."""
+    """A GPU, as far as a benchmark asks. Its tensors are said to be on a CPU, where autograd needs no streams."""
 
     on_gpu = True
 
@@ -20,37 +20,37 @@ class FullSize(Place):
 def no_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     # FlexAttention has no backward pass on a CPU
-    flex = lambda q, bounds: lambda q, k, v: contests.attention_reference.exclude(q * 1.0, v) + 0 * k.sum()
-    monkeypatch.setattr(contests, "flex_attention", flex)
+    flex = lambda q, bounds: lambda q, k, v: attention.attention_reference.exclude(q * 1.0, v) + 0 * k.sum()
+    monkeypatch.setattr(attention, "flex_attention", flex)
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", BENCHMARKS, ids=lambda entry: entry.name)
 def test_full_size(entry, no_compiler):
     for form in entry.forms:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            contest = entry.build(FullSize("cpu", "full"), form, *entry.shapes["full"])
-            found = [(tensor.shape, tensor.dtype.is_floating_point) for tensor in results_of(contest.ours())]
-            for name, peer in contest.peers.items():
+            benchmark = entry.build(FullSize("cpu", "full"), form, *entry.shapes["full"])
+            found = [(tensor.shape, tensor.dtype.is_floating_point) for tensor in results_of(benchmark.ours())]
+            for name, peer in benchmark.peers.items():
                 if name.endswith("in Python"):  # it looks at every number, and there are none
                     continue
                 assert [(tensor.shape, tensor.dtype.is_floating_point) for tensor in results_of(peer())] == found, name
-        assert contest.peers and set(contest.least) <= set(contest.peers) and contest.least
-        assert contest.work[0] > 0 and contest.per_call[0] > 0
+        assert benchmark.peers and set(benchmark.min_speedup) <= set(benchmark.peers) and benchmark.min_speedup
+        assert benchmark.work[0] > 0 and benchmark.per_call[0] > 0
         if form == BOTH:
             forward = entry_work(entry)
-            assert contest.work[0] > 1.5 * forward[0] and contest.work[1] > 1.3 * forward[1]
+            assert benchmark.work[0] > 1.5 * forward[0] and benchmark.work[1] > 1.3 * forward[1]
 
 
 def entry_work(entry):
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return entry.build(FullSize("cpu", "full"), contests.FORWARD, *entry.shapes["full"]).work
+        return entry.build(FullSize("cpu", "full"), FORWARD, *entry.shapes["full"]).work
 
 
 def test_floors_are_those_of_the_kernels(no_compiler):
-    """Where an operator is one kernel, the contest's bytes are the ones that its compile table states for the same shape."""
+    """Where an operator is one kernel, the benchmark's bytes are the ones that its compile table states for the same shape."""
     stated = {case.name: case for room in ROOMS for case in cases(room, 90)}
     for entry, case in (("XSA alone", "xsa forward d=64 bf16"), ("attention with XSA", "forward d=64 xsa bf16")):
-        assert entry_work(next(e for e in ENTRIES if e.name == entry)) == (stated[case].bytes, stated[case].flops)
+        assert entry_work(next(e for e in BENCHMARKS if e.name == entry)) == (stated[case].bytes, stated[case].flops)
 
 
 def test_disagreement_is_relative_and_infinite_for_nan():
