@@ -3,7 +3,7 @@
 import re
 
 from pgolf.config import Settings
-from pgolf.kernels.attention import op as attention
+from pgolf.kernels.attention import launch as attention
 from pgolf.kernels.cross_entropy import op as cross_entropy
 from pgolf.kernels.mlp import op as mlp
 from pgolf.kernels.rotary import op as rotary

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def on_device_of_arguments(form: Callable) -> Callable:
     import torch
 
     @functools.wraps(form)
-    def work(*args, **kwargs):
+    def work(*args: Any, **kwargs: Any) -> Any:
         tensors = (x for argument in args for x in (argument if isinstance(argument, (list, tuple)) else [argument]))
         device = next(x.device for x in tensors if isinstance(x, torch.Tensor))
         if device.index == torch.cuda.current_device():
@@ -115,7 +115,7 @@ def outside_graphs(name: str) -> AbstractContextManager:
 
 def within_span(name: str, form: Callable) -> Callable:
     @functools.wraps(form)
-    def work(*args, **kwargs):
+    def work(*args: Any, **kwargs: Any) -> Any:
         with span(name):
             return form(*args, **kwargs)
 

@@ -20,7 +20,8 @@ from bench.benchmarks.registry import (
     without_gpu,
 )
 from pgolf.kernels import attention, xsa
-from pgolf.kernels.attention import op as attention_op
+from pgolf.kernels.attention import core as attention_core
+from pgolf.kernels.attention import launch as attention_launch
 from pgolf.kernels.attention import reference as attention_reference
 
 
@@ -62,7 +63,7 @@ def attention_benchmark(
             peers["SDPA + XSA, torch.compile"] = torch.compile(in_one_graph, fullgraph=True, dynamic=False)
         peers["FlexAttention + XSA"] = flex_attention(q, bounds)
         for core, name in (("fa2", "FlashAttention-2"), ("fa3", "FlashAttention-3")):
-            if attention_op._flash_module(core) is None:
+            if attention_core.flash_module(core) is None:
                 absent[name] = "not installed"
             else:
                 peers[f"{name} + XSA"] = partial(excluded, core)
@@ -74,7 +75,7 @@ def attention_benchmark(
     ours, others = split(alike(form, [q, k, v], ours=cored(core), **peers))
     pairs = visible_pairs(ends) if documents else batch * length * (length + 1) // 2
     tokens, common = batch * length, (heads, kv_heads, dim, place.element)
-    moved, flops = attention_op.traffic_attention_fwd(tokens, pairs, *common, xsa=True)
+    moved, flops = attention_launch.traffic_attention_fwd(tokens, pairs, *common, xsa=True)
     if form == BOTH:
         moved += tokens * (8 * heads + 4 * kv_heads) * dim * place.element
         flops += 10 * pairs * heads * dim  # what a backward pass has to compute; ours computes 14
@@ -122,6 +123,6 @@ def _(place, form, batch, length, heads, kv_heads, dim):
     y, v = (place.randn(batch, length, count, dim, grad=True) for count in (heads, kv_heads))
     eager = attention_reference.exclude
     ours, peers = split(alike(form, [y, v], ours=xsa, **compiled(place, eager), reference=eager))
-    traffic = partial(attention_op.traffic_xsa, batch * length, heads, kv_heads, dim, place.element)
+    traffic = partial(attention_launch.traffic_xsa, batch * length, heads, kv_heads, dim, place.element)
     min_speedup, per_call = first_peer(place, peers, 1.0), (batch * length, "tokens/s")
     return Benchmark(ours, peers, sum_of(traffic, form), per_call, min_speedup=min_speedup, min_roofline=0.6)

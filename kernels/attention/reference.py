@@ -3,11 +3,14 @@
 import math
 
 import torch
+from torch import Tensor
 
 EPS = 1e-12  # the least |v| that XSA divides by
 
 
-def visible(length, cu_seqlens=None, window=None, device=None) -> torch.Tensor:
+def visible(
+    length: int, cu_seqlens: Tensor | None = None, window: int | None = None, device: torch.device | None = None
+) -> Tensor:
     """Boolean (T, T): may the row's token see the column's? Not the future, not another document, not past the window."""
     position = torch.arange(length, device=device)
     row, column = position[:, None], position[None, :]
@@ -20,7 +23,17 @@ def visible(length, cu_seqlens=None, window=None, device=None) -> torch.Tensor:
     return mask
 
 
-def attention(q, k, v, *, xsa=False, gate=None, cu_seqlens=None, window=None, scale=None):
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    xsa: bool = False,
+    gate: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Same contract as the public `attention`; arithmetic in float32, or in float64 if the inputs are."""
     heads, dim, kind = q.shape[2], q.shape[3], torch.promote_types(q.dtype, torch.float32)
     scale = 1 / math.sqrt(dim) if scale is None else scale
@@ -36,8 +49,9 @@ def attention(q, k, v, *, xsa=False, gate=None, cu_seqlens=None, window=None, sc
     return (z if gate is None else z * gate[..., None].to(kind)).to(q.dtype)
 
 
-def exclude(y, v, gate=None, eps=EPS):
-    """XSA: z = y - a v with a = (y . v) / max(|v|^2, eps^2), the token's own v shared by the heads of its group."""
+def exclude(y: Tensor, v: Tensor, gate: Tensor | None = None, eps: float = EPS) -> Tensor:
+    """XSA (arXiv:2603.09078): z = y - a v with a = (y . v) / max(|v|^2, eps^2), the token's own v shared by the heads of its
+    group."""
     kind = torch.promote_types(y.dtype, torch.float32)
     own = v.to(kind).repeat_interleave(y.shape[2] // v.shape[2], 2)
     a = (y * own).sum(-1, keepdim=True) / own.square().sum(-1, keepdim=True).clamp_min(eps * eps)

@@ -6,11 +6,13 @@ import math
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
-from pgolf.kernels.attention import attention, op, reference, xsa
+from pgolf.kernels.attention import attention, launch, reference, xsa
+from pgolf.kernels.attention import core as cores
 from tests.kernels.compare import assert_close
 
 
@@ -205,7 +207,7 @@ def stand_in(answers_with_lse):
 
     def flash_attn_func(q, k, v, *, softmax_scale, causal, window_size):
         assert causal and window_size[1] == 0
-        y = op._sdpa(q, k, v, None, None if window_size[0] < 0 else window_size[0] + 1, softmax_scale)
+        y = cores.sdpa(q, k, v, None, None if window_size[0] < 0 else window_size[0] + 1, softmax_scale)
         return (y, None) if answers_with_lse else y
 
     def flash_attn_varlen_func(
@@ -213,7 +215,7 @@ def stand_in(answers_with_lse):
     ):
         assert causal and window_size[1] == 0 and max_seqlen_q == max_seqlen_k == q.shape[0]
         window = None if window_size[0] < 0 else window_size[0] + 1
-        y = op._sdpa(q[None], k[None], v[None], cu_seqlens_k, window, softmax_scale)
+        y = cores.sdpa(q[None], k[None], v[None], cu_seqlens_k, window, softmax_scale)
         last = cu_seqlens_q[-1]
         y = torch.where((torch.arange(q.shape[0]) < last)[:, None, None], y, math.nan)  # the rest stays unwritten
         return (y[0], None) if answers_with_lse else y[0]
@@ -225,11 +227,11 @@ def stand_in(answers_with_lse):
 @EVERY_OPTION
 def test_flash_attention_is_called_as_it_expects(core, module, options, monkeypatch):
     made = stand_in(answers_with_lse=core == "fa3")
-    monkeypatch.setattr(op.importlib.util, "find_spec", lambda name: name == module or None)
+    monkeypatch.setattr(cores.importlib.util, "find_spec", lambda name: name == module or None)
     monkeypatch.setitem(sys.modules, module, made)
-    op._flash_module.cache_clear()
+    cores.flash_module.cache_clear()
     try:
-        assert core in op._installed_cores()
+        assert core in cores.installed_cores()
         q, k, v, gate = inputs()
         wanted = attention(q, k, v, gate=gate, core="reference", **options)
         found = attention(q, k, v, gate=gate, core=core, **options)
@@ -245,66 +247,67 @@ def test_flash_attention_is_called_as_it_expects(core, module, options, monkeypa
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
         assert_close(compiled(q, k, v), step(q, k, v), 1e-12)
     finally:
-        op._flash_module.cache_clear()
-        op.LOADED.clear()
+        cores.flash_module.cache_clear()
+        cores.LOADED.clear()
         torch.compiler.reset()
 
 
 @pytest.mark.parametrize("core", ["fa2", "fa3"])
 def test_an_absent_core_is_explained(core, monkeypatch):
-    monkeypatch.setattr(op, "_flash_module", lambda name: None)
+    monkeypatch.setattr(cores, "flash_module", lambda name: None)
     q, k, v, _ = inputs(gate=False)
     with pytest.raises(ImportError, match="FlashAttention-"):
         attention(q, k, v, core=core)
-    assert op._installed_cores() == "triton sdpa"
+    assert cores.installed_cores() == "triton sdpa"
 
 
 def test_choice_of_a_core():
     everything = ("sdpa", "fa2", "triton", "fa3")
     half = torch.bfloat16
-    assert op.choose_core(90, half, 64, everything) == "fa3"
-    assert op.choose_core(90, half, 64, ("sdpa", "triton")) == "triton"
-    assert op.choose_core(80, half, 64, everything) == op.choose_core(89, half, 64, everything) == "triton"
-    assert op.choose_core(80, half, 96, everything) == "fa2"
-    assert op.choose_core(120, torch.float32, 128, everything) == "triton"
-    assert op.choose_core(90, torch.float64, 64, everything) == "sdpa"
-    assert op.choose_core(90, half, 100, everything) == "sdpa"
+    assert cores.choose_core(90, half, 64, everything) == "fa3"
+    assert cores.choose_core(90, half, 64, ("sdpa", "triton")) == "triton"
+    assert cores.choose_core(80, half, 64, everything) == cores.choose_core(89, half, 64, everything) == "triton"
+    assert cores.choose_core(80, half, 96, everything) == "fa2"
+    assert cores.choose_core(120, torch.float32, 128, everything) == "triton"
+    assert cores.choose_core(90, torch.float64, 64, everything) == "sdpa"
+    assert cores.choose_core(90, half, 100, everything) == "sdpa"
 
 
 @pytest.mark.parametrize("capability", [75, 80, 86, 90, 100, 120])
 @pytest.mark.parametrize("bits", [16, 32])
 @pytest.mark.parametrize("dim", [16, 64, 128])
 def test_launch(capability, bits, dim):
-    for launch in (op.launch_attention_fwd, op.launch_attention_bwd_q):
-        tiles = launch(dim, bits, capability).tiles
+    for choose in (launch.launch_attention_fwd, launch.launch_attention_bwd_q):
+        tiles = choose(dim, bits, capability).tiles
         assert tiles["BM"] % tiles["BN"] == 0, "the diagonal of a query tile must be whole key blocks"
         assert tiles["BN"] >= 16
-    tiles = op.launch_attention_bwd_kv(dim, bits, capability).tiles
+    tiles = launch.launch_attention_bwd_kv(dim, bits, capability).tiles
     assert tiles["BN"] % tiles["BM"] == 0, "the diagonal of a key tile must be whole query blocks"
-    forward = op.launch_attention_fwd(dim, bits, capability)
+    forward = launch.launch_attention_fwd(dim, bits, capability)
     if bits == 16 and capability >= 90:
         assert forward.tiles["BM"] == 128, "a smaller tile is limited by the L2 cache"
         assert forward.max_registers == (128 if capability == 90 and dim <= 64 else None)
 
 
 def test_launch_of_the_streaming_kernels():
-    assert op.launch_xsa(64).tiles == {"BT": 64, "BD": 64}
-    assert op.launch_xsa(40).tiles == {"BT": 64, "BD": 64}
-    assert op.launch_attention_bwd_prepare(128).tiles == {"BT": 32}
-    assert op.launch_document_bounds().tiles == {"BT": 512}
+    assert launch.launch_xsa(64).tiles == {"BT": 64, "BD": 64}
+    assert launch.launch_xsa(40).tiles == {"BT": 64, "BD": 64}
+    assert launch.launch_attention_bwd_prepare(128).tiles == {"BT": 32}
+    assert launch.launch_document_bounds().tiles == {"BT": 512}
 
 
 def test_traffic():
     """One layer of the challenge: 48 sequences of 2048 tokens, 8 heads over 4, head dim 64, bfloat16."""
     tokens, pairs, shape = 98_304, 48 * 2048 * 2049 // 2, (8, 4, 64, 2)
-    moved, flops = op.traffic_attention_fwd(tokens, pairs, *shape)
+    moved, flops = launch.traffic_attention_fwd(tokens, pairs, *shape)
     assert moved == 3 * tokens * 8 * 64 * 2 + 4 * tokens * 8 and round(flops / 1e9) == 206
-    assert op.traffic_attention_fwd(tokens, pairs, *shape, xsa=True)[0] - moved == 4 * tokens * 8
-    both = op.traffic_attention_bwd_kv(tokens, pairs, *shape)[1] + op.traffic_attention_bwd_q(tokens, pairs, *shape)[1]
+    assert launch.traffic_attention_fwd(tokens, pairs, *shape, xsa=True)[0] - moved == 4 * tokens * 8
+    both = launch.traffic_attention_bwd_kv(tokens, pairs, *shape)[1] + launch.traffic_attention_bwd_q(tokens, pairs, *shape)[1]
     assert both == 7 * flops // 2
-    assert op.traffic_xsa(tokens, *shape, "forward")[0] == 251_658_240
-    assert op.traffic_xsa(tokens, *shape, "backward")[0] == 402_653_184
-    assert op.traffic_attention_bwd_prepare(tokens, *shape)[0] < op.traffic_attention_bwd_prepare(tokens, *shape, xsa=True)[0]
+    assert launch.traffic_xsa(tokens, *shape, "forward")[0] == 251_658_240
+    assert launch.traffic_xsa(tokens, *shape, "backward")[0] == 402_653_184
+    plain, excluded = (launch.traffic_attention_bwd_prepare(tokens, *shape, xsa=xsa)[0] for xsa in (False, True))
+    assert plain < excluded
 
 
 def test_bad_arguments_are_named():
@@ -337,3 +340,26 @@ def test_import_brings_in_no_triton():
     code = "import sys, pgolf.kernels.attention, pgolf.kernels.rotary; assert not {'triton', 'numba'} & set(sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+def test_shapes_in_torchs_order_get_a_hint():
+    q, k, v = torch.zeros(2, 4, 13, 8), torch.zeros(2, 2, 13, 8), torch.zeros(2, 2, 13, 8)
+    for call in (lambda: attention(q, k, v), lambda: xsa(q, v)):
+        with pytest.raises(ValueError, match=r"\(B, H, T, d\), pass x.transpose\(1, 2\)"):
+            call()
+    with pytest.raises(TypeError, match="attention: k must be a torch.Tensor, not numpy's ndarray"):
+        attention(q, k.numpy(), v)
+
+
+def test_hugging_faces_kernels_is_found_from_a_checkout(tmp_path, monkeypatch):
+    """The repository's own folder of that name comes first on the path, and may even have been imported."""
+    own = Path(cores.__file__).parents[1]
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("get_kernel = lambda name: name\n")
+    monkeypatch.setattr(sys, "path", [str(own.parent), *sys.path])
+    monkeypatch.setitem(sys.modules, "kernels", types.SimpleNamespace(__file__=str(own / "__init__.py")))
+    with pytest.raises(ImportError, match="not installed"):
+        cores.hugging_face_kernels()
+    sys.path.append(str(tmp_path))
+    assert cores.hugging_face_kernels().get_kernel("name") == "name"
+    assert cores.hugging_face_kernels() is sys.modules["kernels"]

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from pgolf.kernels.attention import attention, op, reference, xsa
+from pgolf.kernels.attention import attention, reference, xsa
+from pgolf.kernels.attention import core as cores
 from tests.kernels.compare import assert_close
 
 pytestmark = pytest.mark.gpu
@@ -86,7 +87,7 @@ def test_every_installed_core_agrees():
     q, k, v, gate = inputs(1, 600, 4, 2, 64, torch.bfloat16)
     for options in ({"xsa": True}, {"xsa": True, "window": 100, "cu_seqlens": boundaries(200, 3, 390)}):
         wanted = attention(q.double(), k.double(), v.double(), gate=gate.double(), core="reference", **options)
-        for core in (None, *op._installed_cores().split()):
+        for core in (None, *cores.installed_cores().split()):
             assert_close(attention(q, k, v, gate=gate, core=core, **options), wanted, 1e-2, str(core))
 
 
