@@ -1,4 +1,4 @@
-"""The audit of one subject: trials, tests, and what they come to."""
+"""The audit of one subject: trials, tests, and the verdict."""
 
 import math
 import time
@@ -10,10 +10,10 @@ import numpy as np
 from pgolf.audit import checks, claim_checks
 from pgolf.audit.checks import Finding
 from pgolf.audit.interface import AuditError
-from pgolf.audit.sandbox import Room
+from pgolf.audit.sandbox import Sandbox
 from pgolf.audit.trials import Effort, OneScorer, Subject, Trials, run_trials
 
-# the sum, the past, the order, the company, the papers
+# C2, C1, C3, C4, isolation, bytes, sandbox, size, clocks, repetition, data, seeds
 ORDER = "N1 N2 N3 N4 N5 N5b C1a C1b C1c C1d C3 C4 D1 B1 A1 A2 T1 R1 L1 S".split()
 LEAST_TARGETS = 16
 # points of a curve in audit.json
@@ -72,21 +72,21 @@ def audit(
 
     tokens  the text on which it is tried; `effort.targets` of it are used
     stream  the whole validation text, for counting bytes; None: `tokens`
-    name    how another process can load the same subject (subjects.load); empty: no clean room
+    name    how another process can load the same subject (subjects.load); empty: no sandbox
     """
     begun = time.perf_counter()
     subject: Subject = scorer if hasattr(scorer, "results") else OneScorer(scorer)
     effort = effort or Effort()
     sample = sample_of(tokens, effort, subject)
-    room = Room(name, sample) if name else None
+    sandbox = Sandbox(name, sample) if name else None
     try:
         trials = run_trials(subject, sample, effort, seed=seed, progress=progress)
         findings = list(findings_of(subject, trials))
         findings += claim_checks.findings(subject.claims, sample if stream is None else stream)
-        findings.append(clean_room(room, trials, subject))
+        findings.append(sandboxed(sandbox, trials, subject))
     finally:
-        if room:
-            room.close()
+        if sandbox:
+            sandbox.close()
     findings.sort(key=lambda one: (list(subject.results).index(one.result) if one.result in subject.results else -1,
                                    ORDER.index(one.id)))  # fmt: skip
     legal = [result for result, legal in subject.results.items() if legal]
@@ -108,34 +108,34 @@ def findings_of(subject: Subject, trials: Trials):
             yield from checks.findings(trials, result, subject.claims)
         else:
             said = next(iter(trials.refused.values()), "it gave no scores")
-            yield Finding("C3", checks.CHECKS["C3"][0], result, "refused by the guard", False, f"{said}.")
+            yield Finding("C3", "C3", checks.CHECKS["C3"][1], result, "refused by the guard", False, f"{said}.")
 
 
 # ---- A1
 
 
-def clean_room(room: Room | None, trials: Trials, subject: Subject) -> Finding:
+def sandboxed(sandbox: Sandbox | None, trials: Trials, subject: Subject) -> Finding:
     title = "alone with its files, it scores the same"
-    if room is None:
-        return Finding("A1", title, "all", "no name", None, "It has no name by which another process could load it.")
-    found = room.leave()
+    if sandbox is None:
+        return Finding("A1", "C1", title, "all", "no name", None, "It has no name by which another process could load it.")
+    found = sandbox.result()
     if "error" in found:
-        return Finding("A1", title, "all", "no score", False, f"In a clean room it gives no score: {found['error']}")
+        return Finding("A1", "C1", title, "all", "no score", False, f"In a sandbox it gives no score: {found['error']}")
     for what, verb in (("reached", "reached out"), ("opened", "opened what it does not name")):
         if found[what]:
             figure = f"{len(found[what])} {what}"
-            return Finding("A1", title, "all", figure, False, f"In a clean room it {verb}: {', '.join(found[what][:3])}.")
+            return Finding("A1", "C1", title, "all", figure, False, f"In a sandbox it {verb}: {', '.join(found[what][:3])}.")
     gap = 0.0
     for result, scored in trials.plain.items():
         if result not in found["nats"] or len(found["nats"][result]) != len(scored.nats):
-            return Finding("A1", title, "all", result, False, "In a clean room it does not score the same targets.")
+            return Finding("A1", "C1", title, "all", result, False, "In a sandbox it does not score the same targets.")
         gap = max(gap, checks.apart(scored.nats, found["nats"][result]))
     figure = f"at most {gap:.1e} nats apart"
     # another process may use other threads, which add up in another order
     if gap > max(checks.SHAPE_TOLERANCE, subject.claims.noise):
-        return Finding("A1", title, "all", figure, False, "Without its usual surroundings it scores something else.")
+        return Finding("A1", "C1", title, "all", figure, False, "Without its usual surroundings it scores something else.")
     says = "Alone with the files it names, without network and training data, it gives the same costs."
-    return Finding("A1", title, "all", figure, True, says)
+    return Finding("A1", "C1", title, "all", figure, True, says)
 
 
 # ---- what is drawn
@@ -170,7 +170,7 @@ def uniform_of(trials: Trials) -> dict:
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """Reports of several subjects of one run; their papers are the first one's."""
+    """Reports of several subjects of one run; what the run says of itself is taken from the first."""
     first, *others = reports
     found = replace(first, findings=list(first.findings), sums=dict(first.sums), uniform=dict(first.uniform))
     for other in others:

@@ -1,4 +1,5 @@
-"""The tests of what a submission says beside its scores: bytes, files, seconds, documents, seeds. Each is recounted."""
+"""Tests of what a submission says beside its scores: bytes, files, seconds, documents, seeds. Each figure is recounted from
+its source."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -18,9 +19,9 @@ SEEDS_WANTED = 3
 
 def findings(claims: Claims, tokens: np.ndarray) -> Iterator[Finding]:
     """`tokens` are the whole validation stream, as far as the auditor has it."""
-    for id, title, function in CHECKS:
+    for id, rule, title, function in CHECKS:
         figure, passed, says = function(claims, tokens)
-        yield Finding(id, title, "all", figure, None if passed is None else bool(passed), says)
+        yield Finding(id, rule, title, "all", figure, None if passed is None else bool(passed), says)
 
 
 def byte_count(claims: Claims, tokens: np.ndarray) -> Verdict:
@@ -154,10 +155,10 @@ def seeds(claims: Claims, tokens: np.ndarray) -> Verdict:
     return figure, True, "Three runs or more, of one configuration and different seeds."
 
 
-CHECKS: tuple[tuple[str, str, Callable[[Claims, np.ndarray], Verdict]], ...] = (
-    ("B1", "bytes are counted as the text has them", byte_count),
-    ("A2", "model and code fit the limit", size),
-    ("T1", "training and scoring keep to their clocks", seconds),
-    ("L1", "no document is in training and validation", documents),
-    ("S", "several seeds of one configuration", seeds),
+CHECKS: tuple[tuple[str, str, str, Callable[[Claims, np.ndarray], Verdict]], ...] = (
+    ("B1", "metric", "bytes are counted as the text has them", byte_count),
+    ("A2", "size", "model and code fit the limit", size),
+    ("T1", "clocks", "training and scoring keep to their clocks", seconds),
+    ("L1", "data", "no document is in training and validation", documents),
+    ("S", "evidence", "several seeds of one configuration", seeds),
 )

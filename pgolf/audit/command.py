@@ -25,7 +25,7 @@ from pgolf.score_log import ScoreLog
 
 # of the scoring clock
 SHARE = 0.2
-# calls as long as the sample beside those for every cut, and what the clean room takes as long as
+# calls as long as the sample beside those for every cut, and as long as the sandbox takes
 WHOLE_CALLS = 20.0
 MOST_TARGETS = 200_000
 # futures that are changed where the clock is short
@@ -74,7 +74,7 @@ def audit_run(
         script = Path(place) / "train_gpt.py"
         script.write_bytes(code)
         subject.claims = claims_of_run(subject, settings, summary, dataset, tokens, script, partial)
-        # what the clean room gets: the artifact and how to score, nothing else of the run
+        # the sandbox gets the artifact and the settings of its scoring, nothing else of the run
         clean = RunFolder.create(Path(place) / "clean")
         shutil.copyfile(folder.config, clean.config)
         shutil.copyfile(folder.artifact, clean.artifact)
@@ -178,7 +178,7 @@ def record_findings(folder: RunFolder, subject: RunSubject, tokens: np.ndarray, 
         if not holds:
             says = "The recorded costs are not those of the validation text's targets, or do not add up to the score."
         figure = f"{len(nats):,} costs, {off:.1e} nats off"
-        found.append(Finding("C4", "the record adds up to the score", result, figure, holds, says))
+        found.append(Finding("C4", "C4", "the record adds up to the score", result, figure, holds, says))
         count = min(len(again[result].nats), len(nats))
         gap = checks.apart(again[result].nats[:count], nats[:count])
         allowed = max(RECORD_TOLERANCE, subject.claims.noise)
@@ -186,7 +186,7 @@ def record_findings(folder: RunFolder, subject: RunSubject, tokens: np.ndarray, 
         says = "Scored again, the beginning of the text costs what the record says."
         if gap > allowed:
             says = "Scored again, the beginning of the text costs something else than the record says."
-        found.append(Finding("R1", "the record comes out again", result, figure, count > 0 and gap <= allowed, says))
+        found.append(Finding("R1", "C4", "the record comes out again", result, figure, count > 0 and gap <= allowed, says))
     return found
 
 

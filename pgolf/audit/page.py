@@ -16,7 +16,7 @@ PREFLIGHT = (
     ("C4", "scored once", ("C4", "R1")),
     ("B1", "bytes", ("B1",)),
     ("L1", "documents", ("L1",)),
-    ("A1", "clean room", ("A1",)),
+    ("A1", "sandbox", ("A1",)),
     ("A2", "size", ("A2",)),
     ("T1", "clocks", ("T1",)),
     ("S ", "seeds", ("S",)),
@@ -106,7 +106,7 @@ def page(report: Report, title: str) -> str:
             parts.append("<p>Noise cannot be compressed: a curve that falls below the dashed line belongs to no code.</p>")
             parts.append(_noise(curves))
     for result in dict.fromkeys(one.result for one in report.findings):
-        name = "The submission" if result == "all" else f"Reading: {result.replace('_', ' ')}"
+        name = "The submission" if result == "all" else f"Predictor: {result.replace('_', ' ')}"
         note = "" if result in ("all", *report.results) else " (as published; not counted)"
         parts.append(f"<h2>{html.escape(name + note)}</h2>")
         parts.append(_table(one for one in report.findings if one.result == result))

@@ -1,4 +1,4 @@
-"""A1, the clean room: a fresh process with an empty environment and an empty home must give the same costs, and open
+"""A1, the sandbox: a fresh process with an empty environment and an empty home must give the same costs, and open
 nothing but what the submission names.
 
     python -m pgolf.audit.sandbox SUBJECT FOLDER      # started by the auditor; reads FOLDER/tokens.npy
@@ -78,11 +78,11 @@ def libraries() -> tuple[str, ...]:
     return tuple(sorted({os.path.abspath(place) for place in places} | set(SYSTEM)))
 
 
-class Room:
-    """The other process. It works beside the auditor until `leave` is asked what it found."""
+class Sandbox:
+    """The other process. It runs beside the auditor until `result` is asked for."""
 
     def __init__(self, subject: str, tokens: np.ndarray, total: int | None = None):
-        self.folder = Path(tempfile.mkdtemp(prefix="pgolf-room-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="pgolf-sandbox-"))
         np.save(self.folder / "tokens.npy", tokens)
         (self.folder / "total.json").write_text(json.dumps(total))
         home = self.folder / "home"
@@ -96,8 +96,8 @@ class Room:
             [*_without_network(), *command], cwd=home, env=environment, stdout=self._said, stderr=subprocess.STDOUT
         )
 
-    def leave(self) -> dict:
-        """{"nats": by reading, "opened": [...], "reached": [...]} or {"error": one line}."""
+    def result(self) -> dict:
+        """{"nats": by predictor, "opened": [...], "reached": [...]} or {"error": one line}."""
         try:
             self._process.wait(SECONDS)
             found = self.folder / "found.json"
@@ -130,7 +130,7 @@ def _without_network() -> list[str]:
 
 
 def inside(subject: str, folder: Path) -> None:
-    """In the clean room."""
+    """What runs inside the sandbox."""
     allowed = (*libraries(), str(folder))
     watch = Watch(allowed)
     sys.addaudithook(watch)

@@ -1,4 +1,4 @@
-"""A subject by its name: `run=FOLDER`, or `scorer=MODULE_OR_FILE:NAME`. Used by the command and by the clean room."""
+"""A subject by its name: `run=FOLDER`, or `scorer=MODULE_OR_FILE:NAME`. Used by the command and inside the sandbox."""
 
 import importlib
 import importlib.util

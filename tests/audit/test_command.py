@@ -74,7 +74,7 @@ def test_more_than_one(tmp_path, capsys):
     ],
     ids=["a file", "the network", "a variable"],
 )
-def test_what_the_clean_room_sees(tmp_path, monkeypatch, trouble, said):
+def test_what_the_sandbox_sees(tmp_path, monkeypatch, trouble, said):
     monkeypatch.setenv("HOME_OF_THE_AUDITOR", "here")
     code, tests, _ = audited(tmp_path, trouble=trouble)
     assert code == 1
@@ -113,7 +113,7 @@ def test_a_short_clock_gets_a_smaller_audit(seconds, cuts, targets, monkeypatch)
     assert (effort.cuts, effort.targets) == (cuts, targets)
 
 
-def test_the_clean_room_waits_as_its_parent_does(tmp_path, monkeypatch):
+def test_the_sandbox_waits_as_its_parent_does(tmp_path, monkeypatch):
     """Two processes share the cores: threads that only spin in one of them stop both."""
     monkeypatch.setenv("GOMP_SPINCOUNT", "321")
     monkeypatch.setenv("PARENT", "yes")

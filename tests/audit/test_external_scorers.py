@@ -1,11 +1,11 @@
-"""Scorers that nobody of the zoo resembles: the audit must know the rules, not the animals."""
+"""External scorers that resemble none of the known violations: the audit must test the rules, not the cases."""
 
 import numpy as np
 import pytest
 
 from pgolf.audit import AuditError, Claims, Effort, Scored, Stepwise, audit
 from pgolf.audit.interface import as_scorer
-from pgolf.audit.violations.ground import VOCAB, Counts, LeftToRight, text
+from pgolf.audit.violations.base import VOCAB, Counts, LeftToRight, text
 
 EFFORT = Effort(targets=300, probes=40, cuts=6)
 TEXT = text(EFFORT.targets, seed=11)
@@ -142,7 +142,7 @@ class LeavesOut(LeftToRight):
         (LeavesOut, {"C4"}),
     ],
 )
-def test_a_stranger_is_caught(scorer, expected):
+def test_an_external_scorer_is_caught(scorer, expected):
     Remembers.seen = {}
     assert expected <= failed(scorer())
 
@@ -176,7 +176,7 @@ def test_token_by_token():
     assert verdicts["C3"] and verdicts["C4"] and verdicts["D1"] is None and verdicts["B1"] is None
 
 
-def test_a_certain_scorer_is_no_criminal():
+def test_a_certain_scorer_passes():
     """Probabilities of zero, and costs without bound, are allowed."""
 
     class Certain(Honest):
@@ -187,7 +187,7 @@ def test_a_certain_scorer_is_no_criminal():
     assert failed(Certain) == set()
 
 
-def test_the_memory_of_one_document_is_no_crime():
+def test_learning_scored_tokens_by_heart_passes():
     """What was scored may be learnt by heart: noise does not repeat itself."""
 
     class Parrot(Honest):

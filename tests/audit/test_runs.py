@@ -72,8 +72,8 @@ def test_a_run_is_audited_from_the_command_line(hedge, capsys):
         ids = {test["id"] for test in kept["tests"] if test["result"] == result and test["passed"]}
         assert {"N1", "N2", "N3", "N4", "N5", "N5b", "C1a", "C1b", "C1c", "C1d", "C3", "C4", "R1"} <= ids
         assert max(abs(value - 1) for value in kept["sums"][result]["sums"]) < 1e-5
-    papers = {test["id"]: test["passed"] for test in kept["tests"] if test["result"] == "all"}
-    assert papers == {"B1": True, "A1": True, "A2": True, "T1": True, "L1": True, "S": None}
+    claims = {test["id"]: test["passed"] for test in kept["tests"] if test["result"] == "all"}
+    assert claims == {"B1": True, "A1": True, "A2": True, "T1": True, "L1": True, "S": None}
     assert hedge.read_summary()["audit"] | {"seconds": 0} == {
         "passed": True, "failed": [], "tests": len(kept["tests"]), "results": legal, "seconds": 0, "decoded": None,
     }  # fmt: skip

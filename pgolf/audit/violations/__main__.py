@@ -1,23 +1,24 @@
-"""`python -m pgolf.audit.violations`: everybody is audited; exit code 0 only if all animals are caught and no twin is."""
+"""`python -m pgolf.audit.violations`: all cases are audited; exit code 0 only if every violation is caught
+and no legal control is."""
 
 import sys
 import tempfile
 from pathlib import Path
 
-from pgolf.audit.violations import ANIMALS, examine, published_animals
+from pgolf.audit.violations import CASES, examine, published_cases
 
 
 def main() -> int:
     wrong = 0
     with tempfile.TemporaryDirectory() as place:
-        for number, animal in enumerate((*ANIMALS, *published_animals())):
-            failed = [one.id for one in examine(animal.illegal, Path(place) / f"{number}-illegal").failed]
-            twin = [one.id for one in examine(animal.legal, Path(place) / f"{number}-legal").failed]
-            right = set(animal.caught_by) <= set(failed) and not twin
+        for number, case in enumerate((*CASES, *published_cases())):
+            failed = [one.id for one in examine(case.illegal, Path(place) / f"{number}-illegal").failed]
+            control = [one.id for one in examine(case.legal, Path(place) / f"{number}-legal").failed]
+            right = set(case.caught_by) <= set(failed) and not control
             wrong += not right
-            verdict = "caught by" if right else f"WRONG (wanted {' '.join(animal.caught_by)})"
-            also = f", and its twin failed {' '.join(twin)}" if twin else ""
-            print(f"{animal.number:4} {animal.name:40} {verdict} {' '.join(failed)}{also}")
+            verdict = "caught by" if right else f"WRONG (wanted {' '.join(case.caught_by)})"
+            also = f", and its control failed {' '.join(control)}" if control else ""
+            print(f"{case.number:4} {case.name:40} {verdict} {' '.join(failed)}{also}")
     return 1 if wrong else 0
 
 

@@ -1,9 +1,9 @@
-"""Animals that know what they cannot know (C1), learn first (C3), or score more than once (C4); and their twins."""
+"""Cases of C1 (they use what comes later), C3 (they learn first) and C4 (they score more than once), and legal controls."""
 
 import numpy as np
 
 from pgolf.audit.interface import Claims, Scored
-from pgolf.audit.violations.ground import BOS, CHUNK, VOCAB, Chunked, Counts, LeftToRight
+from pgolf.audit.violations.base import BOS, CHUNK, VOCAB, Chunked, Counts, LeftToRight
 
 
 def tilted(p: np.ndarray, symbol: int, gain: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 
 from pgolf.audit.interface import Claims, Scored, Stepwise
 from pgolf.audit.published import boost_row, hedge_row
-from pgolf.audit.violations.ground import BOS, VOCAB, network
+from pgolf.audit.violations.base import BOS, VOCAB, network
 from pgolf.evaluation.predictors.ngrams import NgramsPredictor
 from pgolf.evaluation.predictors.tilt import BoostPredictor
 from pgolf.kernels.hedge import BoostedCache, HedgeMixer, NeuralStatistics

@@ -1,4 +1,5 @@
-"""Submissions whose scorer is legal and whose papers are not: bytes, files, seconds, documents, seeds; and their twins."""
+"""Submissions whose scorer is legal but not what they say beside it (bytes, files, seconds, documents, seeds), and legal
+controls."""
 
 import hashlib
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pgolf.audit.interface import Claims, SeedRun
-from pgolf.audit.violations.ground import BOS, VOCAB, LeftToRight, text
+from pgolf.audit.violations.base import BOS, VOCAB, LeftToRight, text
 
 
 def claiming(**claims) -> LeftToRight:
@@ -105,7 +106,7 @@ READER = """
 from pathlib import Path
 
 from pgolf.audit import Claims
-from pgolf.audit.violations.ground import BOS, LeftToRight
+from pgolf.audit.violations.base import BOS, LeftToRight
 
 FILE = Path(__file__).with_name("tokens_000000.bin")
 

@@ -1,4 +1,4 @@
-"""What the animals live on: a text with documents, a small legal model of counts, and a scorer that goes left to right."""
+"""What the cases share: a text with documents, a small legal model of counts, and scorers that go left to right."""
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Counts:
 
 
 class LeftToRight:
-    """Legal as it stands. Animals change `row` (the probabilities of all symbols), `cost`, or the order of things."""
+    """Legal as it stands. Cases change `row` (the probabilities of all symbols), `cost`, or the order of things."""
 
     vocab = VOCAB
     claims = Claims(bos=BOS)

@@ -1,8 +1,8 @@
-"""Animals whose probabilities do not sum to one (C2), and their twins that do."""
+"""Cases of C2, whose probabilities do not sum to one, and their legal controls."""
 
 import numpy as np
 
-from pgolf.audit.violations.ground import VOCAB, Counts, LeftToRight, network, text
+from pgolf.audit.violations.base import VOCAB, Counts, LeftToRight, network, text
 
 BUCKETS = 16
 SHARE = 0.5
