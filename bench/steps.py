@@ -17,11 +17,10 @@ from pgolf.evaluation.planner import Decision, Rate
 from pgolf.evaluation.predictors.temperature import policy
 from pgolf.kernels import attention, lora_adam
 from pgolf.kernels.attention.reference import exclude
-from pgolf.model import Adapters, build_model, parameter_groups
+from pgolf.model import Adapters, build_model
 from pgolf.model.operators import OPERATORS
 from pgolf.training import schedule
-from pgolf.training.learner import Learner
-from pgolf.training.loop import drawn
+from pgolf.training.train_step import TrainStep, init_model
 
 # what a Hopper GPU does at most by its data sheet, in dense bfloat16; what MFU is a share of
 NOMINAL_FLOPS = 989e12
@@ -60,10 +59,11 @@ class TrainingStep:
         self.settings, self.device = settings, torch.device(device)
         if device == "cuda":
             torch.set_float32_matmul_precision("high")
-        model = drawn(settings.model, settings, self.device)
+        model = init_model(settings.model, settings, self.device)
         model.operators = IMPLEMENTATIONS[operators]
-        learner = Learner(model, parameter_groups(model), options, World(device=self.device))
-        self.model, self.optimisers, self.terms, self.loss = model, learner.optimisers, learner.terms, learner.loss
+        self.model = model
+        self.trained = TrainStep.of(model, options, World(device=self.device))
+        self.loss, self.optimisers = self.trained.loss, self.trained.optimisers
         share = DEVICES if options.micro_batches % DEVICES == 0 else 1
         self.micro_steps = options.micro_batches // share
         rows = options.batch_tokens // options.micro_batches // options.sequence_length
@@ -86,7 +86,7 @@ class TrainingStep:
             with phase("backward"):
                 loss.backward()
             total += loss.detach()
-        penalty = self.terms.penalty()
+        penalty = self.trained.penalty()
         if penalty is not None:
             penalty.backward()
         with phase("optimiser"):

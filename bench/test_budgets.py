@@ -30,7 +30,8 @@ def test_training_fits(bench, preset):
     wait(bench)
     warm_up = time.perf_counter() - begun
     seconds = bench.seconds_of(step)
-    step.terms.switch(True)
+    if step.trained.terms:
+        step.trained.terms.switch(True)
     quantised, parameters = bench.seconds_of(step), step.parameters
     del step
     packing = Packing(settings, bench)

@@ -1,4 +1,4 @@
-"""Averages of the weights over training, in float32: exponential (EMA), stochastic (SWA), of the latest (LAWA)."""
+"""Averages of the weights over training, in float32: exponential (EMA), SWA (arXiv:1803.05407), LAWA (arXiv:2209.14981)."""
 
 from collections import deque
 
@@ -9,14 +9,13 @@ from pgolf.training.errors import TrainingError
 
 
 class Average:
-    """Sees the weights after every step and gives the ones to export."""
+    """Sees the weights after every step and gives the ones to export: here, the last ones."""
 
-    def __init__(self, state: dict[str, torch.Tensor], settings: TrainingSettings):
-        self.settings = settings
+    def __init__(self, state: dict[str, torch.Tensor]):
         self.names = list(state)
 
     def update(self, state: dict[str, torch.Tensor], step: int, multiplier: float) -> bool:
-        """`state` is what `step` steps have led to. True if it is the first that went into the average."""
+        """`state` holds the weights after `step` steps. True if they are the first that went into the average."""
         return False
 
     def export(self, state: dict[str, torch.Tensor], step: int) -> tuple[str, dict[str, torch.Tensor]]:
@@ -34,8 +33,9 @@ class Average:
 class ExponentialAverage(Average):
     """average <- decay average + (1 - decay) weights after every step, from the initial weights, without correction."""
 
-    def __init__(self, state, settings):
-        super().__init__(state, settings)
+    def __init__(self, state: dict[str, torch.Tensor], settings: TrainingSettings):
+        super().__init__(state)
+        self.settings = settings
         self.average = _copies(state)
 
     @torch.no_grad()
@@ -56,10 +56,11 @@ class ExponentialAverage(Average):
 
 
 class StochasticAverage(Average):
-    """The plain mean of snapshots, one every swa_every steps once the schedule is below swa_threshold."""
+    """SWA: the plain mean of snapshots, one every swa_every steps once the schedule is below swa_threshold."""
 
-    def __init__(self, state, settings):
-        super().__init__(state, settings)
+    def __init__(self, state: dict[str, torch.Tensor], settings: TrainingSettings):
+        super().__init__(state)
+        self.settings = settings
         self.total = [torch.zeros_like(value, dtype=torch.float32) for value in state.values()]
         self.count = torch.zeros((), dtype=torch.int64)
 
@@ -85,10 +86,11 @@ class StochasticAverage(Average):
 
 
 class LatestAverage(Average):
-    """The plain mean of the last lawa_length snapshots, one every lawa_every steps."""
+    """LAWA: the plain mean of the last lawa_length snapshots, one every lawa_every steps."""
 
-    def __init__(self, state, settings):
-        super().__init__(state, settings)
+    def __init__(self, state: dict[str, torch.Tensor], settings: TrainingSettings):
+        super().__init__(state)
+        self.settings = settings
         self.queue: deque[list[torch.Tensor]] = deque(maxlen=settings.lawa_length)
         self.device = next(iter(state.values())).device
 
@@ -122,8 +124,9 @@ class LatestAverage(Average):
 
 def averaging(state: dict[str, torch.Tensor], settings: TrainingSettings) -> Average:
     """The average that will be exported; the others are not worth their memory."""
+    if settings.export == "raw":
+        return Average(state)
     kinds = {
-        "raw": (Average, True, ""),
         "ema": (ExponentialAverage, settings.ema_decay, "ema_decay"),
         "swa": (StochasticAverage, settings.swa_every, "swa_every"),
         "lawa": (LatestAverage, settings.lawa_every, "lawa_every"),

@@ -14,7 +14,7 @@ from pgolf.files import atomic_file
 from pgolf.training.errors import CheckpointError
 
 NAME = "checkpoint.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 # what may change between a run and its continuation without changing the weights
 FREE = {"training.checkpoint_seconds", "training.validate_every", "data.path", "data.tokenizer"}
@@ -91,10 +91,9 @@ def check_settings(path: Path, theirs: dict[str, object], ours: dict[str, object
 
 
 class Checkpointer:
-    """Writes behind the training's back: `save` copies the tensors and returns, a thread does the rest.
+    """Writes in the background: `save` copies the tensors and returns, a thread does the rest.
 
-    `last` is (step, path) of the newest file known to be on disk. What went wrong in the thread is raised by the next
-    `arrived`.
+    `last` is (step, path) of the newest file known to be on disk. An error of the thread is raised by the next `arrived`.
     """
 
     def __init__(self, folder: str | Path):
@@ -105,13 +104,21 @@ class Checkpointer:
         for leftover in self.path.parent.glob(f".{NAME}.*.partial"):
             leftover.unlink(missing_ok=True)
 
+    def load(self, ours: dict[str, object]) -> tuple[dict[str, torch.Tensor], dict] | None:
+        """Tensors and facts of the file, if there is one; an error if it belongs to a run of other settings."""
+        if not self.path.exists():
+            return None
+        tensors, facts = read(self.path)
+        check_settings(self.path, facts["settings"], ours)
+        return tensors, facts
+
     def save(self, step: int, tensors: dict[str, torch.Tensor], facts: dict) -> None:
         self.arrived(wait=True)
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         self._pending = step, self._writer.submit(write, self.path, copies, {"step": step, **facts})
 
     def arrived(self, wait: bool = False) -> tuple[int, Path] | None:
-        """The file that has come to disk since the last question, if any; `wait` until the one on its way has."""
+        """The file that was finished since the last call, if any; with `wait`, the one being written is waited for."""
         if not self._pending or not (wait or self._pending[1].done()):
             return None
         step, future = self._pending
@@ -122,3 +129,16 @@ class Checkpointer:
 
     def close(self) -> None:
         self._writer.shutdown(wait=True)
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

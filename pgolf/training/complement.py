@@ -1,4 +1,4 @@
-"""Complementary training: tokens that counted pairs predict well weigh less, so that the network learns the rest.
+"""Complementary training (#1014): tokens that bigram counts predict well weigh less, so that the network learns the rest.
 
     weight of y after x = max(0.1, 1 - alpha c(x, y) / (c(x) + 1)),   the loss is the weighted mean
 
@@ -22,13 +22,13 @@ class Complement:
         self._seen: list[Tensor] = []
 
     def weights(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """One for each target; the pairs are kept in mind for the next `count`."""
+        """One for each target (B, T); the pairs wait for the next `count`."""
         self._seen.append((tokens * len(self.pairs) + targets).reshape(-1))
         share = self.pairs[tokens, targets] / (self.firsts[tokens] + 1)
         return (1 - self.alpha * share).clamp_min(LEAST)
 
     def count(self) -> None:
-        """Count what all ranks were asked about since the last time; collective."""
+        """Count the pairs of all ranks that wait; collective."""
         seen = torch.cat(self._seen)
         self.forget()
         if self.world.size > 1:
@@ -38,7 +38,7 @@ class Complement:
         self.firsts.scatter_add_(0, firsts, torch.ones_like(firsts))
 
     def forget(self) -> None:
-        """What was asked about is not to be counted."""
+        """Drop the pairs that wait."""
         self._seen.clear()
 
     def restore(self, pairs: Tensor) -> None:

@@ -1,14 +1,14 @@
-"""Distillation: a deeper network is trained first, and the one that is kept learns from its opinion too.
+"""Distillation, as #687's script has it: a deeper teacher is trained first, then the network on its predictions too.
 
-    loss = cross-entropy + WEIGHT T^2 KL(teacher || network),   both softmaxes at temperature T,
+    loss = cross-entropy + WEIGHT T^2 KL(teacher || network),   both softmaxes at temperature T (arXiv:1503.02531),
     the divergence averaged over tokens
 
 The teacher is the network with TEACHER_LAYERS more blocks, trained by AdamW alone on the averaged gradients of all ranks,
 so that every rank has the same teacher. It takes distillation_share of the clock, warmdown included, and keeps no average.
 The network reads on where the teacher stopped.
 
-Beside the network stand the teacher's weights and, while it learns, two moments of each; and of every micro-batch of N tokens
-two tables of N V log-probabilities in float32, which is why the vocabulary's size matters here.
+Memory: the teacher's weights and, while it is trained, two moments of each; and of every micro-batch two tables (B, T, V) of
+log-probabilities in float32, which is why the vocabulary's size matters here.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from pgolf.config import ModelSettings, TrainingSettings
 from pgolf.distributed import World
 from pgolf.model.network import Network
-from pgolf.training.learner import Learner
+from pgolf.training.optimisers import Assigned, Optimisers
+from pgolf.training.train_step import TrainStep, names_of
 
 TEACHER_LAYERS = 2
 TEACHER_RATE = 1e-3
@@ -35,26 +36,17 @@ def teacher_shape(model: ModelSettings) -> ModelSettings:
     return replace(model, layers=model.layers + TEACHER_LAYERS)
 
 
-def teacher_of(model: Network, options: TrainingSettings, world: World) -> Learner:
-    """What trains a teacher of that shape beside a network with these options."""
-    own = replace(
-        options,
-        token_lr=TEACHER_RATE,
-        scalar_lr=TEACHER_RATE,
-        adam_weight_decay=TEACHER_DECAY,
-        clip=TEACHER_CLIP,
-        clip_scope="global",
-        muon_projections=False,
-        qat_threshold=0.0,
-        crown_q=0.0,
-        export="raw",
+def teacher_of(model: Network, options: TrainingSettings, world: World) -> TrainStep:
+    """A network of that shape with what trains it: nothing but AdamW, whatever the options ask for the network."""
+    own = replace(options, adam_weight_decay=TEACHER_DECAY, clip=TEACHER_CLIP, clip_scope="global")
+    groups = {"teacher": list(model.parameters())}
+    return TrainStep(
+        model, Optimisers(groups, names_of(model), own, world, assigned={"teacher": Assigned("adamw", TEACHER_RATE)}), world
     )
-    groups = {"matrix": [], "projection": [], "token": [], "scalar": list(model.parameters())}
-    return Learner(model, groups, own, world)
 
 
 def distilled_loss(network: Network, teacher: Network) -> Callable[..., Tensor]:
-    """What the network minimises beside that teacher, as `Learner` takes it."""
+    """The network's loss beside that teacher, as `TrainStep` takes it."""
 
     def loss(tokens: Tensor, targets: Tensor, *, weights: Tensor | None = None) -> Tensor:
         with torch.no_grad():

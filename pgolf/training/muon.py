@@ -1,23 +1,22 @@
-"""Muon: momentum, then every matrix orthogonalised, on banks of matrices and on one or many ranks.
+"""Muon (Keller Jordan): momentum, then every matrix orthogonalised, on banks of matrices and on one or many ranks.
 
 For a bank p (n, rows, columns) with gradient g, momentum buffer b, momentum mu, learning rate lr:
 
     b <- mu b + g
     p <- p (1 - lr weight_decay) - lr sqrt(max(1, rows / columns)) newton_schulz(g + mu b)
 
-The two layouts differ in who does what, never in the result:
+Two layouts share the work out differently, with the same result:
 
-ParallelMuon    every rank owns a contiguous share of each bank (padded with zeros to a multiple of the ranks): gradients
-                are reduce-scattered, shares updated, updates gathered while the next bank is worked on
-RoundRobinMuon  every rank sees all averaged gradients, owns every size-th matrix of the whole list, and the updates of
-                all of them travel in one message
+ParallelMuon    #549's: every rank owns a contiguous share of each bank (padded with zeros to a multiple of the ranks):
+                gradients are reduce-scattered, shares updated, updates gathered while the next bank is worked on
+RoundRobinMuon  #688's: every rank sees all averaged gradients, owns every size-th matrix of the whole list, and the
+                updates of all ranks travel in one message
 
-Use: start() once the gradients are there, reduced() to wait for them (only where the norm of the average is wanted),
-then step(). What travels does so in bfloat16 on CUDA, in the parameters' dtype on a CPU.
+Messages are bfloat16 on CUDA, of the parameters' dtype on a CPU.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -26,12 +25,15 @@ from pgolf.kernels.newton_schulz import newton_schulz
 
 
 class Muon:
-    """What both layouts share. Matrices of two dimensions count as banks of one."""
+    """What both layouts share; an `Optimiser`. Matrices of two dimensions count as banks of one."""
+
+    sharded = True
 
     def __init__(
         self,
         parameters: Sequence[torch.nn.Parameter],
         *,
+        rates: Sequence[float] | None = None,
         weight_decay: float,
         iterations: int,
         coefficients: str,
@@ -39,6 +41,7 @@ class Muon:
         iterate_in: torch.dtype | None = None,
     ):
         self.parameters = list(parameters)
+        self.rates = list(rates) if rates else [1.0] * len(self.parameters)
         self.weight_decay = weight_decay
         self.iterations = iterations
         self.coefficients = coefficients
@@ -46,14 +49,13 @@ class Muon:
         self.world = world
 
     def start(self) -> None:
-        """Send the gradients on their way."""
         raise NotImplementedError
 
-    def reduced(self) -> list[torch.Tensor]:
-        """The averaged gradients that this rank owns; over all ranks, each matrix once. They may be changed in place."""
+    def averaged(self) -> list[torch.Tensor]:
+        """The averaged gradients that this rank owns; over all ranks, each matrix once."""
         raise NotImplementedError
 
-    def step(self, lr: float, momentum: float) -> None:
+    def step(self, multiplier: float, momentum: float) -> None:
         raise NotImplementedError
 
     @property
@@ -69,28 +71,29 @@ class Muon:
         for momentum in self.momenta:
             momentum.zero_()
 
-    def gather_momentum(self) -> list[torch.Tensor]:
+    def state(self) -> list[dict[str, torch.Tensor]]:
         """The momentum of whole banks, the same on every rank, whatever the layout and the number of ranks."""
         full = []
         for index, (parameter, momentum) in enumerate(zip(self.parameters, self.momenta, strict=True)):
             matrices, rows = self.owned(index)
             whole = torch.zeros(_bank(parameter).shape, dtype=momentum.dtype, device=momentum.device)
             whole[matrices] = momentum[rows]
-            full.append(self.world.sum(whole).view(parameter.shape))
+            full.append({"momentum": self.world.sum(whole).view(parameter.shape)})
         return full
 
-    def scatter_momentum(self, full: Sequence[torch.Tensor]) -> None:
-        """The inverse of `gather_momentum`."""
+    def restore(self, state: Sequence[Mapping[str, torch.Tensor]]) -> None:
         self.reset()
-        for index, (whole, momentum) in enumerate(zip(full, self.momenta, strict=True)):
+        for index, (kept, momentum) in enumerate(zip(state, self.momenta, strict=True)):
             matrices, rows = self.owned(index)
-            momentum[rows] = _bank(whole)[matrices.to(whole.device)].to(momentum)
+            whole = _bank(kept["momentum"])
+            momentum[rows] = whole[matrices.to(whole.device)].to(momentum)
 
     def orthogonal(self, momentum: torch.Tensor, gradient: torch.Tensor, mu: float) -> torch.Tensor:
         momentum.mul_(mu).add_(gradient)
         return newton_schulz(torch.add(gradient, momentum, alpha=mu), self.iterations, self.coefficients, self.iterate_in)
 
-    def apply(self, parameter: torch.Tensor, update: torch.Tensor, lr: float) -> None:
+    def apply(self, index: int, update: torch.Tensor, multiplier: float) -> None:
+        parameter, lr = self.parameters[index], self.rates[index] * multiplier
         rows, columns = parameter.shape[-2:]
         parameter.mul_(1 - lr * self.weight_decay)
         parameter.add_(update.view_as(parameter), alpha=-lr * math.sqrt(max(1.0, rows / columns)))
@@ -137,28 +140,27 @@ class ParallelMuon(Muon):
             gradient = self._gradients[index] = gradient.wait()
         return gradient
 
-    def reduced(self):
+    def averaged(self):
         return [self._wait(index) for index in range(len(self.parameters))]
 
     @torch.no_grad()
-    def step(self, lr, momentum):
-        before: tuple[torch.Tensor, AllGather] | None = None
+    def step(self, multiplier, momentum):
+        before: tuple[int, AllGather] | None = None
         for index in self.order:
-            parameter = self.parameters[index]
             update = self.orthogonal(self._momenta[index], self._wait(index), momentum)
             if self.world.size == 1:
-                self.apply(parameter, update, lr)
+                self.apply(index, update, multiplier)
                 continue
             gathering = AllGather(update, self.world)
             if before:
-                self._finish(*before, lr)
-            before = parameter, gathering
+                self._finish(*before, multiplier)
+            before = index, gathering
         if before:
-            self._finish(*before, lr)
+            self._finish(*before, multiplier)
         self._gradients = []
 
-    def _finish(self, parameter, gathering, lr):
-        self.apply(parameter, gathering.wait()[: _bank(parameter).shape[0]], lr)
+    def _finish(self, index, gathering, multiplier):
+        self.apply(index, gathering.wait()[: _bank(self.parameters[index]).shape[0]], multiplier)
 
 
 class RoundRobinMuon(Muon):
@@ -191,7 +193,7 @@ class RoundRobinMuon(Muon):
             self._averaging += self.world.start_average([_gradient(parameter)])
         self._gradients = None
 
-    def reduced(self):
+    def averaged(self):
         if self._gradients is None:
             for pending in self._averaging:
                 pending.wait()
@@ -201,15 +203,15 @@ class RoundRobinMuon(Muon):
         return self._gradients
 
     @torch.no_grad()
-    def step(self, lr, momentum):
+    def step(self, multiplier, momentum):
         updates = [
             self.orthogonal(buffer, gradient, momentum) if len(buffer) else gradient
-            for buffer, gradient in zip(self._momenta, self.reduced(), strict=True)
+            for buffer, gradient in zip(self._momenta, self.averaged(), strict=True)
         ]
         if self.world.size > 1:
             updates = self._exchange(updates)
-        for parameter, update in zip(self.parameters, updates, strict=True):
-            self.apply(parameter, update, lr)
+        for index, update in enumerate(updates):
+            self.apply(index, update, multiplier)
         self._gradients = None
 
     def _exchange(self, updates: list[torch.Tensor]) -> list[torch.Tensor]:

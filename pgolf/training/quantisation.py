@@ -40,7 +40,6 @@ class QuantisationTerms:
                 f"training.crown_q is {settings.crown_q}, but acts only below training.qat_threshold, which is 0; set both"
             )
         self.model, self.settings = model, settings
-        self.wanted = settings.qat_threshold > 0
         self.active = False
         self.rounding = FakeRounding.of(settings, device)
         self.crown_q = torch.compile(crown_q, fullgraph=True, dynamic=False) if device.type == "cuda" else crown_q
@@ -52,8 +51,6 @@ class QuantisationTerms:
 
     def reached(self, multiplier: float) -> bool:
         """Follow the schedule; true at the step that switches the terms on."""
-        if not self.wanted:
-            return False
         first = not self.active and multiplier < self.settings.qat_threshold
         if first:
             self.switch(True)

@@ -10,6 +10,7 @@ TOKEN_KINDS = ["boundary", "byte", "space", "digit", "punctuation", "word start"
 READINGS = ["non_overlapping", "sliding", "adapted", "ngram_backoff", "published"]
 BOS, VOCAB = 1, 40
 LENGTHS = (3, 700, 50, 1200, 17, 300)
+RATES = {"matrix (muon)": 0.04, "token (adamw)": 0.006, "scalar (adamw)": 0.01, "projection (adamw)": 0.01}
 CONFIG = """preset = "quick"
 description = "a test"
 seed = {seed}
@@ -61,7 +62,10 @@ def trained(path: Path, *, seed=1, rate=0.04, steps=120, ended=True) -> Path:
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.toml").write_text(CONFIG.format(seed=seed, rate=rate))
-    events = [{"kind": "start", "parameters": 1234, "plan": {}}, {"kind": "phase", "step": 0, "name": "warm-up"}]
+    events = [
+        {"kind": "start", "parameters": 1234, "plan": {}, "rates": RATES},
+        {"kind": "phase", "step": 0, "name": "warm-up"},
+    ]
     for step in range(1, steps + 1):
         events.append({
             "kind": "step", "step": step, "loss": 3 + 4 / step + 0.1 * rng.random(), "multiplier": min(1.0, 2 - step / 60),

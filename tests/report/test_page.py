@@ -39,6 +39,14 @@ def charts(root: Element) -> dict[str, Element]:
 # ---- what is on it
 
 
+def test_learning_rates_are_those_of_the_event_log(tmp_path):
+    path = trained(tmp_path / "run")
+    text = (path / "train.jsonl").read_text().replace("token (adamw)", "token (another one)")
+    (path / "train.jsonl").write_text(text)
+    legend = charts(read(path))["Learning rates"].text
+    assert all(name in legend for name in ("matrix (muon)", "token (another one)", "scalar (adamw), projection (adamw)"))
+
+
 def test_the_sections_and_the_way_to_them(whole):
     anchors = {one.attributes["id"] for one in whole.all("section") if "id" in one.attributes}
     assert anchors >= {"result", *(anchor for anchor, _, _ in SECTIONS)}

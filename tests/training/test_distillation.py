@@ -86,7 +86,7 @@ def test_the_teacher_is_deeper_learns_and_is_not_exported(tmp_path):
     tensors, facts = checkpoint.read(tmp_path / checkpoint.NAME)
     assert tensors["teacher.model.mlp_up_bank"].shape[0] == settings.model.layers + 2
     assert not any(name.startswith("teacher.optimiser") for name in tensors)
-    assert [(part["name"], part["step"]) for part in facts["course"]] == [("teacher", 0), ("network", 30)]
+    assert [(part["name"], part["step"]) for part in facts["phases"]] == [("teacher", 0), ("network", 30)]
 
 
 def test_the_network_learns_from_the_teachers_opinion(tmp_path):

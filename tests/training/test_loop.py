@@ -15,9 +15,10 @@ from pgolf.config import DataSettings
 from pgolf.data import DataError, Dataset, write_shard
 from pgolf.distributed import World
 from pgolf.model import build_model, parameter_groups
-from pgolf.training import checkpoint, loop
+from pgolf.training import checkpoint, loop, train_step
 from pgolf.training.errors import CheckpointError, TrainingError
 from pgolf.training.optimisers import Optimisers
+from pgolf.training.step_results import STEPS_IN_FLIGHT
 from tests.training.tiny import Stream, assert_same, losses, run, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -176,7 +177,9 @@ def test_mtp_heads_train(tmp_path):
 
 def test_embedding_tables_may_be_bfloat16(tmp_path, monkeypatch):
     """As on CUDA: mixed dtypes in clip, averages and checkpoints."""
-    monkeypatch.setattr(loop, "build_model", lambda *args, **kwargs: build_model(*args, **kwargs | {"dtype": torch.bfloat16}))
+    monkeypatch.setattr(
+        train_step, "build_model", lambda *args, **kwargs: build_model(*args, **kwargs | {"dtype": torch.bfloat16})
+    )
     result, events = run(tiny(steps=12, checkpoint_seconds=0.0), tmp_path)
     assert losses(events)[-1] < losses(events)[0] - 0.3
     assert all(value.dtype == torch.float32 for value in result.exported.values())
@@ -428,7 +431,7 @@ def poisoned(monkeypatch):
             stream.model = build_model(*arguments, **options)
             return stream.model
 
-        monkeypatch.setattr(loop, "build_model", build)
+        monkeypatch.setattr(train_step, "build_model", build)
         return stream
 
     return make
@@ -460,7 +463,7 @@ def test_weights_that_a_step_has_spoilt_are_not_kept(tmp_path, monkeypatch):
         norm = real(self, *arguments)
         step.count += 1
         if step.count == 4:
-            self.muon.parameters[0].data[0, 0, 0] = math.inf
+            self.by_name["muon"].parameters[0].data[0, 0, 0] = math.inf
         return norm
 
     step.count = 0
@@ -473,13 +476,13 @@ def test_weights_that_a_step_has_spoilt_are_not_kept(tmp_path, monkeypatch):
 def test_news_of_a_step_may_come_late(tmp_path, monkeypatch, poisoned):
     """As on CUDA, where the host runs ahead: the same numbers, and still no bad checkpoint."""
     plain, events = run(tiny(), tmp_path / "a")
-    real = loop._Statuses.__init__
+    real = loop.StepResults.__init__
 
     def late(self, world):
         real(self, world)
-        self.depth = loop.STEPS_IN_FLIGHT
+        self.depth = STEPS_IN_FLIGHT
 
-    monkeypatch.setattr(loop._Statuses, "__init__", late)
+    monkeypatch.setattr(loop.StepResults, "__init__", late)
     again, same = run(tiny(), tmp_path / "b")
     assert losses(events) == losses(same)
     assert_same(plain.exported, again.exported)
@@ -526,7 +529,7 @@ def test_native_precision_is_that_of_the_processor(tmp_path, monkeypatch):
     """bfloat16 where it is multiplied, float32 elsewhere and where it is asked for; the weights are float32 anyway."""
     found = {}
     for able in (True, False):
-        monkeypatch.setattr(loop, "multiplies_bfloat16", lambda able=able: able)
+        monkeypatch.setattr(train_step, "multiplies_bfloat16", lambda able=able: able)
         for precision in ("auto", "native", "float32"):
             result, events = run(tiny(precision=precision, steps=3), tmp_path / f"{able}-{precision}")
             assert all(tensor.dtype == torch.float32 for tensor in result.exported.values())
@@ -534,9 +537,9 @@ def test_native_precision_is_that_of_the_processor(tmp_path, monkeypatch):
     assert found[False, "native"] == found[False, "float32"] == found[True, "float32"] != found[True, "native"]
     # a fixed number of steps repeats anywhere
     assert found[True, "auto"] == found[True, "float32"]
-    monkeypatch.setattr(loop, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(train_step, "multiplies_bfloat16", lambda: True)
     by_clock = tiny(precision="auto", steps=0)
-    assert loop.drawn(by_clock.model, by_clock, torch.device("cpu")).activation == torch.bfloat16
+    assert train_step.init_model(by_clock.model, by_clock, torch.device("cpu")).activation == torch.bfloat16
     assert found[True, "native"] == pytest.approx(found[True, "float32"], abs=0.02)
 
 

@@ -85,8 +85,8 @@ def test_every_matrix_has_one_owner_and_momentum_survives_a_change_of_ranks(layo
     gathered = [torch.zeros(shape) for shape in SHAPES]
     for rank in range(size):
         muon = LAYOUTS[layout](parameters, world=Member(rank, size), **options)
-        muon.scatter_momentum(whole)
-        for total, part in zip(gathered, muon.gather_momentum(), strict=True):
-            total += part
+        muon.restore([{"momentum": bank} for bank in whole])
+        for total, part in zip(gathered, muon.state(), strict=True):
+            total += part["momentum"]
     for total, expected in zip(gathered, whole, strict=True):
         assert torch.equal(total, expected)

@@ -5,7 +5,7 @@ import torch
 
 from pgolf.config import TrainingSettings
 from pgolf.distributed import World
-from pgolf.training.optimisers import Optimisers
+from pgolf.training.optimisers import OPTIMISERS, Assigned, Optimisers, assignment
 from tests.training.test_muon import transcription
 
 SHAPES = {
@@ -134,3 +134,55 @@ def test_state_is_all_that_the_next_step_depends_on(parallel):
 
     other.reset()
     assert not any(tensor.any() for tensor in other.state().values())
+
+
+class Sgd:
+    """An optimiser that the package does not have."""
+
+    sharded = False
+
+    def __init__(self, parameters, rates, settings, world, precision=None):
+        self.parameters, self.rates, self.steps = parameters, rates, torch.zeros(())
+
+    def start(self):
+        pass
+
+    def averaged(self):
+        return [parameter.grad for parameter in self.parameters]
+
+    @torch.no_grad()
+    def step(self, multiplier, momentum):
+        self.steps += 1
+        for parameter, rate in zip(self.parameters, self.rates, strict=True):
+            parameter -= rate * multiplier * parameter.grad
+
+    def reset(self):
+        self.steps.zero_()
+
+    def state(self):
+        return [{"steps": self.steps} for _ in self.parameters]
+
+    def restore(self, state):
+        self.steps.copy_(state[0]["steps"])
+
+
+def test_an_optimiser_is_its_class_and_a_line_of_the_table(monkeypatch):
+    monkeypatch.setitem(OPTIMISERS, "sgd", Sgd)
+    settings = TrainingSettings(clip=0.0)
+    groups, names = network()
+    assigned = assignment(settings) | {"token": Assigned("sgd", 0.5)}
+    found = Optimisers(groups, names, settings, World(), assigned=assigned)
+    assert found.rates() == {
+        "matrix (muon)": 0.025, "token (sgd)": 0.5, "head (adamw)": 0.035, "scalar (adamw)": 0.025, "projection (adamw)": 0.025
+    }  # fmt: skip
+    before = [p.detach().clone() for p in groups["token"]]
+    give_gradients(names)
+    gradients = [p.grad.clone() for p in groups["token"]]
+    found.step(0.5, 0.9)
+    for p, start, gradient in zip(groups["token"], before, gradients, strict=True):
+        torch.testing.assert_close(p.detach(), start - 0.25 * gradient)
+    kept = {name: tensor.clone() for name, tensor in found.state().items()}
+    assert float(kept["sgd.token.0.steps"]) == 1 and "muon.matrix.0.momentum" in kept and "adamw.scalar.0.exp_avg" in kept
+    found.reset()
+    found.restore(kept)
+    assert float(found.by_name["sgd"].steps) == 1

@@ -106,13 +106,16 @@ def _validations(run: Run) -> list[dict]:
 
 
 def _rates(run: Run, steps: Sequence[dict], across: np.ndarray) -> list[Series]:
-    options, multiplier = run.config.get("training", {}), _column(steps, "multiplier")
-    rates = [("matrices (Muon)", "muon_lr"), ("embeddings", "token_lr"), ("scales", "scalar_lr")]
+    """Each parameter group's rate, as the start event names them; groups with one rate share a curve."""
+    multiplier = _column(steps, "multiplier")
+    groups: dict[float, list[str]] = {}
+    for event in run.events:
+        for name, rate in event.get("rates", {}).items() if event["kind"] == "start" else ():
+            groups.setdefault(float(rate), []).append(str(name))
     found = []
-    for i, (name, key) in enumerate(rates):
-        if key in options:
-            x, y, _, _ = thinned(across, options[key] * multiplier)
-            found.append(Series(name, x, y, style=i))
+    for i, (rate, names) in enumerate(groups.items()):
+        x, y, _, _ = thinned(across, rate * multiplier)
+        found.append(Series(", ".join(dict.fromkeys(names)), x, y, style=i))
     return found
 
 
