@@ -239,7 +239,9 @@ def carry_out(job: Job) -> Path:
     """Fill one run folder, or what is missing of it; in a process of its own, which fills one after the other."""
     import torch
 
-    from pgolf import stages
+    from pgolf.cli.pack import pack
+    from pgolf.cli.score import score
+    from pgolf.cli.train import train
 
     torch.set_num_threads(1)
     folder, base = RunFolder(job.path), RunFolder(job.base)
@@ -248,7 +250,7 @@ def carry_out(job: Job) -> Path:
             folder = RunFolder.create(job.path)
             write_whole(folder.config, to_toml(job.settings))
         if job.stage == "train":
-            if not folder.weights.exists() and stages.train(folder, job.settings, "cpu", resume=True):
+            if not folder.weights.exists() and train(folder, job.settings, "cpu", resume=True):
                 raise HistoryError(f"{job.path} was stopped; the same command goes on")
         else:
             shutil.copy(base.weights, folder.weights)
@@ -257,8 +259,8 @@ def carry_out(job: Job) -> Path:
         if job.stage == "score":
             shutil.copy(base.artifact, folder.artifact)
         elif not folder.artifact.exists():
-            stages.pack(folder, "cpu")
-        stages.score(folder, "cpu")
+            pack(folder, "cpu")
+        score(folder, "cpu")
     return job.path
 
 
@@ -403,8 +405,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Display() as display:
+            from pgolf.cli.common import CACHE
             from pgolf.data import default_dataset
-            from pgolf.stages import CACHE
 
             # once, before many processes ask for it
             default_dataset(CACHE)

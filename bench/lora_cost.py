@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from pgolf.artifact.pack import read_artifact
+from pgolf.cli.common import CACHE
 from pgolf.config import LoraSettings, read_toml
 from pgolf.data import ByteTable, default_dataset, open_dataset
 from pgolf.evaluation.adaptation import LoraScorer, batches_of
 from pgolf.evaluation.documents import document_bounds
 from pgolf.evaluation.metric import score_of
 from pgolf.evaluation.stream import ScoredStream
-from pgolf.stages import CACHE
 
 ALL = ("q", "k", "v", "o", "mlp", "head")
 

@@ -16,6 +16,7 @@ import torch
 
 from pgolf.artifact.pack import read_artifact
 from pgolf.budget import Clock
+from pgolf.cli.common import CACHE
 from pgolf.config import read_toml
 from pgolf.data import ByteTable, default_dataset, open_dataset
 from pgolf.evaluation.documents import document_starts
@@ -29,7 +30,6 @@ from pgolf.evaluation.records import paired_gain
 from pgolf.evaluation.statistics import Statistics, join
 from pgolf.kernels.hedge import Evidence, NeuralStatistics, NgramBackoff
 from pgolf.kernels.hedge.ngram_backoff import FLOOR_FOR_TABLES
-from pgolf.stages import CACHE
 
 LOCAL, SHARED = (1, 2, 3, 4, 5, 6), (3, 4, 5, 6)
 WAYS = ("never (all .05)", "while scoring", "beforehand", "both")

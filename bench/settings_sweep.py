@@ -12,22 +12,22 @@ import time
 import numpy as np
 import torch
 
-from pgolf.cli import settings_from
+from pgolf.cli.common import dataset_of
+from pgolf.cli.flags import settings_from
 from pgolf.config import EvaluationSettings
 from pgolf.data import ByteTable
 from pgolf.evaluation.evaluate import evaluate
 from pgolf.model import build_model
 from pgolf.process import keep_freed_memory
 from pgolf.progress import Display
-from pgolf.stages import dataset_of
 from pgolf.training.loop import train
 
 
 def main(steps: str, *flags: str) -> None:
     keep_freed_memory()
-    settings, _ = settings_from(["--steps", steps, "--training.precision", "native", *flags], cuda=False)
+    settings, _ = settings_from(["--steps", steps, "--training.precision", "native", *flags], "train", cuda=False)
     with Display() as display, tempfile.TemporaryDirectory() as folder:
-        dataset = dataset_of(settings, display)
+        dataset = dataset_of(settings)
 
         def tell(event: dict) -> None:
             if event["kind"] == "step":

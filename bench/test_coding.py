@@ -26,11 +26,10 @@ from bench.timing import Spread
 from pgolf.artifact import coder
 from pgolf.artifact.calibration import hessians, training_batches
 from pgolf.artifact.weights import round_weights
+from pgolf.cli.common import dataset_of
 from pgolf.config import read_toml
 from pgolf.folder import RunFolder
 from pgolf.model import build_model, submission_state
-from pgolf.progress import Display
-from pgolf.stages import dataset_of
 
 FULL_SIZE = 33_000_000
 
@@ -47,7 +46,7 @@ def matrices(request, run):
     settings = read_toml(run.config)
     model = build_model(settings.model)
     model.load_state_dict(load_file(run.weights))
-    shards = dataset_of(settings, Display(active=False)).train_shards
+    shards = dataset_of(settings).train_shards
     inputs = hessians(model, training_batches(shards, 16, settings.training.sequence_length, 4), head=True)
     chosen = {"rounding": request.param, "scale_floor": False}
     if request.param == "gptq-published":

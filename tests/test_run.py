@@ -135,7 +135,7 @@ def test_scoring_imports_nothing_of_training(run):
         (["--preset", "pr54"], 2, "did you mean 'pr549'"),
         (["--model.layrs", "3"], 2, "did you mean '--model.layers'"),
         (["scroe", "x"], 2, "did you mean 'score'"),
-        (["score"], 2, "score needs the folder of a run"),
+        (["score"], 2, "score needs RUN; see: pgolf score --help"),
         (["score", "nowhere"], 1, "nowhere is no run folder"),
         (["--resume"], 2, "--resume needs --out"),
         (["--device", "abacus", "--steps", "1"], 2, "no device 'abacus'"),
@@ -192,6 +192,8 @@ def test_torch_waits_until_its_surroundings_are_set():
     assert subprocess.run([sys.executable, "-c", words], capture_output=True, text=True).stdout.split() == ["False", "2000"]
 
 
-def test_the_presets_are_listed():
-    done = pgolf("--list")
+def test_the_presets_are_listed_without_torch():
+    program = "import sys; from pgolf.run import main; main(['--list']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == preset_names()

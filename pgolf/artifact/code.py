@@ -12,13 +12,15 @@ import pgolf
 from pgolf.artifact.errors import ArtifactError
 from pgolf.config import Settings, to_toml
 
-ROOT = "pgolf.run"
-# what other commands than train, pack, score and show need
+# the driver, and the stages that it loads by name
+ROOTS = ("pgolf.run", *(f"pgolf.cli.{stage}" for stage in ("run", "train", "pack", "score", "show")))
+# what other stages need
 LEFT_OUT = (
     "pgolf.artifact.export",
     "pgolf.artifact.script",
     "pgolf.data.fineweb",
     "pgolf.audit",
+    "pgolf.cli.report",
     "pgolf.evaluation.codec",
     "pgolf.kernels.compile",
     "pgolf.report",
@@ -100,7 +102,7 @@ def needed_sources(settings: Settings) -> dict[str, tuple[str, str]]:
     """
     sources: dict[str, tuple[str, str]] = {}
     faces: dict[str, Face] = {}
-    waiting: list[tuple[str, str]] = [(ROOT, "")]
+    waiting: list[tuple[str, str]] = [(root, "") for root in ROOTS]
     while waiting:
         name, asked = waiting.pop()
         if name in faces:

@@ -3,10 +3,10 @@
 import difflib
 from collections.abc import Iterable
 
-from pgolf.errors import PgolfError
+from pgolf.errors import UsageError
 
 
-class SettingsError(PgolfError):
+class SettingsError(UsageError):
     """A setting that cannot be used: one line that says which, and what would be right."""
 
 

@@ -19,6 +19,7 @@ def at_scale(settings: Settings, scale: str) -> Settings:
     window = min(evaluation.window, 256)
     return dataclasses.replace(
         settings,
+        scale=scale,
         data=dataclasses.replace(settings.data, held_out_tokens=min(settings.data.held_out_tokens, 8192)),
         model=dataclasses.replace(
             model,

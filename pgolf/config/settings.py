@@ -14,6 +14,7 @@ from pgolf.config.training import TrainingSettings
 class Settings:
     preset: str = "quick"
     description: str = ""
+    scale: str = "full"
     seed: int = 1337
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -11,14 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pgolf import stages
 from pgolf.artifact import code
 from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.export import Submission, export
 from pgolf.artifact.pack import read_artifact
-from pgolf.cli import ExportOptions, UsageError, named_runs, parse
+from pgolf.cli import pack
+from pgolf.cli.export import Options as ExportOptions
+from pgolf.cli.parse import parse
 from pgolf.config import ArtifactSettings, Settings, load_preset, preset_names, read_toml, to_toml
 from pgolf.data import write_shard
+from pgolf.errors import UsageError
 from pgolf.folder import RunFolder
 from pgolf.run import main
 from tests.model.common import SMALL, random_model
@@ -254,11 +256,12 @@ def test_an_unfinished_run_and_a_full_folder_are_refused(tmp_path, capsys):
     assert "stage score first" in capsys.readouterr().err
 
 
-def test_runs_may_stand_anywhere_on_the_command_line():
-    for words in ("--out o a b", "a b --out=o", "a --out o b", "--runs a b --out o"):
-        assert parse(ExportOptions, named_runs(words.split())).runs == ("a", "b")
-    with pytest.raises(UsageError):
-        parse(ExportOptions, named_runs(["a"]))
+def test_runs_stand_before_or_behind_the_flags():
+    for words in ("--out o a b", "a b --out=o"):
+        assert parse(ExportOptions, words.split(), "export").runs == ("a", "b")
+    for words in ("a", "a --out o b"):
+        with pytest.raises(UsageError):
+            parse(ExportOptions, words.split(), "export")
 
 
 # ---- the stage that packs
@@ -287,7 +290,7 @@ def trained(tmp_path, monkeypatch):
         folder.update_summary(train={"seconds": 10.0, "limit": 600.0, "parts": {"steps": 9.0, "other": 1.0}})
         return folder
 
-    monkeypatch.setattr(stages, "dataset_of", lambda *_: Data(tmp_path))
+    monkeypatch.setattr(pack, "dataset_of", lambda *_: Data(tmp_path))
     return make
 
 
@@ -295,7 +298,7 @@ def trained(tmp_path, monkeypatch):
 def test_calibration_counts_where_it_reads_training_data(trained, calibration, counted):
     folder = trained(rounding="gptq", calibration=calibration)
     for _ in range(2):
-        assert stages.pack(folder, "cpu") == 0
+        assert pack.pack(folder, "cpu") == 0
         train = folder.read_summary()["train"]
         assert ("calibration" in train["parts"]) == counted and train["parts"]["rounding"] > 0
         assert math.isclose(train["seconds"], 10.0 + train["parts"]["rounding"] + train["parts"].get("calibration", 0.0))
@@ -304,12 +307,12 @@ def test_calibration_counts_where_it_reads_training_data(trained, calibration, c
 @pytest.mark.parametrize("setting", [{"gptq_embedding": True}, {"calibration_sequences": 2}, {"lqer_rank": 1}])
 def test_what_packing_is_asked_for_reaches_the_file(trained, setting):
     folder = trained(rounding="gptq-sdclip")
-    stages.pack(folder, "cpu")
+    pack.pack(folder, "cpu")
     before = read_artifact(folder.artifact).state
     settings = read_toml(folder.config)
     asked = dataclasses.replace(settings.artifact, **setting)
     folder.config.write_text(to_toml(dataclasses.replace(settings, artifact=asked)))
-    stages.pack(folder, "cpu")
+    pack.pack(folder, "cpu")
     after = read_artifact(folder.artifact).state
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"tok_emb.weight"} if "gptq_embedding" in setting else changed
@@ -317,7 +320,7 @@ def test_what_packing_is_asked_for_reaches_the_file(trained, setting):
 
 def test_packing_counts_the_code_and_fits_the_limit(trained, capsys):
     folder = trained(fit=True, limit=code.code_bytes(Settings()) + 40_000)
-    stages.pack(folder, "cpu")
+    pack.pack(folder, "cpu")
     artifact = folder.read_summary()["artifact"]
     assert artifact["code_bytes"] > 300_000 and 0 <= artifact["margin"] < 1000
     file = folder.artifact.stat().st_size

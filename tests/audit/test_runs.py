@@ -13,6 +13,7 @@ from pgolf.audit import Effort, audit
 from pgolf.audit.checks import findings, log_sums
 from pgolf.audit.command import published_trials, record_findings
 from pgolf.audit.runs import RunSubject
+from pgolf.cli.common import CACHE
 from pgolf.config import at_scale, load_preset, to_toml
 from pgolf.data import default_dataset
 from pgolf.evaluation.predictors.ngrams import NgramsPredictor
@@ -20,7 +21,6 @@ from pgolf.evaluation.predictors.tilt import BoostPredictor
 from pgolf.folder import RunFolder
 from pgolf.model import build_model, submission_state
 from pgolf.run import main
-from pgolf.stages import CACHE
 
 EFFORT = Effort(targets=300, probes=12, cuts=2, substitutions=1, samples=8)
 

@@ -9,7 +9,10 @@ import pytest
 from safetensors.torch import load_file
 
 from pgolf.artifact.pack import read_artifact
-from pgolf.cli import ScoreOptions, parse
+from pgolf.cli.common import CACHE
+from pgolf.cli.parse import parse
+from pgolf.cli.score import Options
+from pgolf.cli.train import write_weights
 from pgolf.config import at_scale, load_preset, preset_names, read_toml, to_toml
 from pgolf.data import default_dataset
 from pgolf.evaluation.predictors.ngram_backoff import learnt_to_bytes
@@ -17,7 +20,6 @@ from pgolf.evaluation.predictors.table import learn_ngram_table
 from pgolf.folder import RunFolder
 from pgolf.model import build_model
 from pgolf.run import main
-from pgolf.stages import CACHE, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_a_plan_is_repeated(folder, tmp_path, capsys):
 
 
 def test_the_flag():
-    assert parse(ScoreOptions, ["runs/x", "--plan", "p.json"], positional="run") == ScoreOptions("runs/x", "", "p.json")
+    assert parse(Options, ["runs/x", "--plan", "p.json"], "score") == Options("runs/x", "", "p.json")
 
 
 @pytest.mark.parametrize("preset", [*(name for name in preset_names() if name.startswith("pr")), "mamba"])

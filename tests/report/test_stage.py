@@ -100,8 +100,8 @@ def test_validation_is_the_loss_of_the_first_sequences(tmp_path):
     import numpy as np
     import torch
 
+    from pgolf.cli.train import validation_of
     from pgolf.config import Settings
-    from pgolf.stages import validation_of
 
     tokens = np.random.default_rng(0).integers(0, 11, 75).astype(np.uint16)
     dataset = SimpleNamespace(val_tokens=lambda: tokens)

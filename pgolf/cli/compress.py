@@ -1,15 +1,32 @@
-"""The stages compress and decompress."""
+"""The stage compress: a file to as many bits as the score says."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from pgolf.cli import CodecOptions
-from pgolf.evaluation.codec.codec import Codec
+from pgolf.cli.parse import File, parse
+from pgolf.evaluation.codec import Codec
 from pgolf.files import system_error
 from pgolf.folder import write_whole
 from pgolf.progress import Display
 
 
-def compress(options: CodecOptions) -> int:
+@dataclass(frozen=True)
+class Options:
+    """A file to bits, or back, with what an artifact predicts."""
+
+    file: File
+    """The file to read."""
+    artifact: str
+    """The model.pgolf of a run; to decompress, the one that compressed."""
+    out: str
+    """The file to write."""
+
+
+def main(words: list[str]) -> int:
+    return compress(parse(Options, words, "compress"))
+
+
+def compress(options: Options) -> int:
     data = content_of(options.file)
     codec = Codec(Path(options.artifact))
     with Display() as display:
@@ -25,19 +42,6 @@ def compress(options: CodecOptions) -> int:
             f"{options.out}: {len(packed):,} bytes, {8 * len(packed) * per_byte:.4f} bits per byte; the distributions claim "
             f"{took['claimed_bits'] / 8:,.0f}, {took['claimed_bits'] * per_byte:.4f}"
         )
-    return 0
-
-
-def decompress(options: CodecOptions) -> int:
-    packed = content_of(options.file)
-    codec = Codec(Path(options.artifact))
-    with Display() as display:
-        data = codec.decompress(
-            packed, options.file, lambda share: display.status(f"{options.file}: {share:.0%} decompressed", share)
-        )
-        write_whole(Path(options.out), data)
-        display.settle()
-        display.say(f"{options.out}: {len(data):,} bytes, as they were")
     return 0
 
 

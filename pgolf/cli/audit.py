@@ -1,0 +1,85 @@
+"""The stage audit: whether a score is a code length."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pgolf.artifact.code import make_script
+from pgolf.audit.command import audit_run, audit_scorer, decode_run, publish
+from pgolf.cli.common import CACHE, chosen_device, dataset_of
+from pgolf.cli.parse import parse
+from pgolf.config import read_toml
+from pgolf.errors import UsageError
+from pgolf.folder import RunFolder
+from pgolf.progress import Display
+
+
+@dataclass(frozen=True)
+class Options:
+    """Try whether a score is a code length: of a run's predictors, or of a scorer of your own."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
+    """Folder of the run."""
+    scorer: str = ""
+    """Instead of a run: MODULE:NAME or FILE.py:NAME; pgolf/audit/interface.py says what it has to offer."""
+    tokens: str = ""
+    """Text for a scorer to be tried on: a shard, or a .npy of token ids. Empty: the built-in corpus, or a made-up text for
+    vocabularies that it does not fit."""
+    targets: int = 0
+    """Tokens that are tried; 0: as many as a fifth of the scoring clock allows."""
+    decode: int = 0
+    """Also compress so many tokens of the validation text with the run's own scorer, and decode them again."""
+    seed: int = 0
+    """Of the texts that the audit makes up."""
+    out: str = ""
+    """Where audit.json and audit.html go; empty: the run's folder, or the current one."""
+    device: str = ""
+    """cpu, cuda, ... Empty: CUDA where there is one."""
+
+
+def main(words: list[str]) -> int:
+    return audit(parse(Options, words, "audit"))
+
+
+def audit(options: Options) -> int:
+    if bool(options.run) == bool(options.scorer):
+        raise UsageError("audit needs either the folder of a run or --scorer MODULE:NAME: pgolf audit RUN")
+    if options.scorer:
+        with Display() as display:
+            report = audit_scorer(options.scorer, options.tokens, CACHE, options.targets, options.seed, said_by(display))
+            display.settle()
+            return publish(report, Path(options.out or "."), options.scorer, display.say)
+    folder = RunFolder.existing(options.run)
+    settings = read_toml(folder.config)
+    with Display(folder.log) as display:
+        dataset = dataset_of(settings)
+        report = audit_run(
+            folder,
+            dataset,
+            make_script(settings).encode(),
+            device=chosen_device(options.device),
+            targets=options.targets,
+            seed=options.seed,
+            progress=said_by(display),
+        )
+        if options.decode:
+            report.decoded = decode_run(folder, dataset, options.decode, said_by(display))
+        display.settle()
+        code = publish(report, Path(options.out) if options.out else folder.path, folder.path.name, display.say)
+        folder.update_summary(
+            audit={
+                "passed": report.passed,
+                "failed": sorted({one.id for one in report.failed}),
+                "tests": len(report.judged),
+                "results": report.results,
+                "seconds": report.seconds,
+                "decoded": report.decoded,
+            }
+        )
+        return code
+
+
+def said_by(display: Display):
+    return lambda name, share: display.status(f"audit, {name}: {share:.0%}", share)

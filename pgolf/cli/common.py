@@ -1,0 +1,47 @@
+"""What several stages need: the run's data, its device, and what they were."""
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+import pgolf
+from pgolf.config import Settings
+from pgolf.data import Dataset, default_dataset, open_dataset
+from pgolf.errors import UsageError
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pgolf"
+
+
+def dataset_of(settings: Settings) -> Dataset:
+    """The run's data; the built-in corpus is made once and kept in a cache."""
+    if settings.data.path:
+        return open_dataset(settings.data.path, settings.data.tokenizer or None, settings.model.vocab_size)
+    return default_dataset(CACHE, vocab_size=settings.model.vocab_size)
+
+
+def chosen_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UsageError(f"no device {name!r}; try cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("this machine has no CUDA device that torch can use; leave --device out, or say cpu")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    found = {"pgolf": pgolf.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    with contextlib.suppress(ImportError):
+        import triton
+
+        found["triton"] = triton.__version__
+    return found

@@ -1,0 +1,58 @@
+"""The stage data: a dataset from any text, or the challenge's public shards."""
+
+from dataclasses import dataclass
+
+from pgolf.cli.parse import parse
+from pgolf.data import build_dataset, read_documents
+from pgolf.errors import UsageError
+from pgolf.progress import Display
+
+
+@dataclass(frozen=True)
+class Options:
+    """Make a dataset: any text, or the challenge's public shards."""
+
+    out: str
+    """Folder to write tokenizer and shards to."""
+    text: tuple[str, ...] = ()
+    """Files, folders or JSONL with a `text` field; .zst and .gz of these."""
+    vocab: int = 1024
+    """Entries of the tokenizer to train."""
+    tokenizer: str = ""
+    """Use this SentencePiece model instead of training one."""
+    name: str = "text"
+    """First part of the shards' names."""
+    fineweb: str = ""
+    """Fetch the challenge's public set instead: sp1024, sp8192, ..."""
+    shards: int = 1
+    """How many training shards to fetch."""
+
+
+def main(words: list[str]) -> int:
+    return make_data(parse(Options, words, "data"))
+
+
+def make_data(options: Options) -> int:
+    if bool(options.text) == bool(options.fineweb):
+        raise UsageError("data needs either --text with files or folders, or --fineweb with a variant such as sp1024")
+    with Display() as display:
+
+        def progress(what: str, done: int, total: int | None) -> None:
+            display.status(f"{what}: {done:,}" + (f" of {total:,}" if total else ""), done / total if total else 0.0)
+
+        if options.fineweb:
+            from pgolf.data.fineweb import fetch_fineweb
+
+            dataset = fetch_fineweb(options.fineweb, options.shards, options.out, progress=progress)
+        else:
+            vocab = None if options.tokenizer else options.vocab
+            documents = read_documents(options.text)
+            tokenizer = options.tokenizer or None
+            dataset = build_dataset(
+                documents, options.out, vocab_size=vocab, name=options.name, tokenizer=tokenizer, progress=progress
+            )
+        display.settle()
+        counts = f"{len(dataset.train_shards)} training and {len(dataset.val_shards)} validation shards"
+        display.say(f"dataset {options.out}: {counts}")
+        display.say(f"use it with: pgolf --data.path {options.out} --model.vocab-size {dataset.vocab_size}")
+    return 0

@@ -1,0 +1,26 @@
+"""The stage decompress: the bits of `compress` back to the file."""
+
+from pathlib import Path
+
+from pgolf.cli.compress import Options, content_of
+from pgolf.cli.parse import parse
+from pgolf.evaluation.codec import Codec
+from pgolf.folder import write_whole
+from pgolf.progress import Display
+
+
+def main(words: list[str]) -> int:
+    return decompress(parse(Options, words, "decompress"))
+
+
+def decompress(options: Options) -> int:
+    packed = content_of(options.file)
+    codec = Codec(Path(options.artifact))
+    with Display() as display:
+        data = codec.decompress(
+            packed, options.file, lambda share: display.status(f"{options.file}: {share:.0%} decompressed", share)
+        )
+        write_whole(Path(options.out), data)
+        display.settle()
+        display.say(f"{options.out}: {len(data):,} bytes, as they were")
+    return 0

@@ -1,0 +1,149 @@
+"""The stage score: model.pgolf to a score, in a process that has never seen training."""
+
+import bz2
+import contextlib
+import json
+import lzma
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgolf.budget import Budget
+from pgolf.cli.parse import DeviceOptions, parse
+from pgolf.config import read_toml
+from pgolf.folder import RunFolder, write_whole
+from pgolf.progress import Display
+
+
+@dataclass(frozen=True)
+class Options(DeviceOptions):
+    """Score a run's artifact on the validation text."""
+
+    plan: str = ""
+    """Repeat the decisions in this file (plan.json of an earlier scoring) instead of asking the clock."""
+
+
+def main(words: list[str]) -> int:
+    options = parse(Options, words, "score")
+    return score(RunFolder.existing(options.run), options.device, options.plan)
+
+
+def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
+    settings = read_toml(folder.config)
+    budget = Budget(settings.evaluation.seconds)
+    # loading torch and numba is on the clock
+    import numpy as np
+
+    from pgolf.artifact.pack import read_artifact
+    from pgolf.cli.common import chosen_device, dataset_of
+    from pgolf.data import ByteTable
+    from pgolf.distributed import launch
+    from pgolf.evaluation.evaluate import evaluate
+    from pgolf.evaluation.records import read_plan, results_table, write_traces, write_words
+    from pgolf.model.rounding import FakeRounding
+    from pgolf.score_log import write_scores
+
+    options = settings.evaluation
+    # a fiftieth of the clock, to write down what was found
+    budget.reserve = options.seconds / 50
+    replay = read_plan(Path(plan)) if plan else None
+    with launch(chosen_device(device), "score") as world, Display(folder.log, active=world.is_first) as display:
+        with budget.part("loading"):
+            artifact = read_artifact(folder.artifact)
+            model = artifact.build_model(world.device)
+            if settings.training.qat_threshold:
+                # training has left it on: whoever adapts in training mode rounds on
+                model.rounding = FakeRounding.of(settings.training, world.device)
+            dataset = dataset_of(settings)
+            tokens = np.asarray(dataset.val_tokens())
+            partial = 0 < options.max_tokens < len(tokens) - 1
+            if partial:
+                tokens = tokens[: options.max_tokens + 1]
+            table = ByteTable(dataset.tokenizer)
+        with budget.part("scoring"):
+            found = evaluate(
+                model,
+                tokens,
+                table,
+                options,
+                bos=dataset.tokenizer.bos,
+                budget=budget,
+                ngram_table=ngram_table(artifact),
+                replay=replay,
+                device=world.device,
+                world=world,
+                report=lambda name, share: display.status(f"scoring, {name.replace('_', ' ')}: {share:.0%}", share),
+            )
+        display.settle()
+        if not world.is_first:
+            return 0
+        with budget.part("writing"):
+            per_target = table.count(tokens[:-1], tokens[1:])
+            results = results_table(found, tokens, dataset.tokenizer.bos, per_target)
+            columns = {name: result.nats[: len(per_target)] for name, result in found.results.items()}
+            write_scores(
+                folder.scores, tokens, per_target, columns, bos=dataset.tokenizer.bos, pieces=dataset.tokenizer.pieces
+            )
+            write_words(folder.words, found.words, tokens, per_target, columns, dataset.tokenizer.pieces)
+            write_traces(folder.weights_log, found.traces)
+            write_whole(folder.plan, json.dumps(found.plan) + "\n")
+        spent = budget.report()
+        for name, result in results.items():
+            display.say(result_line(name, result))
+        if found.gave_up:
+            display.say(f"given up for the clock: {', '.join(f'{name} {what}' for name, what in found.gave_up.items())}")
+        folder.update_summary(
+            score={name: {**result, "partial": partial} for name, result in results.items()},
+            main=found.main,
+            scoring={
+                "seconds": spent["total"],
+                "limit": options.seconds,
+                "parts": spent["parts"],
+                "gave_up": found.gave_up,
+                "replayed": bool(plan),
+                "adaptation_steps": found.adaptation_steps,
+            },
+            compressors=compressors(
+                dataset.tokenizer.decode_bytes(tokens.tolist()), results[found.main], folder.artifact.stat().st_size
+            ),
+        )
+    return 0
+
+
+def ngram_table(artifact):
+    """The n-gram back-off table that the artifact carries, if any."""
+    if "ngram_backoff" not in artifact.sections:
+        return None
+    from pgolf.evaluation.predictors.ngram_backoff import learnt_of
+
+    return learnt_of(artifact.sections)
+
+
+def result_line(name: str, result: dict) -> str:
+    mark = "" if result["legal"] else "  (as published; not a code length)"
+    gain = f", {-result['gain']:+.4f} on {result['over'].replace('_', ' ')}" if "over" in result else ""
+    return f"{name.replace('_', ' ')}: {result['bpb']:.4f} bits per byte{gain}, {result['seconds']:.1f} s{mark}"
+
+
+def compressors(text: bytes, score: dict, artifact_bytes: int, limit: int = 20_000_000) -> dict:
+    """What general-purpose compressors need for the text that was scored, to hold the score against; and the score with the
+    artifact's bytes on top, which whoever decompresses must have."""
+    if not text or len(text) > limit:
+        return {}
+
+    def entry(size: int) -> dict:
+        return {"bytes": size, "bpb": 8 * size / len(text), "of": len(text)}
+
+    import zstandard
+
+    found = {
+        "xz -9e": entry(len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))),
+        "bzip2 -9": entry(len(bz2.compress(text, 9))),
+        "zstd --ultra -22": entry(len(zstandard.ZstdCompressor(level=22).compress(text))),
+    }
+    with contextlib.suppress(ImportError):
+        import brotli
+
+        found["brotli -11"] = entry(len(brotli.compress(text, quality=11, lgwin=24)))
+    found["pgolf and its artifact"] = entry(math.ceil(score["nats"] / math.log(2) / 8) + artifact_bytes)
+    return found

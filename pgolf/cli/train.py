@@ -1,0 +1,171 @@
+"""The stage train: the run's settings and data to weights.safetensors."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from pgolf.cli.begin import begin
+from pgolf.cli.common import chosen_device, dataset_of, device_name, versions
+from pgolf.cli.flags import RunFlags
+from pgolf.config import Settings
+from pgolf.data import Dataset
+from pgolf.distributed import launch
+from pgolf.folder import FolderError, RunFolder
+from pgolf.progress import Display, clock
+from pgolf.training.loop import train as train_model
+
+Options = RunFlags
+# of the validation stream, that are looked at while training goes on
+VALIDATION_TOKENS = 16_384
+
+
+def main(words: list[str]) -> int:
+    run = begin(words, "train")
+    if run.resume and run.folder.weights.exists():
+        return 0
+    return train(run.folder, run.settings, run.device, resume=run.resume)
+
+
+def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -> int:
+    with launch(chosen_device(device)) as world, contextlib.ExitStack() as stack:
+        display = stack.enter_context(Display(folder.log, events=folder.train_log, active=world.is_first))
+        stop = stack.enter_context(StopOnSignal())
+        dataset = dataset_of(settings)
+        narrator = TrainingNarrator(display, settings)
+        display.say(f"run {folder.path}: preset {settings.preset}, seed {settings.seed}")
+        display.say(f"corpus {dataset.name} (digest {dataset.digest[:12]}), vocabulary {dataset.vocab_size}")
+        result = train_model(
+            settings,
+            dataset,
+            folder=folder.path,
+            device=world.device,
+            log=narrator,
+            resume=resume,
+            validate=validation_of(settings, dataset, world.device),
+            stop=stop,
+        )
+        display.settle()
+        if result.interrupted:
+            display.say(f"stopped at step {result.steps}; continue with: python -m pgolf.run --resume --out {folder.path}")
+            return 128 + stop.number
+        if world.is_first:
+            write_weights(folder.weights, result.exported)
+            folder.update_summary(
+                preset=settings.preset,
+                seed=settings.seed,
+                corpus={"name": dataset.name, "digest": dataset.digest},
+                parameters=narrator.parameters,
+                train={
+                    "seconds": result.seconds["total"],
+                    "limit": settings.training.seconds,
+                    "parts": result.seconds["parts"],
+                    "untimed": result.seconds["untimed"],
+                    "steps": result.steps,
+                    "tokens": result.tokens,
+                    "loss": result.loss,
+                    "weights": result.weights,
+                },
+                device=device_name(world.device),
+                versions=versions(),
+            )
+    return 0
+
+
+def validation_of(settings: Settings, dataset: Dataset, device: torch.device):
+    """model -> its loss on the beginning of the validation stream, in sequences side by side. Nothing learns from it."""
+    if not settings.training.validate_every:
+        return None
+    length = settings.training.sequence_length
+    tokens = np.asarray(dataset.val_tokens()[: VALIDATION_TOKENS + 1]).astype(np.int64)
+    count = (len(tokens) - 1) // length * length
+    inputs, targets = (torch.from_numpy(part).reshape(-1, length) for part in (tokens[:count], tokens[1 : count + 1]))
+
+    @torch.no_grad()
+    def validate(model) -> dict:
+        nats = 0.0
+        for row, target in zip(inputs.split(16), targets.split(16), strict=True):
+            logits = model.logits(row.to(device)).flatten(0, 1).float()
+            nats += float(torch.nn.functional.cross_entropy(logits, target.to(device).flatten(), reduction="sum"))
+        return {"loss": nats / count}
+
+    return validate
+
+
+class StopOnSignal:
+    """Turns true once SIGTERM or Ctrl-C has come, so that the step can finish and be saved; a second one does not wait."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __call__(self) -> bool:
+        return bool(self.number)
+
+    def __enter__(self) -> "StopOnSignal":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+
+
+class TrainingNarrator:
+    """Training's events as a person reads them."""
+
+    def __init__(self, display: Display, settings: Settings):
+        self.display = display
+        self.steps = settings.training.steps
+        self.parameters = 0
+
+    def __call__(self, event: dict) -> None:
+        self.display.event(event)
+        getattr(self, "_" + event["kind"])(event)
+
+    def _start(self, event: dict) -> None:
+        self.parameters = event["parameters"]
+        plan = event["plan"]
+        length = f"{plan['steps']:,} steps" if plan["steps"] else f"{plan['seconds']:.0f} s"
+        ranks = f" on {plan['ranks']} ranks" if plan["ranks"] > 1 else ""
+        self.display.say(f"{self.parameters:,} parameters; {length} of {plan['batch_tokens']:,} tokens a step{ranks}")
+
+    def _phase(self, event: dict) -> None:
+        self.display.say(f"step {event['step']}: {event['name']}")
+
+    def _step(self, event: dict) -> None:
+        total = event["elapsed"] + event["remaining"]
+        done = event["step"] / self.steps if self.steps else event["elapsed"] / max(total, 1e-9)
+        self.display.status(
+            f"step {event['step']:,}  loss {event['loss']:.4f}  {event['tokens_per_second']:,.0f} tokens/s  "
+            f"rate x{event['multiplier']:.2f}  {clock(event['elapsed'])} gone, {clock(event['remaining'])} left",
+            done,
+        )
+
+    def _validation(self, event: dict) -> None:
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in event.items() if isinstance(value, float))
+        self.display.say(f"step {event['step']}: validation {figures}")
+
+    def _checkpoint(self, event: dict) -> None:
+        """Checkpoints come often; the event file has them."""
+
+    def _end(self, event: dict) -> None:
+        self.display.say(f"trained {event['steps']:,} steps, {event['tokens']:,} tokens, last loss {event['loss']:.4f}")
+
+
+def write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FolderError(f"{path} cannot be written: {error.strerror or error}") from None
