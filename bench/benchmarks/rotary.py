@@ -6,7 +6,7 @@ import torch
 
 from bench.benchmarks.registry import Benchmark, alike, benchmark, compiled, first_peer, split, sum_of
 from pgolf.kernels import rotary, rotary_table
-from pgolf.kernels.rotary import op as rotary_op
+from pgolf.kernels.rotary import launch as rotary_launch
 from pgolf.kernels.rotary import reference as rotary_reference
 
 
@@ -17,7 +17,7 @@ def _(place, form, batch, length, heads, kv_heads, dim, dims):
     cos, sin = rotary_table(length, dims, 10_000.0, device=place.device)
     eager = rotary_reference.rotary
     ours, peers = split(alike(form, [q, k, gain, cos, sin], ours=rotary, **compiled(place, eager), reference=eager))
-    traffic = partial(rotary_op.traffic_rotary, batch * length, heads, kv_heads, dim, place.element)
+    traffic = partial(rotary_launch.traffic_rotary, batch * length, heads, kv_heads, dim, place.element)
     return Benchmark(
         ours, peers, sum_of(traffic, form), (batch * length, "tokens/s"), min_speedup=first_peer(place, peers, 0.75)
     )

@@ -49,15 +49,19 @@ def _load_angles(p_cos, p_sin, o_n, m_n, length, HALF: tl.constexpr, BH: tl.cons
 @triton.jit
 def _forward_head(
     p_x, p_y, p_cos, p_sin, factor, eps, i_tile, i_head, total, length,
-    HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
+    NORM: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
+    BH: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     o_n = i_tile * BT + tl.arange(0, BT)
     m_n = o_n < total
     o_tile = (i_tile.to(tl.int64) * (BT * HEADS) + i_head) * D
     o_row = tl.arange(0, BT) * (HEADS * D)
     b_first, b_second, b_rest = _load_pieces(p_x + o_tile, o_row, m_n, D, HALF, BH, BD)
-    b_square = tl.sum(b_first * b_first, 1) + tl.sum(b_second * b_second, 1) + tl.sum(b_rest * b_rest, 1)
-    b_scale = (factor / tl.sqrt(b_square / D + eps))[:, None]  # [BT, 1]
+    if NORM:
+        b_square = tl.sum(b_first * b_first, 1) + tl.sum(b_second * b_second, 1) + tl.sum(b_rest * b_rest, 1)
+        b_scale = (factor / tl.sqrt(b_square / D + eps))[:, None]  # [BT, 1]
+    else:
+        b_scale = factor
     b_cos, b_sin = _load_angles(p_cos, p_sin, o_n, m_n, length, HALF, BH)
     b_turned = b_scale * (b_first * b_cos + b_second * b_sin)
     b_second = b_scale * (b_second * b_cos - b_first * b_sin)
@@ -67,7 +71,7 @@ def _forward_head(
 @triton.jit(do_not_specialize=["total", "length"])
 def rotary_fwd_kernel(
     p_q, p_k, p_gain, p_cos, p_sin, p_query, p_key, eps, total, length,
-    H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
+    H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr,
     BH: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
@@ -75,16 +79,19 @@ def rotary_fwd_kernel(
     i_tile = i_p // (H + HKV)
     i_head = i_p % (H + HKV)
     if i_head < H:
-        gain = tl.load(p_gain + i_head).to(tl.float32)
-        _forward_head(p_q, p_query, p_cos, p_sin, gain, eps, i_tile, i_head, total, length, H, D, HALF, BH, BD, BT)
+        gain = 1.0
+        if GAIN:
+            gain = tl.load(p_gain + i_head).to(tl.float32)
+        _forward_head(p_q, p_query, p_cos, p_sin, gain, eps, i_tile, i_head, total, length, NORM, H, D, HALF, BH, BD, BT)
     else:
-        _forward_head(p_k, p_key, p_cos, p_sin, 1.0, eps, i_tile, i_head - H, total, length, HKV, D, HALF, BH, BD, BT)
+        _forward_head(p_k, p_key, p_cos, p_sin, 1.0, eps, i_tile, i_head - H, total, length, NORM, HKV, D, HALF, BH, BD, BT)
 
 
 @triton.jit
 def _backward_head(
     p_grad, p_x, p_dx, p_cos, p_sin, factor, eps, i_tile, i_head, total, length,
-    HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
+    NORM: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
+    BH: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """Writes dx and returns the tile's share of the gain's gradient."""
     o_n = i_tile * BT + tl.arange(0, BT)
@@ -93,14 +100,17 @@ def _backward_head(
     o_row = tl.arange(0, BT) * (HEADS * D)
     b_first, b_second, b_rest = _load_pieces(p_x + o_tile, o_row, m_n, D, HALF, BH, BD)
     b_grad_first, b_grad_second, b_grad_rest = _load_pieces(p_grad + o_tile, o_row, m_n, D, HALF, BH, BD)
-    b_square = tl.sum(b_first * b_first, 1) + tl.sum(b_second * b_second, 1) + tl.sum(b_rest * b_rest, 1)
-    b_scale = 1 / tl.sqrt(b_square / D + eps)  # [BT]
+    if NORM:
+        b_square = tl.sum(b_first * b_first, 1) + tl.sum(b_second * b_second, 1) + tl.sum(b_rest * b_rest, 1)
+        b_scale = 1 / tl.sqrt(b_square / D + eps)  # [BT]
+    else:
+        b_scale = tl.full([BT], 1.0, tl.float32)
     # the transpose of a rotation turns the other way.
     b_cos, b_sin = _load_angles(p_cos, p_sin, o_n, m_n, length, HALF, BH)
     b_turned = b_grad_first * b_cos - b_grad_second * b_sin
     b_grad_second = b_grad_first * b_sin + b_grad_second * b_cos
     b_dot = tl.sum(b_turned * b_first, 1) + tl.sum(b_grad_second * b_second, 1) + tl.sum(b_grad_rest * b_rest, 1)
-    b_slope = (b_scale * b_scale * b_dot / D)[:, None]  # [BT, 1]
+    b_slope = (b_scale * b_scale * b_dot / D)[:, None] if NORM else tl.zeros([BT, 1], tl.float32)  # [BT, 1]
     b_outer = (factor * b_scale)[:, None]
     _store_pieces(
         p_dx + o_tile,
@@ -115,7 +125,7 @@ def _backward_head(
 @triton.jit(do_not_specialize=["total", "length", "tiles"])
 def rotary_bwd_kernel(
     p_grad_q, p_grad_k, p_q, p_k, p_gain, p_cos, p_sin, p_dq, p_dk, p_partial, eps, total, length, tiles,
-    H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
+    H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
     BH: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
@@ -124,11 +134,11 @@ def rotary_bwd_kernel(
     if i_head < H:
         gain = tl.load(p_gain + i_head).to(tl.float32)
         share = _backward_head(
-            p_grad_q, p_q, p_dq, p_cos, p_sin, gain, eps, i_tile, i_head, total, length, H, D, HALF, BH, BD, BT
+            p_grad_q, p_q, p_dq, p_cos, p_sin, gain, eps, i_tile, i_head, total, length, NORM, H, D, HALF, BH, BD, BT
         )
         # one cell per program, summed afterwards in a fixed order.
         tl.store(p_partial + i_head * tiles + i_tile, share)
     else:
         _backward_head(
-            p_grad_k, p_k, p_dk, p_cos, p_sin, 1.0, eps, i_tile, i_head - H, total, length, HKV, D, HALF, BH, BD, BT
+            p_grad_k, p_k, p_dk, p_cos, p_sin, 1.0, eps, i_tile, i_head - H, total, length, NORM, HKV, D, HALF, BH, BD, BT
         )

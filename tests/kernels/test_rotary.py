@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pgolf.kernels.rotary import op, reference, rotary, rotary_table
+from pgolf.kernels.rotary import launch, reference, rotary, rotary_table
 from tests.kernels.compare import assert_close
 
 SHAPES = [(2, 7, 4, 2, 12, 6), (1, 5, 3, 3, 8, 8), (1, 3, 2, 1, 6, 0), (1, 1, 1, 1, 4, 2)]
@@ -54,6 +54,24 @@ def test_operator_and_gradients_equal_the_reference(shape):
             assert_close(one, other, 1e-12)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
+@pytest.mark.parametrize("norm, gained", [(False, False), (False, True), (True, False)])
+def test_without_norm_or_gain(norm, gained, dtype, tolerance):
+    """Plain RoPE and the two forms between it and the whole, against the reference."""
+    q, k, gain, cos, sin = inputs((2, 7, 4, 2, 12, 6), dtype)
+    leaves = [q, k, gain] if gained else [q, k]
+    arguments = (q, k, gain if gained else None, cos, sin)
+    found, wanted = rotary(*arguments, norm=norm), reference.rotary(*arguments, norm=norm)
+    weights = [torch.randn_like(q), torch.randn_like(k)]
+    gradients = (torch.autograd.grad(out, leaves, weights) for out in (found, wanted))
+    for one, other in zip((*found, *next(gradients)), (*wanted, *next(gradients)), strict=True):
+        assert_close(one, other, tolerance)
+    if not norm and not gained:
+        first, second = q[..., :3], q[..., 3:6]
+        turned = torch.cat([first * cos[:, None] + second * sin[:, None], second * cos[:, None] - first * sin[:, None]], -1)
+        assert_close(found[0], torch.cat([turned, q[..., 6:]], -1), tolerance)
+
+
 def test_gradcheck():
     q, k, gain, cos, sin = inputs((1, 3, 2, 1, 6, 4))
     assert torch.autograd.gradcheck(lambda *x: rotary(*x, cos, sin, eps=1e-3), (q, k, gain))
@@ -83,10 +101,10 @@ def test_opcheck(strided):
     q, k, gain, cos, sin = inputs((2, 5, 4, 2, 8, 4), torch.float32)
     if strided:
         q, k = (x.detach().mT.contiguous().mT.requires_grad_() for x in (q, k))
-    torch.library.opcheck(torch.ops.pgolf.rotary, (q, k, gain, cos, sin, 1e-6))
+    torch.library.opcheck(torch.ops.pgolf.rotary, (q, k, gain, cos, sin, 1e-6, True))
     grads = torch.randn_like(q), torch.randn_like(k)
     plain = (x.detach() for x in (q, k, gain, cos, sin))
-    torch.library.opcheck(torch.ops.pgolf.rotary_backward, (*grads, *plain, 1e-6))
+    torch.library.opcheck(torch.ops.pgolf.rotary_backward, (*grads, *plain, 1e-6, True))
 
 
 def test_compiles_into_one_graph_of_any_length():
@@ -106,15 +124,15 @@ def test_compiles_into_one_graph_of_any_length():
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_launch(capability, direction):
     for dim, dims in ((64, 16), (64, 64), (128, 0), (96, 20), (4, 2)):
-        tiles = op.launch_rotary(dim, dims, capability, direction).tiles
+        tiles = launch.launch_rotary(dim, dims, capability, direction).tiles
         assert tiles["BD"] >= dim and tiles["BH"] >= dims // 2 and tiles["BT"] >= 16
         assert all(size & (size - 1) == 0 for size in tiles.values())
         assert tiles["BT"] * tiles["BD"] <= 4096
 
 
 def test_traffic():
-    assert op.traffic_rotary(98_304, 8, 4, 64, 2, "forward")[0] == 301_989_888
-    assert op.traffic_rotary(98_304, 8, 4, 64, 2, "backward")[0] == 452_984_832
+    assert launch.traffic_rotary(98_304, 8, 4, 64, 2, "forward")[0] == 301_989_888
+    assert launch.traffic_rotary(98_304, 8, 4, 64, 2, "backward")[0] == 452_984_832
 
 
 def test_bad_arguments_are_named():
@@ -130,3 +148,7 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             rotary(*arguments)
+    with pytest.raises(ValueError, match=r"\(B, H, T, d\), pass x.transpose\(1, 2\)"):
+        rotary(q.transpose(1, 2), k.transpose(1, 2), gain, cos, sin)
+    with pytest.raises(TypeError, match="rotary: cos must be a torch.Tensor, not NoneType"):
+        rotary(q, k, gain, None, sin)

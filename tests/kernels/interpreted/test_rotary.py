@@ -42,7 +42,7 @@ def test_kernels(shape, dtype):
     q, k = arguments[:2]
     eps = torch.finfo(dtype).eps
     grad_q, grad_k = torch.randn_like(q), torch.randn_like(k)
-    found = *_forward_triton(*arguments, eps), *_backward_triton(grad_q, grad_k, *arguments, eps)
+    found = *_forward_triton(*arguments, eps, True), *_backward_triton(grad_q, grad_k, *arguments, eps, True)
     for name, one, other in zip(
         ("q'", "k'", "dq", "dk", "dgain"), found, expected(*arguments, eps, grad_q, grad_k), strict=True
     ):
@@ -54,6 +54,23 @@ def test_eps_and_tables_in_float64_and_strided_inputs():
     q, k = q.transpose(0, 1).contiguous().transpose(0, 1), k.flip(-1).mT.contiguous().mT
     arguments = q, k, gain, cos.double(), sin.double()
     grad_q, grad_k = torch.randn_like(q), torch.randn_like(k)
-    found = *_forward_triton(*arguments, 0.5), *_backward_triton(grad_q, grad_k, *arguments, 0.5)
+    found = *_forward_triton(*arguments, 0.5, True), *_backward_triton(grad_q, grad_k, *arguments, 0.5, True)
     for one, other in zip(found, expected(*arguments, 0.5, grad_q, grad_k), strict=True):
+        assert_close(one, other, 1e-5)
+
+
+@pytest.mark.parametrize("norm, gained", [(False, False), (False, True), (True, False)])
+def test_without_norm_or_gain(norm, gained):
+    q, k, gain, cos, sin = inputs(2, 19, 4, 2, 64, 16, torch.float32)
+    grad_q, grad_k = torch.randn_like(q), torch.randn_like(k)
+    gain = gain if gained else None
+    found = (
+        *_forward_triton(q, k, gain, cos, sin, 1e-6, norm),
+        *_backward_triton(grad_q, grad_k, q, k, gain, cos, sin, 1e-6, norm),
+    )
+    leaves = [x.double().requires_grad_() for x in (q, k, gain) if x is not None]
+    exact_gain = leaves[2] if gained else None
+    out = reference.rotary(*leaves[:2], exact_gain, cos.double(), sin.double(), eps=1e-6, norm=norm)
+    wanted = *out, *torch.autograd.grad(out, leaves, [grad_q.double(), grad_k.double()])
+    for one, other in zip(found, wanted, strict=False):
         assert_close(one, other, 1e-5)
