@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bench.benchmarks.registry import BOTH, FORWARD, Benchmark, Place, alike, benchmark, not_installed, split, without_gpu
 from pgolf.kernels import PackedMatrix, expand, packed_matmul
-from pgolf.kernels.packed import op as packed_op
+from pgolf.kernels.packed import launch as packed_launch
 from pgolf.kernels.packed import reference as packed_reference
 
 
@@ -35,9 +35,9 @@ def packed_benchmark(place: Place, form: str, tokens: int, rows: int, columns: i
                 absent[name] = found
     first = next(iter(peers))
     ours, others = split(alike(form, [x], ours=lambda x: packed_matmul(x, packed), **peers))
-    moved, flops = packed_op.traffic_matmul(tokens, rows, columns, bits, place.element)
+    moved, flops = packed_launch.traffic_matmul(tokens, rows, columns, bits, place.element)
     if form == BOTH:
-        more = packed_op.traffic_backward(tokens, rows, columns, bits, place.element)
+        more = packed_launch.traffic_backward(tokens, rows, columns, bits, place.element)
         moved, flops = moved + more[0], flops + more[1]
     gate = {first: min_speedup} if place.on_gpu else {first: 0.005}
     min_roofline = 0.7 if tokens == 1 and rows * columns >= 1 << 26 else 0.0
@@ -92,7 +92,7 @@ def _(place, form, rows, columns):
     peers = {"codes in int8": eager}
     if place.on_gpu:
         peers = {"codes in int8, torch.compile": torch.compile(eager, fullgraph=True, dynamic=False)}
-    work = packed_op.traffic_expand(rows, columns, 6, place.element)
+    work = packed_launch.traffic_expand(rows, columns, 6, place.element)
     min_speedup = {next(iter(peers)): 0.9 if place.on_gpu else 0.02}
     ours = lambda: expand(packed, place.dtype)
     return Benchmark(ours, peers, work, (rows * columns, "weights/s"), min_speedup=min_speedup, min_roofline=0.8)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.kernels.packed import PackedMatrix, expand, op, pack, packed_matmul, reference
+from pgolf.kernels.packed import PackedMatrix, expand, launch, pack, packed_matmul, reference
 from tests.kernels.compare import assert_close
 
 BITS = (4, 5, 6, 7, 8)
@@ -82,9 +82,9 @@ def test_size_is_exact():
     for bits in BITS:
         _, packed, _ = random_packed(bits, 6, 512)
         assert packed.nbytes == 6 * (512 * bits // 8 + 4)
-        assert packed.nbytes == op.packed_bytes(6, 512, bits)
+        assert packed.nbytes == launch.packed_bytes(6, 512, bits)
         for cols in (1, 33, 513):
-            assert random_packed(bits, 3, cols)[1].nbytes == op.packed_bytes(3, cols, bits)
+            assert random_packed(bits, 3, cols)[1].nbytes == launch.packed_bytes(3, cols, bits)
 
 
 def test_to_keeps_everything():
@@ -171,55 +171,55 @@ def test_compiles_whole_with_any_length():
 
 @pytest.mark.parametrize("capability", [80, 86, 90, 100, 120])
 def test_choice_by_tokens(capability):
-    ways = [op.choose(tokens, 8192, 512, torch.bfloat16, capability) for tokens in range(1, 400)]
+    ways = [launch.choose(tokens, 8192, 512, torch.bfloat16, capability) for tokens in range(1, 400)]
     assert ways[0] == "gemv" and set(ways[1:16]) <= {"split", "matmul"} and ways[-1] == "expand"
     first = ways.index("expand")
     assert 128 <= first <= 256 and set(ways[first:]) == {"expand"}, "one crossover"
 
 
 def test_choice_by_shape_and_dtype():
-    assert op.choose(1, 512, 512, torch.float32, 90) == "gemv"
-    assert op.choose(2, 512, 512, torch.float32, 90) == "expand"
-    assert op.choose(16, 512, 512, torch.float16, 90) == "split", "eight tiles cannot fill the device"
-    assert op.choose(128, 65536, 512, torch.bfloat16, 90) == "matmul"
-    assert op.choose_backward(16, 512, torch.bfloat16, 90) == "matmul"
-    assert op.choose_backward(16, 513, torch.bfloat16, 90) == "expand", "the kernel takes whole units only"
-    assert op.choose_backward(16, 512, torch.float32, 90) == "expand"
-    assert op.choose_backward(65, 512, torch.bfloat16, 90) == "expand"
+    assert launch.choose(1, 512, 512, torch.float32, 90) == "gemv"
+    assert launch.choose(2, 512, 512, torch.float32, 90) == "expand"
+    assert launch.choose(16, 512, 512, torch.float16, 90) == "split", "eight tiles cannot fill the device"
+    assert launch.choose(128, 65536, 512, torch.bfloat16, 90) == "matmul"
+    assert launch.choose_backward(16, 512, torch.bfloat16, 90) == "matmul"
+    assert launch.choose_backward(16, 513, torch.bfloat16, 90) == "expand", "the kernel takes whole units only"
+    assert launch.choose_backward(16, 512, torch.float32, 90) == "expand"
+    assert launch.choose_backward(65, 512, torch.bfloat16, 90) == "expand"
 
 
 def test_tiles_follow_the_shape():
     widths = {31: 16, 1023: 16, 1024: 32, 2047: 32, 2048: 64, 4095: 64, 4096: 128, 99999: 128}
-    assert {cols: op.launch_gemv(cols, 90).tiles["BU"] for cols in widths} == widths
+    assert {cols: launch.launch_gemv(cols).tiles["BU"] for cols in widths} == widths
     widths = {31: 16, 1023: 16, 1024: 32, 2048: 64, 99999: 64}
-    assert {cols: op.launch_expand(cols, 90).tiles["BU"] for cols in widths} == widths
+    assert {cols: launch.launch_expand(cols).tiles["BU"] for cols in widths} == widths
     heights = {2: 16, 16: 16, 17: 32, 33: 64, 64: 64, 65: 128, 256: 128}
-    assert {tokens: op.launch_matmul(tokens, 90).tiles["BM"] for tokens in heights} == heights
+    assert {tokens: launch.launch_matmul(tokens, 90).tiles["BM"] for tokens in heights} == heights
     heights = {1: 16, 16: 16, 17: 32, 64: 32}
-    assert {tokens: op.launch_backward(tokens, 100).tiles["BM"] for tokens in heights} == heights
-    for _, launch in op.GEMV:
-        assert launch.tiles["BU"] < 32 * launch.num_warps
+    assert {tokens: launch.launch_backward(tokens, 100).tiles["BM"] for tokens in heights} == heights
+    for _, chosen in launch.GEMV:
+        assert chosen.tiles["BU"] < 32 * chosen.num_warps
 
 
 def test_splits_fill_the_device_and_leave_work():
-    assert op.matmul_splits(16, 65536, 8192, 90) == 1
-    assert op.matmul_splits(16, 512, 8192, 90) == 16
-    assert op.matmul_splits(16, 1024, 8192, 90) == 16 and op.matmul_splits(16, 2048, 8192, 90) == 8
-    assert op.matmul_splits(16, 512, 512, 90) == 2, "four steps, two for each"
-    assert op.matmul_splits(16, 512, 20, 90) == 1, "no whole unit, nothing to divide"
-    assert op.backward_splits(16, 2048, 512, 90) == 16
-    assert op.backward_splits(16, 64, 512, 90) == 1
+    assert launch.matmul_splits(16, 65536, 8192, 90) == 1
+    assert launch.matmul_splits(16, 512, 8192, 90) == 16
+    assert launch.matmul_splits(16, 1024, 8192, 90) == 16 and launch.matmul_splits(16, 2048, 8192, 90) == 8
+    assert launch.matmul_splits(16, 512, 512, 90) == 2, "four steps, two for each"
+    assert launch.matmul_splits(16, 512, 20, 90) == 1, "no whole unit, nothing to divide"
+    assert launch.backward_splits(16, 2048, 512, 90) == 16
+    assert launch.backward_splits(16, 64, 512, 90) == 1
 
 
 def test_traffic_counts_packed_bytes():
-    assert op.traffic_gemv(8192, 8192, 5) == (8192 * 8192 * 5 // 8 + 4 * 8192 + 2 * 16384, 2 * 8192**2)
-    assert op.traffic_matmul(3, 10, 64, 6) == (10 * (48 + 4) + 2 * 3 * (64 + 10), 2 * 3 * 10 * 64)
-    assert op.traffic_matmul(3, 10, 64, 6, splits=2)[0] == 10 * 48 + 2 * 3 * 64 + 2 * 4 * 3 * 10
-    assert op.traffic_reduce(3, 10, 2) == (3 * 10 * (8 + 2) + 40, 3 * 10 * 3)
-    assert op.traffic_reduce(3, 10, 2, scaled=False) == (3 * 10 * (8 + 2), 3 * 10 * 2)
-    assert op.traffic_expand(10, 33, 5) == (10 * 4 * (5 + 2 + 1) + 2 * 330, 330)
-    assert op.traffic_backward(3, 10, 64, 7) == (10 * (56 + 4) + 2 * 3 * (10 + 64), 2 * 3 * 640)
-    assert op.traffic_backward(3, 10, 64, 7, splits=4)[0] == 10 * (56 + 4) + 2 * 30 + 16 * 3 * 64
+    assert launch.traffic_gemv(8192, 8192, 5) == (8192 * 8192 * 5 // 8 + 4 * 8192 + 2 * 16384, 2 * 8192**2)
+    assert launch.traffic_matmul(3, 10, 64, 6) == (10 * (48 + 4) + 2 * 3 * (64 + 10), 2 * 3 * 10 * 64)
+    assert launch.traffic_matmul(3, 10, 64, 6, splits=2)[0] == 10 * 48 + 2 * 3 * 64 + 2 * 4 * 3 * 10
+    assert launch.traffic_reduce(3, 10, 2) == (3 * 10 * (8 + 2) + 40, 3 * 10 * 3)
+    assert launch.traffic_reduce(3, 10, 2, scaled=False) == (3 * 10 * (8 + 2), 3 * 10 * 2)
+    assert launch.traffic_expand(10, 33, 5) == (10 * 4 * (5 + 2 + 1) + 2 * 330, 330)
+    assert launch.traffic_backward(3, 10, 64, 7) == (10 * (56 + 4) + 2 * 3 * (10 + 64), 2 * 3 * 640)
+    assert launch.traffic_backward(3, 10, 64, 7, splits=4)[0] == 10 * (56 + 4) + 2 * 30 + 16 * 3 * 64
 
 
 # errors
@@ -259,3 +259,14 @@ def test_reference_keeps_scales_out_of_the_sum():
 def test_import_is_light():
     program = "import sys, pgolf.kernels.packed; sys.exit('triton' in sys.modules or 'numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_what_is_not_packed_is_named():
+    packed = pack(torch.zeros(2, 32, dtype=torch.int8), torch.ones(2), 5)
+    with pytest.raises(TypeError, match="packed must be a PackedMatrix, as pack"):
+        packed_matmul(torch.zeros(3, 32), torch.nn.Linear(32, 2))
+    with pytest.raises(TypeError, match="packed must be a PackedMatrix"):
+        expand(torch.zeros(2, 32))
+    with pytest.raises(TypeError, match="x must be a torch.Tensor, not numpy's ndarray"):
+        packed_matmul(torch.zeros(3, 32).numpy(), packed)
+    assert packed_matmul(torch.zeros(0, 5, 32), packed).shape == (0, 5, 2)
