@@ -14,6 +14,7 @@ from bench.timing import Spread
 from pgolf.artifact.calibration import hessians
 from pgolf.artifact.container import join_sections
 from pgolf.artifact.pack import read_artifact, sections_of
+from pgolf.artifact.rounding import FORMS
 from pgolf.artifact.weights import round_weights
 from pgolf.model import build_model, submission_state
 
@@ -79,7 +80,7 @@ class Packing:
                 parameter.add_(torch.randn_like(parameter), alpha=0.02)
         moments = None
         options, length = settings.artifact, settings.training.sequence_length
-        if options.rounding.startswith("gptq"):
+        if FORMS[options.rounding].needs_hessians:
             sequences = options.calibration_sequences if calibrate else 2
             tokens = torch.randint(settings.model.vocab_size, (sequences, length))
             batch = max(1, (32_768 if bench.device == "cuda" else 4096) // length)

@@ -4,7 +4,7 @@ import torch
 
 from bench.eager import plain_gptq
 from pgolf.artifact import gptq
-from pgolf.artifact.rounding import Steps
+from pgolf.artifact.grid import Steps, row_sigma
 
 
 def test_gptq(bench):
@@ -13,10 +13,10 @@ def test_gptq(bench):
     weight = torch.randn(count, rows, columns, device=bench.device) * 0.02
     inputs = torch.randn(count, 4 * columns, columns, device=bench.device)
     hessian = inputs.mT @ inputs / (4 * columns)
-    steps, sigmas = Steps(6, False, 1.0, 0), 12.85
+    steps = Steps(6, sigmas=12.85)
 
     def ours():
-        return gptq.standard(weight, hessian, steps, sigmas=sigmas)
+        return gptq.standard(weight, hessian, steps)
 
     def plain():
         """The same preparation, without stacks and without blocks."""
@@ -25,7 +25,7 @@ def test_gptq(bench):
             damped = gptq._damped(moments[None], 0.01)[0]
             order = damped.diagonal().argsort(descending=True, stable=True)
             factor = torch.linalg.cholesky(gptq._inverse(damped[order][:, order]), upper=True)
-            scale = steps.of(sigmas * gptq.rounding.row_sigma(matrix)).half().float()
+            scale = steps.of(steps.sigmas * row_sigma(matrix)).half().float()
             codes = plain_gptq(matrix[:, order], scale, steps.largest, factor)
             found.append(codes[:, order.argsort()] * scale[:, None])
         return torch.stack(found)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pgolf
 from pgolf.artifact.errors import ArtifactError
+from pgolf.artifact.rounding import FORMS
 from pgolf.config import Settings, to_toml
 
 # the driver, and the stages that it loads by name
@@ -33,7 +34,7 @@ def _reads(name: str) -> Callable[[Settings], bool]:
 
 
 def _gptq(settings: Settings) -> bool:
-    return settings.artifact.rounding.startswith("gptq")
+    return FORMS[settings.artifact.rounding].needs_hessians
 
 
 def _by_documents(settings: Settings) -> bool:
@@ -44,7 +45,6 @@ def _by_documents(settings: Settings) -> bool:
 ENTERED: dict[str, Callable[[Settings], bool]] = {
     "pgolf.artifact.calibration": _gptq,
     "pgolf.artifact.fitting": lambda settings: settings.artifact.fit,
-    "pgolf.artifact.gptq": _gptq,
     "pgolf.evaluation.adaptation.chunks": lambda settings: settings.evaluation.adaptation.method == "chunks",
     "pgolf.evaluation.adaptation.lora": _by_documents,
     "pgolf.evaluation.predictors.bias": _reads("bias"),

@@ -1,11 +1,11 @@
-"""Codes and float16 numbers to bits and back, near their entropy.
+"""Codes to bits and back, near their entropy.
 
 A code is expected to be m + s z: z from one of a few unit shapes between Laplace and flat, s^2 = (the row's variance) x
 (the column's), m what a low-rank model of the matrix says. Or it is one of the zeros that pruning adds. All of this is
 learnt on the way from codes that both sides know already, and goes on from one matrix to the next of the same kind;
 nothing is stored. How far rows, columns and directions differ among themselves is learnt too, and what a single one has
-shown counts accordingly. Because the model moves with every code, it cannot be handed to a library's coder in advance: the
-range coder is part of the loop.
+shown counts accordingly. Because the model moves with every code, it cannot be handed to a library's coder in advance: our
+own range coder is part of the loop.
 
 A matrix that multiplies what another one puts out has columns about as large as that one's rows: a hidden unit with weak
 inputs has weak outputs. So where such a matrix came before, its rows' energy is where the columns start from.
@@ -23,17 +23,12 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from pgolf.artifact.errors import ArtifactError
+from pgolf.artifact.range_coder import TOTAL, TOTAL_BITS, check_end, decode, encode, flush, new_coder, peek
 
 # the shapes exp(-|z|^power): tables of their cumulative distribution, SPAN deviations to both sides
 POWERS = ("1", "1.25", "1.5", "1.75", "2", "2.35", "2.8", "3.6")
 SPAN, CELLS, TABLE_BITS, FRACTION_BITS = 8, 64, 30, 10
 GUESS_BITS = 9
-# the range coder keeps 48 bits, so that 24 of them can say a probability
-TOTAL_BITS = 24
-TOTAL = 1 << TOTAL_BITS
-WIDTH_BITS = 48
-BOTTOM, MASK, CARRIED = np.uint64(1 << (WIDTH_BITS - 8)), np.uint64((1 << WIDTH_BITS) - 1), np.uint64(0xFF << (WIDTH_BITS - 8))
 
 # how fast the model learns; found on trained networks
 ROW_LEAST, ROW_MOST = 8.0, 4096.0
@@ -48,8 +43,6 @@ ZEROS_START, ZEROS_LEAST, ZEROS_MOST, ZEROS_RATE = 0.01, 0.0005, 0.98, 0.1
 
 # one kind's memory: a flat array of float64, by these places
 TRUST, TRUST_OF, KURTOSIS, VARIANCE, SPREAD, ROWS, ZEROS, MEMORY = 0, 1, 2, 3, 4, 5, 6, 7
-# the range coder: low end, width, bytes held back for a carry, next place in the buffer; the decoder's value
-LOW, RANGE, CACHE, HELD, AT, VALUE = 0, 1, 2, 3, 4, 5
 
 
 class Outline(NamedTuple):
@@ -124,7 +117,7 @@ class Model:
 def encode_matrices(outlines: Iterable[Outline], matrices: Sequence[np.ndarray]) -> bytes:
     """Codes int8 (rows, columns), one matrix after another, as one stream."""
     stream = np.zeros(4 * sum(codes.size for codes in matrices) + 16, np.uint8)
-    coder = _start()
+    coder = new_coder()
     walk = Walk(coder, stream, encoding=True)
     for outline, codes in zip(outlines, matrices, strict=True):
         if codes.shape != outline.shape:
@@ -132,17 +125,17 @@ def encode_matrices(outlines: Iterable[Outline], matrices: Sequence[np.ndarray])
         if codes.size and int(np.abs(codes.astype(np.int16)).max()) > outline.largest:
             raise ValueError(f"a code of {outline.kind} is beyond the largest, {outline.largest}")
         walk(outline, np.ascontiguousarray(codes))
-    return _finished(coder, stream)
+    return flush(coder, stream)
 
 
 def decode_matrices(data: bytes, outlines: Iterable[Outline]) -> list[np.ndarray]:
     """The codes of matrices that were encoded with the same outlines."""
     stream = np.frombuffer(data, np.uint8).copy()
-    coder = _start(stream)
+    coder = new_coder(stream)
     walk = Walk(coder, stream, encoding=False)
     for outline in outlines:
         walk(outline, np.zeros(outline.shape, np.int8))
-    _check_end(coder, stream)
+    check_end(coder, stream)
     return [codes for codes, _ in walk.done]
 
 
@@ -241,9 +234,9 @@ def _walk(
                 code = np.int64(codes[row, j])
                 low = _below(code, mean, narrow, table, largest, zeros)
                 high = _below(code + 1, mean, narrow, table, largest, zeros)
-                _encode(coder, stream, low, high - low)
+                encode(coder, stream, low, high - low)
             else:
-                share = _peek(coder)
+                share = peek(coder)
                 guess = mean + guesses[shape, share >> (TOTAL_BITS - GUESS_BITS)] * variance * narrow
                 code = min(max(np.int64(np.floor(guess + 0.5)), -largest), largest)
                 low = _below(code, mean, narrow, table, largest, zeros)
@@ -258,7 +251,7 @@ def _walk(
                         low = high
                         code += 1
                         high = _below(code + 1, mean, narrow, table, largest, zeros)
-                _decode(coder, stream, low, high - low)
+                decode(coder, stream, low, high - low)
                 codes[row, j] = code
             if code == 0:
                 # how likely it is that this zero is a pruned one
@@ -368,142 +361,3 @@ def _learn(row, part, spread, factors, moments, centre, scatter):
             missed -= factors[j, x] * part[x]
         for x in range(rank):
             factors[j, x] += missed * share[x]
-
-
-# ---- the range coder: a width of 48 bits, bytes out, carries resolved late
-
-
-def _start(stream: np.ndarray | None = None) -> np.ndarray:
-    coder = np.zeros(6, np.uint64)
-    coder[RANGE] = MASK
-    if stream is None:
-        coder[HELD] = 1
-    else:
-        for _ in range(7):
-            _next_byte(coder, stream)
-    return coder
-
-
-def _finished(coder: np.ndarray, stream: np.ndarray) -> bytes:
-    for _ in range(7):
-        _shift(coder, stream)
-    return stream[: int(coder[AT])].tobytes()
-
-
-def _check_end(coder: np.ndarray, stream: np.ndarray) -> None:
-    """A stream that was made by the encoder is used up to its last byte, and ends on the encoder's low end."""
-    if int(coder[AT]) != len(stream) or int(coder[VALUE]) != 0:
-        raise ArtifactError("its coded numbers do not end where they should")
-
-
-@numba.njit(cache=True)
-def _shift(coder, stream):
-    low = coder[LOW]
-    if low < CARRIED or low > MASK:
-        carry = low >> np.uint64(WIDTH_BITS)
-        byte = coder[CACHE]
-        while coder[HELD] > np.uint64(0):
-            stream[np.int64(coder[AT])] = np.uint8((byte + carry) & np.uint64(0xFF))
-            coder[AT] += np.uint64(1)
-            byte = np.uint64(0xFF)
-            coder[HELD] -= np.uint64(1)
-        coder[CACHE] = (low >> np.uint64(WIDTH_BITS - 8)) & np.uint64(0xFF)
-    coder[HELD] += np.uint64(1)
-    coder[LOW] = (low << np.uint64(8)) & MASK
-
-
-@numba.njit(cache=True)
-def _encode(coder, stream, start, count):
-    unit = coder[RANGE] >> np.uint64(TOTAL_BITS)
-    coder[LOW] += unit * np.uint64(start)
-    coder[RANGE] = unit * np.uint64(count)
-    while coder[RANGE] < BOTTOM:
-        coder[RANGE] <<= np.uint64(8)
-        _shift(coder, stream)
-
-
-@numba.njit(cache=True)
-def _next_byte(coder, stream):
-    """Behind the end there are zeros; that too many were wanted shows in the place."""
-    at = np.int64(coder[AT])
-    byte = np.uint64(stream[at]) if at < len(stream) else np.uint64(0)
-    coder[VALUE] = ((coder[VALUE] << np.uint64(8)) | byte) & MASK
-    coder[AT] += np.uint64(1)
-
-
-@numba.njit(cache=True)
-def _peek(coder):
-    unit = coder[RANGE] >> np.uint64(TOTAL_BITS)
-    return np.int64(min(coder[VALUE] // unit, np.uint64(TOTAL - 1)))
-
-
-@numba.njit(cache=True)
-def _decode(coder, stream, start, count):
-    unit = coder[RANGE] >> np.uint64(TOTAL_BITS)
-    coder[VALUE] -= unit * np.uint64(start)
-    coder[RANGE] = unit * np.uint64(count)
-    while coder[RANGE] < BOTTOM:
-        coder[RANGE] <<= np.uint64(8)
-        _next_byte(coder, stream)
-
-
-# ---- float16 numbers
-
-PREFIXES = 256 * 8 + 32 * 32
-ADAPTATION = 30
-SURE = TOTAL >> 10
-
-
-def encode_halves(numbers: np.ndarray) -> bytes:
-    """float16 numbers: eight high bits (sign, exponent, two of the mantissa), then three with the high ones as context,
-    then five with the five before them."""
-    words = np.ascontiguousarray(numbers, np.float16).view(np.uint16)
-    stream = np.zeros(4 * len(words) + 16, np.uint8)
-    coder = _start()
-    _walk_halves(words, coder, stream, True)
-    return _finished(coder, stream)
-
-
-def decode_halves(data: bytes, count: int) -> np.ndarray:
-    stream = np.frombuffer(data, np.uint8).copy()
-    coder = _start(stream)
-    words = np.zeros(count, np.uint16)
-    _walk_halves(words, coder, stream, False)
-    _check_end(coder, stream)
-    return words.view(np.float16)
-
-
-@numba.njit(cache=True)
-def _walk_halves(words, coder, stream, encoding):
-    high = np.full(256, TOTAL // 2, np.int64)
-    middle = np.full((256, 8), TOTAL // 2, np.int64)
-    low = np.full((32, 32), TOTAL // 2, np.int64)
-    counts_high = np.zeros(256, np.int64)
-    counts_middle = np.zeros((256, 8), np.int64)
-    counts_low = np.zeros((32, 32), np.int64)
-    for i in range(len(words)):
-        word = np.int64(words[i])
-        first = _tree(high, counts_high, 8, word >> 8, coder, stream, encoding)
-        second = _tree(middle[first], counts_middle[first], 3, (word >> 5) & 7, coder, stream, encoding)
-        prefix = (first & 3) << 3 | second
-        third = _tree(low[prefix], counts_low[prefix], 5, word & 31, coder, stream, encoding)
-        words[i] = first << 8 | second << 5 | third
-
-
-@numba.njit(cache=True)
-def _tree(odds, counts, bits, value, coder, stream, encoding):
-    """A number bit by bit from the top, each bit with the odds that its predecessors lead to."""
-    node = 1
-    for place in range(bits - 1, -1, -1):
-        zero = odds[node]
-        if encoding:
-            bit = (value >> place) & 1
-            _encode(coder, stream, zero if bit else 0, TOTAL - zero if bit else zero)
-        else:
-            bit = np.int64(_peek(coder) >= zero)
-            _decode(coder, stream, zero if bit else 0, TOTAL - zero if bit else zero)
-        counts[node] = min(counts[node] + 1, ADAPTATION)
-        target = SURE if bit else TOTAL - SURE
-        odds[node] = zero + (target - zero) // (counts[node] + 1)
-        node = 2 * node + bit
-    return node - (1 << bits)

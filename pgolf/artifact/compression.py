@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import zstandard
 
-from pgolf.artifact import coder
+from pgolf.artifact import coder, halves
 from pgolf.artifact.coder import Outline
 from pgolf.artifact.errors import ArtifactError
 
@@ -40,12 +40,12 @@ def unpack_codes(data: bytes, outlines: Sequence[Outline], compressor: str) -> l
 
 
 def pack_halves(numbers: np.ndarray, compressor: str) -> bytes:
-    return coder.encode_halves(numbers) if compressor == "entropy" else _compress(numbers.tobytes(), compressor)
+    return halves.encode_halves(numbers) if compressor == "entropy" else _compress(numbers.tobytes(), compressor)
 
 
 def unpack_halves(data: bytes, count: int, compressor: str) -> np.ndarray:
     if compressor == "entropy":
-        return coder.decode_halves(data, count)
+        return halves.decode_halves(data, count)
     return np.frombuffer(_expand(data, 2 * count, compressor), np.float16)
 
 

@@ -12,6 +12,7 @@ from statistics import mean, stdev
 
 from pgolf.artifact.code import make_script, requirements
 from pgolf.artifact.errors import ArtifactError
+from pgolf.artifact.rounding import FORMS
 from pgolf.config import Settings, read_toml, to_toml
 from pgolf.folder import FolderError, RunFolder, write_whole
 from pgolf.significance import welch
@@ -255,7 +256,7 @@ Hardware of these runs: {record["hardware"]}; torch {record["pytorch_version"]}.
 
 
 def _calibration(settings: Settings) -> str:
-    if not settings.artifact.rounding.startswith("gptq"):
+    if not FORMS[settings.artifact.rounding].needs_hessians:
         return "nothing"
     if settings.artifact.calibration == "generated":
         return "text that the model wrote itself"

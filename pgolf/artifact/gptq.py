@@ -1,7 +1,7 @@
-"""GPTQ: columns are rounded one after another, and what a column loses is made good by those that come after it.
+"""GPTQ (arXiv:2210.17323): columns are rounded one after another, and later columns compensate each one's error.
 
-For a matrix W that meets inputs x, with H the sum of x x^T over calibration text, the output's squared error is
-trace((W - V) H (W - V)^T). Two forms: as #688 published it, and as the method is meant. Both take stacks of matrices,
+For a matrix W with inputs x, and H the mean of x x^T over calibration text, the output's squared error is
+trace((W - V) H (W - V)^T). Two forms: as #688 published it, and as the paper has it. Both take stacks of matrices,
 weights (n, rows, columns) with Hessians (n, columns, columns), and run on the device that these are on.
 """
 
@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from pgolf.artifact import rounding
-from pgolf.artifact.rounding import Rounded, Steps
+from pgolf.artifact.grid import PERCENTILES, Rounded, Steps, best_row_scale, chosen, row_clip, row_sigma
 
 BLOCK = 128
 
@@ -20,7 +19,7 @@ def published(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float =
     """#688's: each row's best percentile, columns in ascending order of their activations, errors spread by the plain
     inverse of the damped Hessian, which stays as it is while columns are used up. Scales are float32 while rounding."""
     largest, weight = steps.largest, weight.float()
-    scale = rounding.best_row_scale(weight, steps)
+    scale = best_row_scale(weight, steps)
     damped = _damped(hessian, damping)
     order = damped.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, stable=True)
     inverse = _inverse_or_diagonal(_permuted(damped, order))
@@ -28,11 +27,11 @@ def published(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float =
     return Rounded(_columns(codes, order.argsort(dim=-1)).to(torch.int8), scale.half())
 
 
-def standard(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float = 0.01, sigmas: float = 0.0) -> Rounded:
-    """The method as it is meant: columns in descending order of their activations, errors spread by the upper Cholesky
-    factor of the inverse. Columns that no input reaches become zero.
+def standard(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float = 0.01) -> Rounded:
+    """The paper's: columns in descending order of their activations, errors spread by the upper Cholesky factor of the
+    inverse. Columns whose input is always zero become zero.
 
-    Rows are clipped at `sigmas` standard deviations; if that is 0, each of the five percentiles gets a pass of its own,
+    Rows are clipped at steps.sigmas standard deviations; if that is 0, each of the five percentiles gets a pass of its own,
     and the one with the least output error is taken, matrix by matrix.
     """
     largest, weight = steps.largest, weight.float()
@@ -42,10 +41,10 @@ def standard(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float = 
     order = damped.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
     factor = torch.linalg.cholesky(_inverse(_permuted(damped, order)), upper=True)
     arranged = _columns(weight, order)
-    if sigmas:
-        clips = [sigmas * rounding.row_sigma(weight)]
+    if steps.sigmas:
+        clips = [steps.sigmas * row_sigma(weight)]
     else:
-        clips = [rounding.row_clip(weight, percentile) for percentile in rounding.PERCENTILES]
+        clips = [row_clip(weight, percentile) for percentile in PERCENTILES]
     best: Rounded | None = None
     least = torch.full(weight.shape[:-2], math.inf, device=weight.device)
     for clip in clips:
@@ -53,7 +52,7 @@ def standard(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float = 
         codes = _spread(arranged, scale.float(), largest, factor)
         found = Rounded(_columns(codes, order.argsort(dim=-1)).to(torch.int8), scale)
         error = output_error(weight, found.values(), hessian)
-        best = found if best is None else rounding.chosen(error < least, found, best)
+        best = found if best is None else chosen(error < least, found, best)
         least = torch.minimum(least, error)
     assert best is not None
     return best

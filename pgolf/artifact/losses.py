@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pgolf.artifact.rounding import row_sigma
+from pgolf.artifact.grid import row_sigma
 from pgolf.artifact.weights import Weights, role_of, steps_of
 from pgolf.config import ArtifactSettings
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from pgolf.artifact import compression
 from pgolf.artifact.container import join_sections, read_container
 from pgolf.artifact.errors import ArtifactError
-from pgolf.artifact.rounding import Correction, Rounded
+from pgolf.artifact.grid import Rounded
+from pgolf.artifact.rounding import Correction
 from pgolf.artifact.weights import Weights, outlines_of, role_of, round_weights
 from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, from_table, scoring_table
 from pgolf.folder import write_whole

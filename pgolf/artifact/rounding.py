@@ -1,77 +1,21 @@
-"""Matrices to small integers and a scale for each row: percentile search, k-sigma clipping, pruning, low-rank correction.
+"""The forms of rounding, from matrices to a grid; pruning before and after it; and a low-rank correction of its error.
 
-Every function takes matrices (..., rows, columns): one, or a stack whose members are treated each by itself.
+To add a form: its function, a line in FORMS, and its name in `artifact.rounding` of pgolf/config/artifact.py.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
+from pgolf.artifact import gptq
+from pgolf.artifact.grid import PERCENTILES, Rounded, Steps, chosen, round_to, row_clip, row_sigma
+
 EMBEDDING_QUANTILE = 0.9999984
-# the steps that float16 can hold
-LEAST_SCALE, GREATEST_SCALE = 2.0**-24, 65504.0
 FACTOR_BITS = 8
-
-
-class Rounded(NamedTuple):
-    codes: Tensor
-    """(..., rows, columns), int8"""
-    scales: Tensor
-    """(..., rows), float16"""
-
-    def values(self) -> Tensor:
-        return self.codes.float() * self.scales.float()[..., None]
-
-
-def largest_code(bits: int) -> int:
-    return 2 ** (bits - 1) - 1
-
-
-class Steps(NamedTuple):
-    """What the steps of rows may be."""
-
-    bits: int
-    floor: bool = False
-    """A row's clip is never below 1.0, as in the submissions, which bounds the levels of quiet rows."""
-    stretch: float = 1.0
-    """Every step is so much larger than its clip asks for."""
-    per_octave: int = 0
-    """Only powers of 2^(1/n), which cost fewer bits; 0: any number."""
-
-    @property
-    def largest(self) -> int:
-        return largest_code(self.bits)
-
-    def of(self, clip: Tensor) -> Tensor:
-        """The step of rows that are clipped there."""
-        step = (clip / self.largest).clamp_min(1.0 / self.largest if self.floor else LEAST_SCALE)
-        if self.stretch != 1.0:
-            step = self.stretch * step
-        if self.per_octave:
-            step = torch.exp2((step.log2() * self.per_octave).round() / self.per_octave)
-        return step.clamp(LEAST_SCALE, GREATEST_SCALE)
-
-
-def row_clip(weight: Tensor, quantile: float) -> Tensor:
-    """A quantile of each row's magnitudes, between order statistics linearly; only the largest are sorted."""
-    magnitude = weight.abs()
-    rank = torch.tensor(quantile, dtype=magnitude.dtype, device=magnitude.device) * (magnitude.shape[-1] - 1)
-    below = int(rank)
-    if below == magnitude.shape[-1] - 1:
-        return magnitude.amax(-1)
-    largest = magnitude.topk(magnitude.shape[-1] - below, dim=-1).values
-    return torch.lerp(largest[..., -1], largest[..., -2], rank - below)
-
-
-def row_sigma(weight: Tensor) -> Tensor:
-    return weight.std(-1) if weight.shape[-1] > 1 else weight.abs()[..., 0]
-
-
-def round_to(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
-    return (weight / scale[..., None]).round().clamp(-largest, largest)
 
 
 def by_percentile(weight: Tensor, steps: Steps) -> Rounded:
@@ -89,28 +33,10 @@ def by_percentile(weight: Tensor, steps: Steps) -> Rounded:
     return best
 
 
-def chosen(better: Tensor, found: Rounded, best: Rounded) -> Rounded:
-    """`found` for the matrices of a stack where it is better."""
-    codes = torch.where(better[..., None, None], found.codes, best.codes)
-    return Rounded(codes, torch.where(better[..., None], found.scales, best.scales))
-
-
-def best_row_scale(weight: Tensor, steps: Steps) -> Tensor:
-    """Of five percentiles, each row's best by its own squared error; float32."""
-    least = torch.full(weight.shape[:-1], math.inf, device=weight.device)
-    best = torch.ones_like(least)
-    for percentile in PERCENTILES:
-        scale = steps.of(row_clip(weight, percentile))
-        error = (weight - round_to(weight, scale, steps.largest) * scale[..., None]).square().mean(-1)
-        better = error < least
-        best, least = torch.where(better, scale, best), torch.where(better, error, least)
-    return best
-
-
-def by_sigma(weight: Tensor, steps: Steps, sigmas: float) -> Rounded:
-    """SDClip: rows are clipped at so many of their standard deviations, without a search."""
+def by_sigma(weight: Tensor, steps: Steps) -> Rounded:
+    """SDClip: rows are clipped at steps.sigmas of their standard deviations, without a search."""
     largest, weight = steps.largest, weight.float()
-    scale = steps.of(sigmas * row_sigma(weight)).half()
+    scale = steps.of(steps.sigmas * row_sigma(weight)).half()
     return Rounded(round_to(weight, scale.float(), largest).to(torch.int8), scale)
 
 
@@ -121,6 +47,34 @@ def by_quantile(weight: Tensor, steps: Steps) -> Rounded:
     scale = steps.of(clip)
     clipped = weight.clamp(-clip[..., None], clip[..., None])
     return Rounded(round_to(clipped, scale, largest).to(torch.int8), scale.half())
+
+
+@dataclass(frozen=True)
+class RoundingForm:
+    """One value of `artifact.rounding`."""
+
+    matrix: Callable[[Tensor, Steps], Rounded]
+    """For a stack of matrices, when nothing is known of their inputs."""
+    calibrated: Callable[..., Rounded] | None = None
+    """(matrices, Hessians, steps, damping=...), for those whose inputs' second moments are known."""
+    embedding: Callable[[Tensor, Steps], Rounded] = by_quantile
+    """For embedding tables, whose rows are looked up and not multiplied."""
+    by_sigma: bool = False
+    """Rows are clipped in standard deviations: steps carry sigmas, and artifact.scale_floor does not apply."""
+
+    @property
+    def needs_hessians(self) -> bool:
+        return self.calibrated is not None
+
+
+FORMS = {
+    "percentile": RoundingForm(by_percentile),
+    "quantile": RoundingForm(by_quantile),
+    "sdclip": RoundingForm(by_sigma, embedding=by_sigma, by_sigma=True),
+    "gptq-published": RoundingForm(by_percentile, gptq.published),
+    "gptq": RoundingForm(by_percentile, gptq.standard),
+    "gptq-sdclip": RoundingForm(by_sigma, gptq.standard, embedding=by_sigma, by_sigma=True),
+}
 
 
 # ---- pruning
@@ -172,7 +126,8 @@ class Correction(NamedTuple):
 
 
 def low_rank(error: Tensor, rank: int) -> Correction:
-    """The nearest matrix of a rank to the rounding error, as two factors of eight-bit codes."""
+    """The nearest matrix of a rank to the rounding error, by its singular values, as two factors of eight-bit codes: LQER,
+    arXiv:2402.02446, with a plain error instead of one scaled by activations."""
     u, s, v = torch.linalg.svd(error.float(), full_matrices=False)
     root = s[:rank].sqrt()[:, None]
     return Correction(_factor(root * u[:, :rank].mT), _factor(root * v[:rank]))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pgolf.artifact import rounding
 from pgolf.artifact.coder import Outline
-from pgolf.artifact.rounding import Correction, Rounded, Steps
+from pgolf.artifact.grid import Rounded, Steps, largest_code
+from pgolf.artifact.rounding import Correction
 from pgolf.config import ArtifactSettings
 
 # how many directions the coder looks for in a matrix: embeddings have many, and are small enough to look closely
@@ -30,8 +31,10 @@ def kind_of(name: str) -> str:
 
 def steps_of(role: str, settings: ArtifactSettings) -> Steps:
     bits = settings.matrix_bits if role == "matrix" else settings.embedding_bits
-    floor = settings.scale_floor and "sdclip" not in settings.rounding
-    return Steps(bits, floor, settings.clip_scale, settings.scale_steps)
+    by_sigma = rounding.FORMS[settings.rounding].by_sigma
+    sigmas = settings.sdclip_sigmas if role == "matrix" else settings.sdclip_embedding_sigmas
+    floor = settings.scale_floor and not by_sigma
+    return Steps(bits, floor, settings.clip_scale, settings.scale_steps, sigmas if by_sigma else 0.0)
 
 
 def outlines_of(
@@ -48,7 +51,7 @@ def outlines_of(
         if feeder is not None and feeder > places[name]:
             feeder = None
         outlines.append(Outline(kind_of(name), shape, steps_of(role, settings).largest, DIRECTIONS[role], feeder=feeder))
-    largest = rounding.largest_code(rounding.FACTOR_BITS)
+    largest = largest_code(rounding.FACTOR_BITS)
     for name, rank in correction_ranks.items():
         rows, columns = shapes[name]
         outlines += [Outline("left", (rank, rows), largest), Outline("right", (rank, columns), largest)]
@@ -128,20 +131,7 @@ def round_weights(
 
 
 def _round_stack(stack: Tensor, hessians: Tensor | None, role: str, settings: ArtifactSettings) -> Rounded:
-    """Without inputs to calibrate with, GPTQ falls back to what it builds on."""
-    steps, form = steps_of(role, settings), settings.rounding
-    sigmas = 0.0
-    if "sdclip" in form:
-        sigmas = settings.sdclip_sigmas if role == "matrix" else settings.sdclip_embedding_sigmas
-    if hessians is not None:
-        from pgolf.artifact import gptq
-
-        if form == "gptq-published":
-            return gptq.published(stack, hessians, steps, damping=settings.damping)
-        if form.startswith("gptq"):
-            return gptq.standard(stack, hessians, steps, damping=settings.damping, sigmas=sigmas)
-    if sigmas:
-        return rounding.by_sigma(stack, steps, sigmas)
-    if role == "embedding" or form == "quantile":
-        return rounding.by_quantile(stack, steps)
-    return rounding.by_percentile(stack, steps)
+    form, steps = rounding.FORMS[settings.rounding], steps_of(role, settings)
+    if hessians is not None and form.calibrated:
+        return form.calibrated(stack, hessians, steps, damping=settings.damping)
+    return (form.embedding if role == "embedding" else form.matrix)(stack, steps)

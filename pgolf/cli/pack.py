@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from pgolf.artifact.code import code_bytes
 from pgolf.artifact.losses import rounding_losses
 from pgolf.artifact.pack import sections_of, size_of, write_weights
+from pgolf.artifact.rounding import FORMS
 from pgolf.artifact.weights import Weights, round_weights
 from pgolf.budget import Budget
 from pgolf.cli.common import chosen_device, dataset_of
@@ -78,7 +79,7 @@ def pack(folder: RunFolder, device: str = "") -> int:
 def calibration_of(model, settings: Settings, dataset: Dataset, place: torch.device, budget: Budget, display: Display):
     """Second moments of the matrices' inputs, if the rounding wants them. Reading training data counts as training."""
     options, length = settings.artifact, settings.training.sequence_length
-    if not options.rounding.startswith("gptq"):
+    if not FORMS[options.rounding].needs_hessians:
         return None
     from pgolf.artifact.calibration import generated_batches, hessians, training_batches
 

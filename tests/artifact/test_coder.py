@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.artifact import coder
+from pgolf.artifact import coder, halves
 from pgolf.artifact.coder import Outline
 from pgolf.artifact.errors import ArtifactError
 
@@ -64,7 +64,7 @@ def test_any_codes_come_back(matrices):
 @given(st.lists(st.integers(0, 65535), max_size=300))
 def test_any_float16_come_back(words):
     numbers = np.array(words, np.uint16).view(np.float16)
-    found = coder.decode_halves(coder.encode_halves(numbers), len(numbers))
+    found = halves.decode_halves(halves.encode_halves(numbers), len(numbers))
     assert np.array_equal(found.view(np.uint16), numbers.view(np.uint16))
 
 
@@ -226,7 +226,7 @@ def test_scales_on_a_grid_cost_a_fraction():
     random = np.random.default_rng(5)
     logs = random.normal(-6, 0.2, 6000)
     free, grid = (np.exp2(values).astype(np.float16) for values in (logs, np.round(logs * 16) / 16))
-    assert len(coder.encode_halves(grid)) < 0.5 * len(coder.encode_halves(free)) < 0.75 * free.nbytes
+    assert len(halves.encode_halves(grid)) < 0.5 * len(halves.encode_halves(free)) < 0.75 * free.nbytes
 
 
 def test_a_code_beyond_the_largest_is_not_encoded():

@@ -77,15 +77,16 @@ def test_each_rounding_does_what_it_says(state, moments, form):
         moments = {name: moment for name, moment in moments.items() if name != table}
         found = round_weights(state, chosen, moments).rounded
     steps, wide = steps_of("matrix", chosen), steps_of("embedding", chosen)
+    assert (steps.sigmas, wide.sigmas) == ((5.0, 7.0) if "sdclip" in form else (0.0, 0.0))
     expected = {
         "percentile": lambda w, h: rounding.by_percentile(w, steps),
-        "sdclip": lambda w, h: rounding.by_sigma(w, steps, 5.0),
+        "sdclip": lambda w, h: rounding.by_sigma(w, steps),
         "gptq-published": lambda w, h: gptq.published(w, h, steps),
         "gptq": lambda w, h: gptq.standard(w, h, steps),
-        "gptq-sdclip": lambda w, h: gptq.standard(w, h, steps, sigmas=5.0),
+        "gptq-sdclip": lambda w, h: gptq.standard(w, h, steps),
     }[form](state[matrix][None], moments[matrix][None])
     assert torch.equal(found[matrix].codes, expected.codes.reshape(found[matrix].codes.shape))
-    embedded = rounding.by_sigma(state[table], wide, 7.0) if "sdclip" in form else rounding.by_quantile(state[table], wide)
+    embedded = rounding.by_sigma(state[table], wide) if "sdclip" in form else rounding.by_quantile(state[table], wide)
     assert torch.equal(found[table].codes, embedded.codes)
 
 

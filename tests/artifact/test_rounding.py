@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgolf.artifact import gptq, rounding
-from pgolf.artifact.rounding import PERCENTILES, Rounded, Steps
+from pgolf.artifact import gptq, grid, rounding
+from pgolf.artifact.grid import PERCENTILES, Rounded, Steps
 from tests.artifact import transcription
 
 
@@ -29,7 +29,7 @@ def second_moment(columns, correlated=True, seed=0):
 def test_percentile_search_gives_the_published_integers(rows, columns, bits, spread):
     weight = matrix(rows, columns, spread)
     found = rounding.by_percentile(weight, Steps(bits, floor=True))
-    codes, scales = transcription.lite(weight.numpy(), rounding.largest_code(bits))
+    codes, scales = transcription.lite(weight.numpy(), grid.largest_code(bits))
     assert np.array_equal(found.scales.numpy(), scales)
     assert np.array_equal(found.codes.numpy(), codes)
 
@@ -46,7 +46,7 @@ def test_row_clip_is_the_quantile_to_the_last_bit(columns):
     weight = matrix(41, columns)
     for percentile in (*PERCENTILES, rounding.EMBEDDING_QUANTILE):
         expected = torch.quantile(weight.abs(), percentile, dim=-1)
-        assert torch.equal(rounding.row_clip(weight, percentile), expected)
+        assert torch.equal(grid.row_clip(weight, percentile), expected)
 
 
 def test_a_stack_is_rounded_matrix_by_matrix():
@@ -68,7 +68,7 @@ def test_a_stack_is_rounded_matrix_by_matrix():
 
 def test_sdclip_clips_at_standard_deviations():
     weight = matrix(23, 400)
-    found = rounding.by_sigma(weight, Steps(6), 3.0)
+    found = rounding.by_sigma(weight, Steps(6, sigmas=3.0))
     expected = (3.0 * weight.numpy().std(1, ddof=1) / 31).astype(np.float16)
     assert np.allclose(found.scales.numpy(), expected, rtol=2e-3)
     assert np.array_equal(found.codes.numpy(), np.clip(np.round((weight / found.scales.float()[:, None]).numpy()), -31, 31))
@@ -76,12 +76,12 @@ def test_sdclip_clips_at_standard_deviations():
 
 def test_the_steps_may_be_stretched_floored_and_few():
     weight = matrix(50, 90, 0.1)
-    plain = rounding.by_sigma(weight, Steps(6), 4.0).scales.double()
-    wide = rounding.by_sigma(weight, Steps(6, stretch=1.7), 4.0).scales.double()
+    plain = rounding.by_sigma(weight, Steps(6, sigmas=4.0)).scales.double()
+    wide = rounding.by_sigma(weight, Steps(6, stretch=1.7, sigmas=4.0)).scales.double()
     assert torch.allclose(wide / plain, torch.full((50,), 1.7, dtype=torch.float64), rtol=2e-3)
     floored = rounding.by_percentile(weight, Steps(6, floor=True)).scales
     assert torch.equal(floored, torch.full((50,), 1 / 31).half())
-    few = rounding.by_sigma(weight, Steps(6, per_octave=4), 4.0).scales.double().log2() * 4
+    few = rounding.by_sigma(weight, Steps(6, per_octave=4, sigmas=4.0)).scales.double().log2() * 4
     assert (few - few.round()).abs().max() < 0.01
     assert (few / 4 - plain.log2()).abs().max() < 0.13
 
@@ -89,7 +89,7 @@ def test_the_steps_may_be_stretched_floored_and_few():
 def test_a_row_of_zeros_and_huge_rows_stay_finite():
     weight = torch.zeros(3, 40)
     weight[1] = 1e30
-    for found in (rounding.by_percentile(weight, Steps(6)), rounding.by_sigma(weight, Steps(6), 12.0)):
+    for found in (rounding.by_percentile(weight, Steps(6)), rounding.by_sigma(weight, Steps(6, sigmas=12.0))):
         assert found.values().isfinite().all() and not found.codes[0].any()
 
 
@@ -109,17 +109,17 @@ def test_published_gptq_gives_the_published_integers(rows, columns, spread):
 @pytest.mark.parametrize("sigmas", [0.0, 4.0])
 def test_gptq_loses_less_of_the_output_than_rounding(bits, sigmas):
     weight, moment = matrix(40, 150), second_moment(150)
-    steps = Steps(bits)
-    plain = rounding.by_sigma(weight, steps, sigmas) if sigmas else rounding.by_percentile(weight, steps)
-    found = gptq.standard(weight[None], moment[None], steps, sigmas=sigmas)
+    steps = Steps(bits, sigmas=sigmas)
+    plain = rounding.by_sigma(weight, steps) if sigmas else rounding.by_percentile(weight, steps)
+    found = gptq.standard(weight[None], moment[None], steps)
     lost = gptq.output_error(weight[None], found.values(), moment[None])
     assert lost < 0.6 * gptq.output_error(weight[None], plain.values()[None], moment[None])
 
 
 def test_gptq_with_uncorrelated_inputs_is_rounding():
     weight = matrix(12, 140)
-    found = gptq.standard(weight[None], torch.eye(140)[None], Steps(6), sigmas=4.0)
-    assert torch.equal(found.codes[0], rounding.by_sigma(weight, Steps(6), 4.0).codes)
+    found = gptq.standard(weight[None], torch.eye(140)[None], Steps(6, sigmas=4.0))
+    assert torch.equal(found.codes[0], rounding.by_sigma(weight, Steps(6, sigmas=4.0)).codes)
 
 
 def test_columns_that_nothing_reaches_become_zero():
