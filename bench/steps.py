@@ -22,8 +22,6 @@ from pgolf.model.operators import OPERATORS
 from pgolf.training import schedule
 from pgolf.training.train_step import TrainStep, init_model
 
-# what a Hopper GPU does at most by its data sheet, in dense bfloat16; what MFU is a share of
-NOMINAL_FLOPS = 989e12
 BOS = 1
 
 
@@ -103,30 +101,6 @@ class TrainingStep:
     def forward(self) -> None:
         for tokens, targets in zip(self.tokens, self.targets, strict=True):
             self.loss(tokens, targets)
-
-
-def matrix_weights(settings: Settings) -> int:
-    """Weights that every token is multiplied with, layer by executed layer, head and projections included."""
-    model = settings.model
-    values = model.kv_heads * model.head_dim
-    layer = 2 * model.dim * model.dim + 2 * model.dim * values + 2 * model.dim * model.mlp_hidden
-    projections = model.bigram_dim * model.dim if model.bigram_buckets else 0
-    projections += model.value_embedding_dim * values if model.value_embedding_layers else 0
-    gates = model.dim * model.heads if model.gated_attention else 0
-    return len(model.virtual_layers) * (layer + gates) + model.dim * model.vocab_size + projections
-
-
-def forward_flops(settings: Settings, length: int, pairs: int | None = None) -> int:
-    """Of one sequence, matrix products alone; `pairs` of query and key that are multiplied, those a causal mask leaves if
-    not given. A backward pass costs twice as much."""
-    model = settings.model
-    pairs = length * (length + 1) // 2 if pairs is None else pairs
-    return 2 * matrix_weights(settings) * length + 4 * pairs * model.dim * len(model.virtual_layers)
-
-
-def training_flops(settings: Settings, tokens: int) -> int:
-    length = settings.training.sequence_length
-    return 3 * forward_flops(settings, length) * tokens // length
 
 
 class AdaptersStep:

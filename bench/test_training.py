@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bench.steps import NOMINAL_FLOPS, AdaptersStep, TrainingStep, preset_for, training_flops
+from bench.steps import AdaptersStep, TrainingStep, preset_for
+from pgolf.flops import training_flops, utilisation
 
 PRESETS = [
     pytest.param("quick"),
@@ -39,7 +40,7 @@ def test_training_step(bench, preset):
         capture=False,
     )
     if line and on_gpu:
-        line.figures["MFU"] = flops / line.ours.median / NOMINAL_FLOPS
+        line.figures["MFU"] = utilisation(flops / line.ours.median, torch.cuda.get_device_name()) or "unknown device"
     bench.keep(line)
 
 

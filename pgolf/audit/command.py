@@ -21,6 +21,7 @@ from pgolf.audit.trials import Effort, OneScorer, Trials
 from pgolf.config import Settings, load_preset, read_toml
 from pgolf.data import Dataset, default_dataset, open_shard
 from pgolf.folder import RunFolder, write_whole
+from pgolf.report import audit_page
 from pgolf.score_log import ScoreLog
 
 # of the scoring clock
@@ -289,6 +290,6 @@ def publish(report: Report, folder: Path, title: str, say: Callable[[str], None]
     for line in (*page.lines(report), *page.preflight(report), page.verdict(report)):
         say(line)
     write_whole(folder / "audit.json", json.dumps(report.as_dict(), indent=1) + "\n")
-    write_whole(folder / "audit.html", page.page(report, title))
+    write_whole(folder / "audit.html", audit_page.page(report.as_dict(), title))
     say(f"page {folder / 'audit.html'}")
     return 0 if report.passed else 1

@@ -1,107 +1,24 @@
-"""Charts as HTML: curves, dots and bars that fit any width, with a title, axes and units, and data for the hover.
+"""Charts as HTML that fit any width: curves, rows of dots and rows of bars, with a title, axes, units and data for the hover.
 
-Curves are drawn in a square of 1000 by 1000 that is stretched to the place there is; strokes and words are not stretched
-with it. A series has a colour and a dash of its own, so that neither alone has to tell them apart.
+A chart is a value; put into a page it becomes a <figure>, and pgolf/report/svg.py draws the same value as a file of its own.
+Curves are drawn in a square of 1000 by 1000 that is stretched to the room there is; strokes and words are not stretched with
+it. A series has a colour and a dash of its own, so that neither alone has to tell them apart.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from pgolf.report.html import Html, data, h, join
+from pgolf.report.scales import Axis, Scale, number, tick_label
 
 SIDE = 1000
 POINTS = 320
 COLOURS = 6
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A figure as short as it can be said with so many digits."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}"
-    for least, size, suffix in ((0.9999e9, 1e9, " G"), (0.9999e6, 1e6, " M"), (1e4, 1e3, " k")):
-        if abs(value) >= least:
-            scaled = value / size
-            found = f"{scaled:.{max(digits - 1 - int(math.log10(abs(scaled))), 0)}f}"
-            return (found.rstrip("0").rstrip(".") if "." in found else found) + suffix
-    if abs(value) < 1e-3:
-        return f"{value:.{max(digits - 2, 0)}e}"
-    return f"{value:.{max(digits - 1 - math.floor(math.log10(abs(value))), 0)}f}"
-
-
-@dataclass(frozen=True)
-class Axis:
-    label: str
-    unit: str
-    log: bool = False
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def words(self) -> str:
-        """What is on it, and in which unit."""
-        return f"{self.label} ({self.unit})"
-
-
-class Scale:
-    """Values of an axis to 0..1, and the values that get a tick."""
-
-    def __init__(self, axis: Axis, values: np.ndarray, ticks: int = 5):
-        values = values[np.isfinite(values)]
-        if axis.log:
-            values = values[values > 0]
-        low = axis.low if axis.low is not None else float(values.min()) if len(values) else 1.0
-        high = axis.high if axis.high is not None else float(values.max()) if len(values) else 2.0
-        self.log = axis.log
-        if axis.log:
-            low, high = (low / 1.5, high * 1.5) if high < 1.5 * low else (low / 1.05, high * 1.05)
-            self.ticks = _log_ticks(low, high)
-        else:
-            if high <= low:
-                low, high = low - 0.5 * (abs(low) or 1), low + 0.5 * (abs(low) or 1)
-            self.ticks = _linear_ticks(low, high, ticks)
-            room = 0.04 * (high - low)
-            low = low - room if axis.low is None else axis.low
-            high = high + room if axis.high is None else axis.high
-            self.ticks = [tick for tick in self.ticks if low <= tick <= high]
-        self.low, self.high = low, high
-
-    def of(self, values) -> np.ndarray:
-        values = np.asarray(values, float)
-        if not self.log:
-            return (values - self.low) / ((self.high - self.low) or 1.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found = np.log(values / self.low) / (math.log(self.high / self.low) or 1.0)
-        return np.where(values > 0, found, np.nan)
-
-    def place(self, value: float) -> float:
-        return float(self.of(value))
-
-    def as_data(self) -> list:
-        return [self.low, self.high, int(self.log)]
-
-
-def _linear_ticks(low: float, high: float, wanted: int) -> list[float]:
-    rough = (high - low) / wanted
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Of 1, 2, 3, 5, ... and powers of ten, the finest set that is not too many."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for mantissas in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
-        found = [m * 10.0**e for e in range(first, last + 1) for m in mantissas if low <= m * 10.0**e <= high]
-        if len(found) <= 6:
-            return found
-    return found[:: -(-len(found) // 6)]
+COINCIDE = 0.004
+"""Curves that differ by less than this share of the vertical axis are told to coincide."""
 
 
 # ---- curves
@@ -119,12 +36,12 @@ class Series:
     """Number of colour and dash; in order if not given."""
     dots: bool = False
     thin: bool = False
-    """What a thicker curve stands for, which is drawn over it."""
+    """Raw values, drawn thin below the curve that summarises them."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at a place of the horizontal axis."""
+    """An event at a place of the horizontal axis."""
 
     x: float
     label: str
@@ -143,93 +60,107 @@ def thinned(x, y, points: int = POINTS) -> tuple[np.ndarray, np.ndarray, np.ndar
     return means[0], means[1], np.minimum.reduceat(y, edges), np.maximum.reduceat(y, edges)
 
 
-def curves(title: str, x: Axis, y: Axis, series: Sequence[Series], *, marks: Sequence[Mark] = (), note: str = "") -> Html:
-    series = [one for one in series if len(one.x)]
-    if not series:
-        return missing(title, "nothing was recorded for it")
-    xs = np.concatenate([np.asarray(one.x, float) for one in series])
-    bands = [np.asarray(band, float) for one in series for band in (one.y, one.low, one.high) if band is not None]
-    horizontal, vertical = Scale(x, xs), Scale(y, np.concatenate(bands))
-    drawn, known, legend = [], [], []
-    for i, one in enumerate(series):
-        style = (i if one.style is None else one.style) % COLOURS
-        across, up = horizontal.of(one.x), vertical.of(one.y)
-        if one.low is not None and one.high is not None:
-            drawn.append(_band(across, vertical.of(one.low), vertical.of(one.high), style))
-        kind = f"curve s{style} thin" if one.thin else f"curve s{style}"
-        drawn.append(_dots(across, up, style) if one.dots else _path(across, up, kind))
-        known.append(
-            {
-                "n": one.name,
-                "f": [_short(value) for value in across],
-                "y": [_significant(value) for value in np.asarray(one.y, float)],
-            }
+@dataclass(frozen=True)
+class Curves:
+    title: str
+    x: Axis
+    y: Axis
+    series: Sequence[Series]
+    marks: Sequence[Mark] = ()
+    note: str = ""
+
+    def drawn(self) -> list[tuple[Series, int]]:
+        """The series that have points, each with its style. A single one is a plain line."""
+        found = [one for one in self.series if len(one.x)]
+        if len(found) == 1 and not found[0].dots:
+            return [(found[0], 0)]
+        return [(one, (i if one.style is None else one.style) % COLOURS) for i, one in enumerate(found)]
+
+    def scales(self) -> tuple[Scale, Scale]:
+        found = [one for one, _ in self.drawn()]
+        across = np.concatenate([np.asarray(one.x, float) for one in found])
+        up = [np.asarray(values, float) for one in found for values in (one.y, one.low, one.high) if values is not None]
+        return Scale(self.x, across), Scale(self.y, np.concatenate(up))
+
+    def coincident(self) -> dict[str, str]:
+        """By name, the earlier series that a series lies on."""
+        _, vertical = self.scales()
+        found: dict[str, str] = {}
+        series = [one for one, _ in self.drawn()]
+        for i, one in enumerate(series):
+            for other in series[:i]:
+                if other.name not in found and len(one.x) == len(other.x) and np.array_equal(one.x, other.x):
+                    apart = np.abs(vertical.of(one.y) - vertical.of(other.y))
+                    if np.isfinite(apart).any() and np.nanmax(apart) < COINCIDE:
+                        found[one.name] = other.name
+                        break
+        return found
+
+    def __html__(self) -> Html:
+        if not self.drawn():
+            return missing(self.title, "nothing was recorded for it")
+        (horizontal, vertical), coincident = self.scales(), self.coincident()
+        paths, known, legend = [], [], []
+        for one, style in self.drawn():
+            across, up = horizontal.of(one.x), vertical.of(one.y)
+            if one.low is not None and one.high is not None:
+                paths.append(_band(across, vertical.of(one.low), vertical.of(one.high), style))
+            kind = f"curve s{style} thin" if one.thin else f"curve s{style}"
+            paths.append(_dots(across, up, style) if one.dots else _path(across, up, kind))
+            values = [_significant(value) for value in np.asarray(one.y, float)]
+            known.append({"n": one.name, "f": [_short(value) for value in across], "y": values})
+            same = h("small", f"same as {coincident[one.name]}") if one.name in coincident else None
+            legend.append(h("li", swatch("dots" if one.dots else kind, style), h("span", one.name), same, h("output")))
+        places = [horizontal.place(mark.x) for mark in self.marks]
+        flags = [
+            h("span", str(n), class_="mark", style=f"left:{100 * _inside(at):.2f}%;top:{14 * level - 4}px", title=mark.label)
+            for n, (mark, at, level) in enumerate(zip(self.marks, places, stacked(places), strict=True), 1)
+        ]
+        told = {"x": {"n": self.x.label, "u": self.x.unit, "s": horizontal.as_data()}, "u": self.y.unit, "s": known}
+        return h(
+            "figure",
+            _caption(self.title, self.note),
+            h("ul", legend, class_="legend"),
+            self._frame([_svg(_grid(horizontal, vertical), paths), flags, h("div", class_="cursor")], horizontal, vertical),
+            h("p", class_="readout", aria_live="polite"),
+            h("ol", [h("li", mark.label) for mark in self.marks], class_="marks") if self.marks else None,
+            data(told),
+            class_="chart curves",
+            tabindex="0",
+            role="group",
+            aria_label=f"{self.title}: {self.y.words} against {self.x.words}. Left and right arrow keys read the values.",
         )
-        legend.append(h("li", swatch("dots" if one.dots else kind, style), h("span", one.name), h("output")))
-    area = [
-        _svg(_grid(horizontal, vertical), drawn),
-        [h("span", str(n + 1), class_="mark", style=f"left:{100 * _inside(horizontal.place(mark.x)):.2f}%", title=mark.label)
-         for n, mark in enumerate(marks)],
-        h("div", class_="cursor"),
-    ]  # fmt: skip
-    flags = None
-    if marks:
-        flags = h("ol", [h("li", mark.label) for mark in marks], class_="marks")
-    told = {"x": {"n": x.label, "u": x.unit, "s": horizontal.as_data()}, "u": y.unit, "s": known}
-    return h(
-        "figure",
-        _caption(title, note),
-        h("ul", legend, class_="legend"),
-        _frame(area, horizontal, vertical, x, y),
-        h("p", class_="readout", aria_live="polite"),
-        flags,
-        data(told),
-        class_="chart curves",
-        tabindex="0",
-        role="group",
-        aria_label=f"{title}: {y.words} against {x.words}. Left and right arrow keys read the values.",
-    )
 
-
-def _frame(area, horizontal: Scale, vertical: Scale, x: Axis, y: Axis) -> Html:
-    return h(
-        "div",
-        h("div", y.words, class_="ylabel"),
-        h(
+    def _frame(self, area, horizontal: Scale, vertical: Scale) -> Html:
+        ticks = [h("span", tick_label(t, vertical), style=f"bottom:{100 * vertical.place(t):.2f}%") for t in vertical.ticks]
+        return h(
             "div",
-            [h("span", _tick(t, vertical), style=f"bottom:{100 * vertical.place(t):.2f}%") for t in vertical.ticks],
-            class_="yticks",
-        ),
-        h("div", area, class_="area"),
-        _ticks_below(horizontal),
-        h("div", x.words, class_="xlabel"),
-        class_="frame",
-    )
+            h("div", self.y.words, class_="ylabel"),
+            h("div", ticks, class_="yticks"),
+            h("div", area, class_="area"),
+            _ticks_below(horizontal),
+            h("div", self.x.words, class_="xlabel"),
+            class_="frame",
+        )
+
+
+def stacked(places: Sequence[float], room: float = 0.05) -> list[int]:
+    """A level for each label, so that two that are close to one another do not lie over each other."""
+    levels: list[int] = []
+    for i, place in enumerate(places):
+        taken = {levels[k] for k in range(i) if abs(places[k] - place) < room}
+        levels.append(next(level for level in range(i + 1) if level not in taken))
+    return levels
 
 
 def _ticks_below(scale: Scale) -> Html:
-    """Words at the two ends stay inside."""
+    """Labels at the two ends stay inside."""
     found = []
     for tick in scale.ticks:
         place = scale.place(tick)
         side = "start" if place < 0.04 else "end" if place > 0.96 else None
-        found.append(h("span", _tick(tick, scale), style=f"left:{100 * place:.2f}%", class_=side))
+        found.append(h("span", tick_label(tick, scale), style=f"left:{100 * place:.2f}%", class_=side))
     return h("div", found, class_="xticks")
-
-
-def _tick(value: float, scale: Scale) -> str:
-    if not scale.log and value and abs(value) < 1e4:
-        step = min((abs(b - a) for a, b in pairwise(scale.ticks)), default=abs(value))
-        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-        if round(step * 10**decimals, 6) % 1:
-            decimals += 1
-        return f"{value:,.{decimals}f}" if decimals < 5 else f"{value:.1e}"
-    if scale.log and 1e-3 <= abs(value) < 1e4:
-        return f"{value:,g}"
-    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if suffix == ' k' else size):g}{suffix}"
-    return number(value, 3) if value else "0"
 
 
 def _caption(title: str, note: str = "") -> Html:
@@ -295,7 +226,7 @@ def swatch(kind: str, style: int) -> Html:
     return h("svg", shape, viewBox="0 0 26 10", width="26", height="10", class_="swatch", aria_hidden="true")
 
 
-# ---- dots in rows
+# ---- rows of dots
 
 
 @dataclass(frozen=True)
@@ -307,6 +238,10 @@ class Dot:
     """Where a line to the dot begins."""
     label: str = ""
 
+    @property
+    def reach(self) -> tuple[float, ...]:
+        return (self.value - self.error, self.value + self.error) if self.error else ()
+
 
 @dataclass(frozen=True)
 class Row:
@@ -317,72 +252,99 @@ class Row:
     strong: bool = False
     quiet: bool = False
 
-
-def dot_rows(title: str, x: Axis, rows: Sequence[Row], *, legend: Sequence[tuple[int, str]] = (), head="", note="") -> Html:
-    """One row a thing, with one dot or more on a common axis; the names are the other axis, which `head` names."""
-    values = [v for row in rows for dot in row.dots for v in (dot.value, dot.origin, *_reach(dot)) if v is not None]
-    if not values:
-        return missing(title, "nothing was recorded for it")
-    scale = Scale(x, np.array(values, float))
-    lines = []
-    for row in rows:
-        marks = [_dot(dot, scale) for dot in row.dots if math.isfinite(dot.value)]
-        kind = " ".join(word for word, on in (("row", True), ("strong", row.strong), ("quiet", row.quiet)) if on)
-        lines.append(
-            h(
-                "div",
-                h("div", row.name, class_="name", role="rowheader"),
-                h("div", _grid_behind(scale), marks, class_="track", role="cell"),
-                h("div", row.says, class_="says", role="cell"),
-                class_=kind,
-                role="row",
-            )
-        )
-    return _rows(title, x, lines, scale, legend, head, note, "dots")
+    @property
+    def kind(self) -> str:
+        return " ".join(word for word, on in (("row", True), ("strong", self.strong), ("quiet", self.quiet)) if on)
 
 
-def _reach(dot: Dot) -> tuple[float, ...]:
-    return (dot.value - dot.error, dot.value + dot.error) if dot.error else ()
+@dataclass(frozen=True)
+class DotRows:
+    """One row a thing, with one dot or more on a common axis; the names are the other axis, which `head` names.
+
+    zero  a value that gets a line of its own: what no difference or equal speed is
+    """
+
+    title: str
+    x: Axis
+    rows: Sequence[Row]
+    legend: Sequence[tuple[int, str]] = ()
+    head: str = ""
+    note: str = ""
+    zero: float | None = None
+
+    def values(self) -> list[float]:
+        dots = [dot for row in self.rows for dot in row.dots]
+        found = [value for dot in dots for value in (dot.value, dot.origin, *dot.reach) if value is not None]
+        return [value for value in found if math.isfinite(value)]
+
+    def scale(self) -> Scale:
+        values = self.values()
+        return Scale(self.x, np.array(values + ([self.zero] if self.zero is not None else []), float))
+
+    def __html__(self) -> Html:
+        if not self.values():
+            return missing(self.title, "nothing was recorded for it")
+        scale = self.scale()
+        edge = h("em", class_="zero", style=f"left:{100 * scale.place(self.zero):.2f}%") if self.zero is not None else None
+        lines = [
+            _line(row.name, row.says, row.kind, scale, [edge, [_dot(d, scale) for d in row.dots if math.isfinite(d.value)]])
+            for row in self.rows
+        ]
+        return _rows(self, lines, scale, "dots")
 
 
 def _dot(dot: Dot, scale: Scale) -> list[Html]:
     place = scale.place(dot.value)
     found = []
     if dot.origin is not None:
-        left, right = sorted((place, scale.place(dot.origin)))
-        found.append(h("i", class_=f"way f{dot.style}", style=f"left:{100 * left:.2f}%;width:{100 * (right - left):.2f}%"))
+        found.append(_stretch("way", dot.style, place, scale.place(dot.origin)))
     if dot.error:
-        left, right = (scale.place(edge) for edge in _reach(dot))
-        found.append(h("i", class_=f"whisker f{dot.style}", style=f"left:{100 * left:.2f}%;width:{100 * (right - left):.2f}%"))
+        found.append(_stretch("whisker", dot.style, *(_inside(scale.place(edge)) for edge in dot.reach)))
     found.append(h("b", class_=f"dot f{dot.style}", style=f"left:{100 * place:.2f}%", title=dot.label or number(dot.value)))
     return found
+
+
+def _stretch(kind: str, style: int, one: float, other: float) -> Html:
+    left, right = sorted((one, other))
+    return h("i", class_=f"{kind} f{style}", style=f"left:{100 * left:.2f}%;width:{100 * (right - left):.2f}%")
 
 
 def _grid_behind(scale: Scale) -> list[Html]:
     return [h("u", style=f"left:{100 * scale.place(tick):.2f}%") for tick in scale.ticks]
 
 
-def _rows(title, x: Axis, lines, scale: Scale, legend, head: str, note: str, kind: str) -> Html:
-    keys = [h("li", h("b", class_=f"key f{style}"), h("span", words)) for style, words in legend]
+def _line(name: str, says: str, kind: str, scale: Scale, marks) -> Html:
+    return h(
+        "div",
+        h("div", name, class_="name", role="rowheader"),
+        h("div", _grid_behind(scale), marks, class_="track", role="cell"),
+        h("div", says, class_="says", role="cell"),
+        class_=kind,
+        role="row",
+    )
+
+
+def _rows(chart: "DotRows | BarRows", lines, scale: Scale, kind: str) -> Html:
+    keys = [h("li", h("b", class_=f"key f{style}"), h("span", words)) for style, words in chart.legend]
     return h(
         "figure",
-        _caption(title, note),
+        _caption(chart.title, chart.note),
         h("ul", keys, class_="legend") if keys else None,
         h(
             "div",
-            h("div", h("div", head, class_="name ylabel", role="columnheader"), class_="row head", role="row"),
+            h("div", h("div", chart.head, class_="name ylabel", role="columnheader"), class_="row head", role="row"),
             lines,
             h("div", h("div", class_="name"), _ticks_below(scale), h("div", class_="says"), class_="row axis", role="row"),
             class_="rows",
             role="table",
-            aria_label=title,
+            aria_label=chart.title,
         ),
-        h("div", x.words, class_="xlabel"),
+        h("div", chart.x.words, class_="xlabel"),
         class_=f"chart {kind}",
     )
 
 
-# ---- bars from zero
+# ---- rows of bars, from zero
 
 
 @dataclass(frozen=True)
@@ -395,41 +357,49 @@ class Bar:
     limit: float | None = None
 
 
-def bars(title: str, x: Axis, rows: Sequence[Bar], *, head="", note="", show: Callable[[float], str] = number) -> Html:
+@dataclass(frozen=True)
+class BarRows:
     """Bars of one part or more. Parts of a bar with several are named below it."""
-    totals = [sum(size for _, size, _ in row.parts) for row in rows]
-    if not totals:
-        return missing(title, "nothing was recorded for it")
-    limits = [row.limit for row in rows if row.limit]
-    scale = Scale(Axis(x.label, x.unit, low=0.0, high=1.02 * max([*totals, *limits, 1e-9])), np.zeros(0))
-    lines = []
-    for row in rows:
-        begun, pieces = 0.0, []
-        for what, size, style in row.parts:
-            left, width = scale.place(begun), scale.place(size)
-            place = f"left:{100 * left:.3f}%;width:{100 * width:.3f}%"
-            pieces.append(h("i", class_=f"bar f{style % COLOURS}", style=place, title=f"{what}: {show(size)} {x.unit}"))
-            begun += size
-        if row.limit:
-            edge = f"left:{100 * scale.place(row.limit):.3f}%"
-            pieces.append(h("em", class_="limit", style=edge, title=f"limit: {show(row.limit)} {x.unit}"))
-        lines.append(
-            h(
-                "div",
-                h("div", row.name, class_="name", role="rowheader"),
-                h("div", _grid_behind(scale), pieces, class_="track", role="cell"),
-                h("div", row.says, class_="says", role="cell"),
-                class_="row strong" if row.strong else "row",
-                role="row",
-            )
-        )
-        if len(row.parts) > 1:
-            keys = [
-                h("li", h("b", class_=f"key f{style % COLOURS}"), h("span", what), h("output", show(size)))
-                for what, size, style in row.parts
-            ]
-            lines.append(h("ul", keys, class_="legend parts"))
-    return _rows(title, x, lines, scale, (), head, note, "bars")
+
+    title: str
+    x: Axis
+    rows: Sequence[Bar]
+    head: str = ""
+    note: str = ""
+    show: Callable[[float], str] = number
+    legend: Sequence[tuple[int, str]] = ()
+
+    def scale(self) -> Scale:
+        ends = [sum(size for _, size, _ in row.parts) for row in self.rows]
+        limits = [row.limit for row in self.rows if row.limit]
+        return Scale(Axis(self.x.label, self.x.unit, low=0.0, high=1.02 * max([*ends, *limits, 1e-9])), np.zeros(0))
+
+    def __html__(self) -> Html:
+        if not self.rows:
+            return missing(self.title, "nothing was recorded for it")
+        scale, lines = self.scale(), []
+        for row in self.rows:
+            begun, pieces = 0.0, []
+            for what, size, style in row.parts:
+                left, width = scale.place(begun), scale.place(size)
+                place = f"left:{100 * left:.3f}%;width:{100 * width:.3f}%"
+                title = f"{what}: {self.show(size)} {self.x.unit}"
+                pieces.append(h("i", class_=f"bar f{style % COLOURS}", style=place, title=title))
+                begun += size
+            if row.limit:
+                edge = f"left:{100 * scale.place(row.limit):.3f}%"
+                pieces.append(h("em", class_="limit", style=edge, title=f"limit: {self.show(row.limit)} {self.x.unit}"))
+            lines.append(_line(row.name, row.says, "row strong" if row.strong else "row", scale, pieces))
+            if len(row.parts) > 1:
+                keys = [
+                    h("li", h("b", class_=f"key f{style % COLOURS}"), h("span", what), h("output", self.show(size)))
+                    for what, size, style in row.parts
+                ]
+                lines.append(h("ul", keys, class_="legend parts"))
+        return _rows(self, lines, scale, "bars")
+
+
+Chart = Curves | DotRows | BarRows
 
 
 # ---- tables, and what is not there
@@ -461,11 +431,7 @@ def choice(group: str, label: str, options: Sequence[tuple[str, Html]], *, kind:
     """Radio buttons that show one of several contents. The style sheet does it; it works without the script.
     `group` is a name that no other choice of the page has."""
     buttons = [
-        h(
-            "label",
-            h("input", type="radio", name=group, value=i, checked=i == 0),
-            h("span", name),
-        )
+        h("label", h("input", type="radio", name=group, value=i, checked=i == 0), h("span", name))
         for i, (name, _) in enumerate(options)
     ]
     panels = [h("div", content, class_=f"panel p{i}") for i, (_, content) in enumerate(options) if content]

@@ -1,4 +1,4 @@
-"""One page of several runs: curves over each other, predictors side by side, and which differences are more than luck."""
+"""One page of several runs: a verdict a configuration, curves over each other, scores, and how significant differences are."""
 
 import math
 from collections.abc import Sequence
@@ -8,14 +8,15 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from pgolf.report.charts import COLOURS, Axis, Dot, Row, Series, choice, curves, dot_rows, missing, table, thinned
+from pgolf.report.charts import COLOURS, Dot, DotRows, Row, choice, missing, table
 from pgolf.report.files import Run
 from pgolf.report.html import Html, document, h, join
 from pgolf.report.page import bar
-from pgolf.report.sections.parts import section, spoken
+from pgolf.report.scales import Axis
 from pgolf.report.sections.result import damage, stage_reached
-from pgolf.report.sections.training import TRAINING_AXES, smoothed, training_axis
-from pgolf.report.tables import columns
+from pgolf.report.sections.section import grid, label, section
+from pgolf.report.sections.training import AXES, METRICS, overlaid
+from pgolf.report.tables import columns, given_up, same_work
 from pgolf.significance import student_tail, welch
 
 UNITS = (("nats per token", "loss"), ("bits per byte", "bpb"))
@@ -38,7 +39,13 @@ class Group:
 
 def page(runs: Sequence[Run]) -> str:
     groups = groups_of(runs)
-    anchors = [("groups", "Runs"), ("curves", "Curves"), ("results", "Predictors"), ("differences", "Differences")]
+    anchors = [
+        ("verdicts", "Verdicts"),
+        ("groups", "Runs"),
+        ("curves", "Curves"),
+        ("scores", "Scores"),
+        ("differences", "Differences"),
+    ]
     body = join(
         [
             bar(anchors),
@@ -46,9 +53,10 @@ def page(runs: Sequence[Run]) -> str:
                 "main",
                 h("header", h("p", "pgolf comparison", class_="kicker"), h("h1", f"{len(runs)} runs")),
                 [damage(run) for run in runs],
+                conclusions(groups),
                 overview(groups),
                 training(groups),
-                results(groups),
+                scores(groups),
                 differences(groups),
             ),
         ]
@@ -87,7 +95,7 @@ def _difference(first: dict, other: dict, most: int = 4) -> str:
     return ", ".join(words) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def common_result(runs: Sequence[Run]) -> str:
+def common_predictor(runs: Sequence[Run]) -> str:
     """The run's score where all runs agree on it; or else the last code length that all of them have."""
     mains = {run.main for run in runs}
     if len(mains) == 1:
@@ -107,6 +115,79 @@ def every(groups: Sequence[Group]) -> list[tuple[Group, Run]]:
     return [(group, run) for group in groups for run in group.runs]
 
 
+# ---- the conclusion
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the runs of one group say beside those of the first. better: true, false, or None where nothing can be said."""
+
+    group: Group
+    better: bool | None
+    words: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.group.name}: {self.words}"
+
+
+def scored_groups(groups: Sequence[Group]) -> list[Group]:
+    found = [Group(group.letter, [run for run in group.runs if run.main], group.differs) for group in groups]
+    return [group for group in found if group.runs]
+
+
+def lost_work(groups: Sequence[Group]) -> list[str]:
+    """A line for every run that gave something up for the clock."""
+    pairs = every(groups)
+    names = names_of([run for _, run in pairs])
+    found = [(names[run.path], given_up(run.summary)) for _, run in pairs]
+    return [f"{name} gave up for the clock: {', '.join(lost)}" for name, lost in found if lost]
+
+
+def comparable(one: Group, other: Group) -> str:
+    """Why the scores of two groups may not be compared; empty if they may."""
+    runs = [*one.runs, *other.runs]
+    if any(run.summary.get("corpus") != runs[0].summary.get("corpus") for run in runs):
+        return "the runs were scored on different text"
+    if not all(same_work(runs[0].summary, run.summary) for run in runs):
+        return "the clock made the runs give up different work"
+    return ""
+
+
+def verdicts(groups: Sequence[Group], predictor: str) -> list[Verdict]:
+    first, *others = groups
+    return [_verdict(first, group, predictor) for group in others]
+
+
+def _verdict(first: Group, group: Group, predictor: str) -> Verdict:
+    ours, theirs = ([run.summary["score"][predictor]["bpb"] for run in one.runs] for one in (group, first))
+    change = mean(ours) - mean(theirs)
+    said = f"{change:+.4f} bits per byte against {first.letter}"
+    why = comparable(first, group)
+    if why:
+        return Verdict(group, None, f"not comparable, because {why} ({said})")
+    if min(len(ours), len(theirs)) < 2:
+        return Verdict(group, None, f"{said}; two runs or more on either side are needed to tell it from chance")
+    _, p = welch(ours, theirs)
+    if p < 0.05:
+        return Verdict(group, True, f"better, {said} (p = {p:.2g})")
+    _, worse = welch(theirs, ours)
+    if worse < 0.05:
+        return Verdict(group, False, f"worse, {said} (p = {worse:.2g})")
+    return Verdict(group, None, f"no difference beyond the spread of the seeds, {said} (p = {p:.2g})")
+
+
+def conclusions(groups: Sequence[Group]) -> Html:
+    scored = scored_groups(groups)
+    predictor = common_predictor([run for group in scored for run in group.runs]) if scored else ""
+    found = verdicts(scored, predictor) if predictor and len(scored) > 1 else []
+    items = [h("li", line, class_="open") for line in lost_work(groups)]
+    items += [h("li", one.sentence, class_={True: "good", False: "bad", None: "open"}[one.better]) for one in found]
+    if not found:
+        items.append(h("li", "Fewer than two configurations are scored: there is nothing to conclude."))
+    return section("verdicts", "Verdicts", h("ul", items, class_="verdicts"))
+
+
 # ---- sections
 
 
@@ -123,116 +204,100 @@ def overview(groups: Sequence[Group]) -> Html:
                 group.letter,
                 str(run.summary.get("seed", run.config.get("seed", ""))),
                 f"{score['bpb']:.4f}" if score else stage_reached(run),
-                spoken(run.main) or "–",
+                label(run.main) or "–",
                 f"{train['steps']:,}" if train else "–",
                 f"{train['tokens']:,}" if train else "–",
                 f"{train['seconds']:.1f}" if train else "–",
                 f"{run.summary['scoring']['seconds']:.1f}" if "scoring" in run.summary else "–",
                 f"{artifact['total_bytes']:,}" if artifact else "–",
+                ", ".join(given_up(run.summary)) or "nothing",
             ]
         )
-    heads = ["run", "group", "seed", "bits per byte", "result", "steps", "tokens", "training s", "scoring s", "bytes"]
+    heads = ["run", "group", "seed", "bits per byte", "predictor", "steps", "tokens", "training s", "scoring s", "bytes"]
+    heads.append("given up for the clock")
     legend = h("ul", [h("li", group.name) for group in groups], class_="plain")
     says = "Runs whose settings agree in all but the seed are one group; the first group is what others are held against."
     return section("groups", "Runs", table(heads, rows, caption="Every run"), legend, says=says)
 
 
 def training(groups: Sequence[Group]) -> Html:
-    panels = []
-    for name, axis in TRAINING_AXES:
-        charts = []
-        for title, key, y in (
-            ("Training loss, smoothed", "loss", Axis("loss", "nats per token")),
-            ("Speed", "tokens_per_second", Axis("speed", "tokens per second", low=0.0)),
-        ):
-            charts.append(curves(title, axis, y, _overlaid(groups, axis, key)))
-        panels.append((name, h("div", charts, class_="grid")))
+    pairs = every(groups)
+    names = names_of([run for _, run in pairs])
+    runs = [(f"{names[run.path]} ({group.letter})", run) for group, run in pairs]
+    panels = [(name, grid(overlaid(metric, axis, runs) for metric in METRICS if metric.compared)) for name, axis in AXES]
     return section("curves", "Curves", choice("compare-axis", "horizontal axis", panels))
 
 
-def _overlaid(groups: Sequence[Group], axis: Axis, key: str) -> list[Series]:
-    found = []
+def scores(groups: Sequence[Group]) -> Html:
+    title = "Scores"
     pairs = every(groups)
-    names = names_of([run for _, run in pairs])
-    for i, (group, run) in enumerate(pairs):
-        steps = run.steps
-        if steps:
-            values = np.array([float(event.get(key, math.nan)) for event in steps])
-            across = training_axis(run, steps, axis)
-            x, y, _, _ = thinned(across, smoothed(values) if key == "loss" else values)
-            found.append(Series(f"{names[run.path]} ({group.letter})", x, y, style=i % COLOURS))
-    return found
-
-
-def results(groups: Sequence[Group]) -> Html:
-    title = "Predictors"
-    pairs = every(groups)
-    results = list(dict.fromkeys(name for _, run in pairs for name in run.summary.get("score", {})))
-    if not results:
-        return section("results", title, missing("Nothing is scored", "None of the runs has predictors yet."))
+    predictors = list(dict.fromkeys(name for _, run in pairs for name in run.summary.get("score", {})))
+    if not predictors:
+        return section("scores", title, missing("Nothing is scored", "None of the runs has a score yet."))
     names = names_of([run for _, run in pairs])
     style = {group.letter: i % COLOURS for i, group in enumerate(groups)}
     rows = []
-    for result in results:
+    for predictor in predictors:
         dots, said, legal = [], [], True
         for group, run in pairs:
-            score = run.summary.get("score", {}).get(result)
+            score = run.summary.get("score", {}).get(predictor)
             if score:
                 legal = legal and score["legal"]
-                label = f"{names[run.path]}: {score['bpb']:.4f}"
-                dots.append(Dot(score["bpb"], style[group.letter], label=label))
+                said_of = f"{names[run.path]}: {score['bpb']:.4f}"
+                dots.append(Dot(score["bpb"], style[group.letter], label=said_of))
         for group in groups:
-            values = [run.summary["score"][result]["bpb"] for run in group.runs if result in run.summary.get("score", {})]
+            values = [
+                run.summary["score"][predictor]["bpb"] for run in group.runs if predictor in run.summary.get("score", {})
+            ]
             if values:
                 said.append(f"{group.letter} {mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else ""))
         note = "" if legal else " (as published; no code length)"
-        rows.append(Row(spoken(result) + note, dots, ", ".join(said), quiet=not legal))
+        rows.append(Row(label(predictor) + note, dots, ", ".join(said), quiet=not legal))
     legend = [(style[group.letter], group.letter) for group in groups]
-    chart = dot_rows("Predictors of all runs", Axis("score", "bits per byte"), rows, legend=legend, head="result",
-                     note="A dot a run; figures are means of groups, ± their standard deviation.")  # fmt: skip
-    return section("results", title, chart)
+    note = "A dot a run; figures are means of groups, ± their standard deviation."
+    chart = DotRows("Scores of all runs", Axis("score", "bits per byte"), rows, legend, head="predictor", note=note)
+    return section("scores", title, chart)
 
 
 def differences(groups: Sequence[Group]) -> Html:
     title = "Differences"
-    scored = [Group(g.letter, [run for run in g.runs if run.main], g.differs) for g in groups]
-    scored = [group for group in scored if group.runs]
+    scored = scored_groups(groups)
     everyone = [run for group in scored for run in group.runs]
     if len(everyone) < 2:
         return section("differences", title, missing("Nothing to compare", "Fewer than two of the runs are scored."))
-    result = common_result(everyone)
-    if not result:
+    predictor = common_predictor(everyone)
+    if not predictor:
         return section("differences", title, missing("Nothing in common", "The runs have no code length in common."))
     parts: list[Html | None] = []
     if len(scored) > 1:
-        parts.append(
-            table(
-                ["group", "runs", "unit", "mean", "standard deviation", "less than the first", "Welch's t", "p (one-sided)"],
-                difference_rows(scored, result),
-                caption=f"Groups, by the predictor {spoken(result)}",
-            )
-        )
-    parts.append(_paired(everyone, result))
+        head = ["group", "runs", "unit", "mean", "standard deviation", f"difference from {scored[0].letter}", "Welch's t"]
+        rows = difference_rows(scored, predictor)
+        parts.append(table([*head, "p (one-sided)"], rows, caption=f"Groups, by the predictor “{label(predictor)}”"))
+    parts.append(_paired(everyone, predictor))
     says = (
-        f"By the predictor “{spoken(result)}”. p is the chance of so large an improvement on the first group if there were "
-        "none, by Welch's one-sided test over seeds; it needs two runs on either side."
+        f"By the predictor “{label(predictor)}”; a negative difference is an improvement. p is the chance of so large an "
+        "improvement on the first group if there were none, by Welch's one-sided test over seeds; it needs two runs on "
+        "either side that gave up the same work."
     )
     return section("differences", title, parts, says=says)
 
 
-def difference_rows(groups: Sequence[Group], result: str) -> list[list[str]]:
+def difference_rows(groups: Sequence[Group], predictor: str) -> list[list[str]]:
     """Mean, deviation and significance of every group, per token and per byte."""
     rows = []
     for group in groups:
         for unit, key in UNITS:
-            ours = [run.summary["score"][result][key] for run in group.runs]
-            theirs = [run.summary["score"][result][key] for run in groups[0].runs]
+            ours = [run.summary["score"][predictor][key] for run in group.runs]
+            theirs = [run.summary["score"][predictor][key] for run in groups[0].runs]
             row = [group.letter, str(len(ours)), unit, f"{mean(ours):.5f}", f"{stdev(ours):.5f}" if len(ours) > 1 else "–"]
             if group is groups[0]:
                 row += ["", "", ""]
             else:
-                row.append(f"{mean(theirs) - mean(ours):+.5f}")
-                if min(len(ours), len(theirs)) > 1:
+                row.append(f"{mean(ours) - mean(theirs):+.5f}")
+                why = comparable(groups[0], group)
+                if why:
+                    row += ["–", why]
+                elif min(len(ours), len(theirs)) > 1:
                     t, p = welch(ours, theirs)
                     row += [f"{t:.2f}", f"{p:.2g}"]
                 else:
@@ -245,8 +310,8 @@ def difference_rows(groups: Sequence[Group], result: str) -> list[list[str]]:
 class Paired:
     """One run against another on the same documents."""
 
-    gain: float
-    """Bits per byte less."""
+    change: float
+    """In bits per byte; below zero where the other one is better."""
     error: float
     better: float
     """Share of documents that need fewer bits."""
@@ -256,64 +321,68 @@ class Paired:
     def p(self) -> float:
         """One-sided, by Student's distribution over documents."""
         if not self.error:
-            return float(self.gain <= 0)
-        return student_tail(self.gain / self.error, self.documents - 1)
+            return float(self.change >= 0)
+        return student_tail(-self.change / self.error, self.documents - 1)
 
 
-def paired(first: Run, other: Run, result: str) -> Paired | None:
-    """None where the runs were not scored on the same documents, or on one only."""
+def paired(first: Run, other: Run, predictor: str) -> Paired | None:
+    """None where the runs were not scored on the same documents, on one only, or gave up different work for the clock."""
     ours, theirs = first.scores, other.scores
     if not ours or not theirs or first.summary.get("corpus") != other.summary.get("corpus"):
         return None
+    if not same_work(first.summary, other.summary):
+        return None
     sizes = ours.document_bytes
-    if result not in ours.results or result not in theirs.results or not np.array_equal(sizes, theirs.document_bytes):
+    if predictor not in ours.results or predictor not in theirs.results or not np.array_equal(sizes, theirs.document_bytes):
         return None
     if len(sizes) < 2 or not sizes.sum():
         return None
-    gained = ours.bits_of(result) - theirs.bits_of(result)
-    gain, documents = gained.sum() / sizes.sum(), len(sizes)
-    apart = ((gained - gain * sizes) ** 2).sum() * documents / (documents - 1)
-    return Paired(float(gain), math.sqrt(apart) / float(sizes.sum()), float((gained > 0).mean()), documents)
+    changed = theirs.bits_of(predictor) - ours.bits_of(predictor)
+    change, documents = changed.sum() / sizes.sum(), len(sizes)
+    apart = ((changed - change * sizes) ** 2).sum() * documents / (documents - 1)
+    return Paired(float(change), math.sqrt(apart) / float(sizes.sum()), float((changed < 0).mean()), documents)
 
 
-def paired_rows(runs: Sequence[Run], result: str) -> list[tuple[str, Paired]]:
+def paired_rows(runs: Sequence[Run], predictor: str) -> list[tuple[str, Paired]]:
     names = names_of(runs)
-    found = [(names[run.path], paired(runs[0], run, result)) for run in runs[1:]]
+    found = [(names[run.path], paired(runs[0], run, predictor)) for run in runs[1:]]
     return [(name, pair) for name, pair in found if pair]
 
 
-def _paired(runs: Sequence[Run], result: str) -> Html:
+def _paired(runs: Sequence[Run], predictor: str) -> Html:
     title = "Run against run, document by document"
-    rows = paired_rows(runs, result)
+    rows = paired_rows(runs, predictor)
     if not rows:
-        why = "The runs were not scored on the same documents, or their score.jsonl is missing."
+        why = "The runs were not scored on the same documents, gave up different work, or their score.jsonl is missing."
         return missing(title, why)
     body = [
-        [name, f"{pair.gain:+.5f}", f"{pair.error:.5f}", f"{pair.p:.2g}", f"{pair.better:.0%}", f"{pair.documents:,}"]
+        [name, f"{pair.change:+.5f}", f"{pair.error:.5f}", f"{pair.p:.2g}", f"{pair.better:.0%}", f"{pair.documents:,}"]
         for name, pair in rows
     ]
-    heads = ["run", "bits per byte less", "standard error", "p (one-sided)", "documents better", "documents"]
+    heads = ["run", "difference in bits per byte", "standard error", "p (one-sided)", "documents better", "documents"]
     return table(heads, body, caption=f"{title}, against {names_of(runs)[runs[0].path]}; this holds for these seeds alone")
 
 
 def tables(runs: Sequence[Run]) -> str:
-    """The table of differences for the terminal."""
-    groups = [Group(g.letter, [run for run in g.runs if run.main], g.differs) for g in groups_of(runs)]
-    groups = [group for group in groups if group.runs]
+    """Verdicts and the table of differences for the terminal; what the clock took comes first."""
+    groups = groups_of(runs)
+    lines = ["\n".join(lost_work(groups))] if lost_work(groups) else []
+    groups = scored_groups(groups)
     everyone = [run for group in groups for run in group.runs]
-    result = common_result(everyone) if everyone else ""
-    if len(everyone) < 2 or not result:
+    predictor = common_predictor(everyone) if everyone else ""
+    if len(everyone) < 2 or not predictor:
         return "fewer than two scored runs with a code length in common: nothing to compare"
     names = names_of(everyone)
-    lines = ["\n".join(f"{group.name}: {', '.join(names[run.path] for run in group.runs)}" for group in groups)]
-    head = [spoken(result), "runs", "unit", "mean", "std", "less than A", "t", "p"]
-    lines.append(columns([head, *difference_rows(groups, result)]))
-    rows = paired_rows(everyone, result)
+    lines.append("\n".join(f"{group.name}: {', '.join(names[run.path] for run in group.runs)}" for group in groups))
+    head = [label(predictor), "runs", "unit", "mean", "std", "minus A", "t", "p"]
+    lines.append(columns([head, *difference_rows(groups, predictor)]))
+    rows = paired_rows(everyone, predictor)
     if rows:
-        head = ["by document", "bits per byte less", "error", "p", "better in"]
+        head = ["by document", "difference", "error", "p", "better in"]
         body = [
-            [name, f"{one.gain:+.5f}", f"{one.error:.5f}", f"{one.p:.2g}", f"{one.better:.0%} of {one.documents:,}"]
+            [name, f"{one.change:+.5f}", f"{one.error:.5f}", f"{one.p:.2g}", f"{one.better:.0%} of {one.documents:,}"]
             for name, one in rows
         ]
         lines.append(columns([head, *body]))
+    lines += [one.sentence for one in verdicts(groups, predictor)]
     return "\n\n".join(lines)

@@ -14,8 +14,8 @@ class Html(str):
 
 
 def h(name: str, /, *children, **attributes) -> Html:
-    """An element. Children that are no Html are escaped; lists are flattened; None is left out. In the names of attributes
-    an underscore stands for a hyphen, and one at the end is dropped (class_)."""
+    """An element. Children that are no Html are escaped; lists are flattened; None is left out; a value with an `__html__`
+    renders itself. In the names of attributes an underscore stands for a hyphen, and one at the end is dropped (class_)."""
     words = [name]
     for key, value in attributes.items():
         if value is None or value is False:
@@ -35,6 +35,8 @@ def join(children: Iterable) -> Html:
             parts.append(child)
         elif isinstance(child, (list, tuple)):
             parts.append(join(child))
+        elif hasattr(child, "__html__"):
+            parts.append(child.__html__())
         else:
             parts.append(html.escape(str(child)))
     return Html("".join(parts))

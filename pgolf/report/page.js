@@ -78,10 +78,10 @@ for (const figure of document.querySelectorAll("figure.curves")) {
   });
 }
 
-// ---- words: what a token cost, and what was expected there
+// ---- excerpts: what a token cost, and what was predicted there
 
 const pieces = {};
-const excerpts = [...document.querySelectorAll("figure.words")].map((figure) => [figure, told(figure)]);
+const excerpts = [...document.querySelectorAll("figure.excerpt")].map((figure) => [figure, told(figure)]);
 for (const [, facts] of excerpts) Object.assign(pieces, facts.p);
 
 // a space alone could not be seen
@@ -116,7 +116,7 @@ for (const [figure, facts] of excerpts) {
         const came = token === facts.t[at] ? " came" : "";
         list.append(element("dt", seen(pieces[token]), `guess${came}`), element("dd", `${(100 * share).toFixed(1)} %`, came.trim()));
       }
-      found.push(element("h6", `${name} expected`), list);
+      found.push(element("h6", `${name} predicted`), list);
     }
     panel.replaceChildren(...found);
   };

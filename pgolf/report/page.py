@@ -1,56 +1,29 @@
 """report.html: everything a run folder tells, on one page that needs nothing but itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pgolf.report.charts import missing
 from pgolf.report.files import ODD, Run
 from pgolf.report.html import Html, document, h, join
-from pgolf.report.sections.audit import audit
-from pgolf.report.sections.budgets import budgets
-from pgolf.report.sections.parts import section
-from pgolf.report.sections.quantisation import quantisation
-from pgolf.report.sections.result import damage, head
-from pgolf.report.sections.scoring import compression, scoring
-from pgolf.report.sections.settings import settings
-from pgolf.report.sections.training import training
-from pgolf.report.sections.words import words
-
-SECTIONS = (
-    ("budgets", "Budgets", budgets),
-    ("audit", "Audit", audit),
-    ("training", "Training", training),
-    ("scoring", "Scoring", scoring),
-    ("words", "Words", words),
-    ("compression", "Compression", compression),
-    ("quantisation", "Quantisation", quantisation),
-    ("settings", "Settings", settings),
-)
+from pgolf.report.sections import SECTIONS
+from pgolf.report.sections.result import damage
+from pgolf.report.sections.section import Section, section
 
 
 def page(run: Run, *, refresh: str = "") -> str:
-    anchors = [("result", "Result"), *((anchor, name) for anchor, name, _ in SECTIONS)]
-    body = join(
-        [
-            bar(anchors),
-            h(
-                "main",
-                h("header", h("p", "pgolf report", class_="kicker"), h("h1", run.name)),
-                damage(run),
-                drawn(run, "result", "Result", head),
-                [drawn(run, *one) for one in SECTIONS],
-            ),
-        ]
-    )
+    first, *others = [drawn(run, one) for one in SECTIONS]
+    heading = h("header", h("p", "pgolf report", class_="kicker"), h("h1", run.name))
+    body = join([bar([(one.anchor, one.title) for one in SECTIONS]), h("main", heading, damage(run), first, others)])
     return document(f"{run.name} – pgolf", body, refresh=refresh)
 
 
-def drawn(run: Run, anchor: str, name: str, make: Callable[[Run], Html]) -> Html:
+def drawn(run: Run, one: Section) -> Html:
     """A section, or what kept it from being drawn: one file of another form must not cost the whole page."""
     try:
-        return make(run)
+        return one.html(run)
     except ODD as error:
         why = f"A file has another form than expected ({type(error).__name__}: {error})."
-        return section(anchor, name, missing("This part could not be drawn", why))
+        return section(one.anchor, one.title, missing("This part could not be drawn", why))
 
 
 def bar(anchors: Sequence[tuple[str, str]]) -> Html:

@@ -3,7 +3,9 @@
 
 def tables(summary: dict) -> str:
     """What summary.json says, for a person; parts that are not there yet are left out."""
-    parts = [_head(summary)]
+    lost = given_up(summary)
+    parts = [f"given up for the clock: {', '.join(lost)}"] if lost else []
+    parts.append(_head(summary))
     if "train" in summary:
         parts.append(_train(summary["train"]))
     if "artifact" in summary:
@@ -22,6 +24,46 @@ def columns(rows: list[list[str]]) -> str:
         cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def left(rows: list[list[str]]) -> str:
+    """Rows of cells, all to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+GIVEN_UP = {
+    "coarser_stride": "of the stream scored at a coarser stride than asked for",
+    "adaptation": "of the adaptation left out",
+    "first_pass_stands": "of the stream scored by the first pass alone",
+}
+
+
+def given_up(summary: dict) -> list[str]:
+    """What scoring left out to end in time, one phrase each."""
+    given = summary.get("scoring", {}).get("gave_up", {})
+    lines = [f"{share:.1%} {GIVEN_UP[name]}" for name, share in given.items() if name in GIVEN_UP and share]
+    if given.get("documents_without_adapters"):
+        lines.append(f"{given['documents_without_adapters']:,} documents without adapters")
+    if given.get("results"):
+        lines.append("predictors left out: " + ", ".join(name.replace("_", " ") for name in given["results"]))
+    return lines
+
+
+SAME_SHARE = 0.05
+"""Shares of the stream that differ by less than this count as the same work."""
+
+
+def same_work(one: dict, other: dict) -> bool:
+    """Whether two runs scored as many tokens and gave up the same work for the clock."""
+    ours, theirs = (summary.get("scoring", {}).get("gave_up", {}) for summary in (one, other))
+    sizes = [{score.get("tokens") for score in summary.get("score", {}).values()} for summary in (one, other)]
+    if sizes[0] != sizes[1] or set(ours.get("results", ())) != set(theirs.get("results", ())):
+        return False
+    if ours.get("documents_without_adapters", 0) != theirs.get("documents_without_adapters", 0):
+        return False
+    return all(abs(ours.get(name, 0.0) - theirs.get(name, 0.0)) <= SAME_SHARE for name in GIVEN_UP)
 
 
 def _head(summary: dict) -> str:

@@ -11,13 +11,12 @@ from bench.steps import (
     AdaptersStep,
     Stopwatch,
     TrainingStep,
-    forward_flops,
     preset_for,
     scoring_rates,
-    training_flops,
     with_lora,
 )
 from pgolf.budget import Budget
+from pgolf.flops import forward_flops, training_flops, utilisation
 from pgolf.model import build_model
 
 
@@ -47,13 +46,17 @@ def test_flops_are_those_that_torch_counts(preset):
     tokens = torch.zeros(1, 32, dtype=torch.int64)
     with FlopCounterMode(display=False) as counted:
         model.loss(tokens, tokens)
-    assert forward_flops(settings, 32, pairs=32 * 32) == counted.get_total_flops()
+    assert forward_flops(settings.model, 32, pairs=32 * 32) == counted.get_total_flops()
 
 
 def test_a_backward_pass_costs_two_forward_passes():
     settings = preset_for("pr549", "cpu", tiny=False)
     length = settings.training.sequence_length
-    assert training_flops(settings, 3 * length) == 9 * forward_flops(settings, length)
+    assert training_flops(settings, 3 * length) == 9 * forward_flops(settings.model, length)
+
+
+def test_utilisation_is_of_the_data_sheet():
+    assert utilisation(98.9e12, "NVIDIA H200") == pytest.approx(0.1) and utilisation(1e12, "x86_64 CPU") is None
 
 
 @pytest.mark.parametrize("operators", ["kernels", "torch"])

@@ -184,6 +184,10 @@ def audited(path: Path, *, passed=True, **options) -> Path:
     ]
     shown = [{"id": "mass", "title": "sums to one", "result": "published", "figure": 2.1, "passed": False, "says": "two"}]
     decoded = {"tokens": 80_640, "claimed_bits": 1000.2, "real_bits": 1010, "equal": True, "passed": True}
+    places = [0, 500, 1000]
+    sums = {name: {"targets": places, "sums": values} for name, values in (("sliding", [1.0] * 3), ("published", [2.0] * 3))}
+    noise = {"at": places, "allowed": -40.0, "results": {"sliding": [0.0, 3.0, 1.0], "published": [0.0, -500.0, -900.0]}}
     audit = {"passed": passed, "seconds": 12.0, "tests": tests, "shown": shown, "decoded": decoded}
+    audit |= {"sums": sums, "uniform": noise}
     (path / "audit.json").write_text(json.dumps(audit))
     return path

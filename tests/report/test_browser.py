@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from pgolf.report.audit_page import page as audit_page
 from pgolf.report.compare import page as compare_page
 from pgolf.report.files import read_run
 from pgolf.report.page import page
@@ -81,6 +82,7 @@ def pages(tmp_path_factory):
     runs = [read_run(audited(folder / name, rate=rate)) for name, rate in (("a" * 60, 0.04), ("b", 0.02))]
     (folder / "report.html").write_text(page(runs[0]))
     (folder / "compare.html").write_text(compare_page(runs))
+    (folder / "audit.html").write_text(audit_page(runs[0].audit, "a" * 60))
     return folder
 
 
@@ -91,7 +93,7 @@ def browser(request, pages):
     opened.close()
 
 
-@pytest.mark.parametrize("name", ["report.html", "compare.html"])
+@pytest.mark.parametrize("name", ["report.html", "compare.html", "audit.html"])
 def test_no_errors_no_requests_nothing_too_wide(browser, pages, name):
     url = f"file://{pages / name}"
     browser.call("POST", "/url", {"url": url})
@@ -121,13 +123,13 @@ def test_pointer_and_keys(browser, pages):
     result = "return document.querySelector('#training .readout').textContent"
     value = "return document.querySelector('#training .legend output').textContent"
     middle = float(browser.run(value))
-    assert 3 < middle < 7 and browser.run(result).startswith("training tokens: 1")
+    assert 3 < middle < 7 and browser.run(result).startswith("trained on: 1")
     # keys read the next values, and the last
     browser.run("document.querySelector('#training figure').focus()")
     place = "return parseFloat(document.querySelector('#training .cursor').style.left)"
     before = browser.run(place)
     browser.keys("Right", "Right")
-    assert browser.run(place) > before and browser.run(result).startswith("training tokens: 1")
+    assert browser.run(place) > before and browser.run(result).startswith("trained on: 1")
     # radio buttons by keyboard: seconds instead of tokens
     browser.run("document.querySelector('input[name=training-axis]').focus()")
     browser.keys("Right")
@@ -139,7 +141,7 @@ def test_pointer_and_keys(browser, pages):
     before = browser.run(token)
     browser.keys("Right")
     assert browser.run(token) != before
-    assert "n-gram back-off expected" in browser.run("return document.querySelector('.panel-of-token').textContent")
+    assert "n-gram back-off predicted" in browser.run("return document.querySelector('.panel-of-token').textContent")
 
 
 def test_tab_reaches_every_control(browser, pages):

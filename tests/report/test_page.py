@@ -10,7 +10,8 @@ import pytest
 
 import pgolf.report
 from pgolf.report.files import read_run
-from pgolf.report.page import SECTIONS, page
+from pgolf.report.page import page
+from pgolf.report.sections import SECTIONS
 from tests.report.folders import audited, packed, scored, stream, trained, write_scores, write_words
 from tests.report.html_tree import Element, parse
 
@@ -49,7 +50,7 @@ def test_learning_rates_are_those_of_the_event_log(tmp_path):
 
 def test_the_sections_and_the_way_to_them(whole):
     anchors = {one.attributes["id"] for one in whole.all("section") if "id" in one.attributes}
-    assert anchors >= {"result", *(anchor for anchor, _, _ in SECTIONS)}
+    assert anchors >= {one.anchor for one in SECTIONS}
     links = [link.attributes["href"] for link in whole.one("nav").all("a")]
     assert {link.removeprefix("#") for link in links} <= anchors
     assert whole.one("title").text.startswith("whole")
@@ -74,12 +75,14 @@ def test_every_chart_has_title_axes_and_units(whole):
         "Training loss", "Learning rates", "Gradient norm", "Speed", "Along the stream", "By kind of token",
         "By position in the document", "By length of the document", "Rounding error",
         "Weights along the stream: n-gram back-off",
-        "Bits", "Clip", "Outliers", "The same text by general compressors", "Bytes of the artifact", "The clocks",
-        "The onion: what each layer of scoring is worth", "Stride, span by span",
+        "Entropy of the codes", "Clip", "Outliers",
+        "The same text by general compressors", "Bytes of the artifact", "The clocks",
+        "Score breakdown: every predictor over the one it builds on", "Stride, span by span",
+        "Sum of all probabilities", "Cost of uniform noise",
     }  # fmt: skip
     assert wanted <= found.keys()
     for title, figure in found.items():
-        if "words" in figure.classes:
+        if "excerpt" in figure.classes:
             continue
         below = figure.one("div", "xlabel").text
         assert re.fullmatch(r".+ \(.+\)", below), (title, below)
@@ -118,7 +121,7 @@ def test_both_horizontal_axes_of_training(whole):
     panels = training.all("div", "panel")
     assert [len(panel.all("figure")) for panel in panels] == [4, 4]
     labels = [panel.one("div", "xlabel").text for panel in panels]
-    assert labels == ["training tokens (tokens)", "training clock (s)"]
+    assert labels == ["trained on (tokens)", "training clock (s)"]
     last = [json.loads(panel.one("script").text)["x"]["s"][1] for panel in panels]
     assert last[0] > 120 * 2048 > 1000 > last[1] > 60
     assert "quantisation-aware, from step 60" in panels[0].text
@@ -126,9 +129,9 @@ def test_both_horizontal_axes_of_training(whole):
     assert [series["n"] for series in loss] == ["each step", "smoothed", "validation"] and loss[2]["y"] == [3.3]
 
 
-def test_the_onion_says_gains_and_spread(whole):
-    onion = charts(whole)["The onion: what each layer of scoring is worth"]
-    rows = {row.one("div", "name").text: row for row in onion.all("div", "row")[1:-1]}
+def test_the_score_breakdown_says_gains_and_spread(whole):
+    breakdown = charts(whole)["Score breakdown: every predictor over the one it builds on"]
+    rows = {row.one("div", "name").text: row for row in breakdown.all("div", "row")[1:-1]}
     assert list(rows) == [
         "non-overlapping windows",
         "sliding windows",
@@ -153,8 +156,8 @@ def test_kinds_of_tokens(whole):
     assert row.one("div", "says").text.startswith(says)
 
 
-def test_the_words(whole):
-    figures = [figure for figure in whole.all("figure") if "words" in figure.classes]
+def test_the_text_itself(whole):
+    figures = [figure for figure in whole.all("figure") if "excerpt" in figure.classes]
     assert len(figures) == 2
     tokens, _, nats = stream()
     told = json.loads(figures[0].one("script").text)
@@ -286,7 +289,7 @@ def test_a_run_cut_off_in_training(tmp_path):
     root = read(path)
     assert "no score yet" in section(root, "result").text and "cut off after step 40" in section(root, "result").text
     assert "40 steps, 81,920 tokens" in section(root, "training").text and "still running, or was cut off" in root.text
-    for anchor in ("audit", "scoring", "words", "compression", "quantisation", "budgets"):
+    for anchor in ("audit", "scoring", "where", "text", "compression", "quantisation", "budgets"):
         assert section(root, anchor).all("div", "missing"), anchor
     assert "Legal" not in root.text
 
@@ -301,9 +304,9 @@ def test_a_run_before_its_first_step(tmp_path):
 
 def test_stages_that_have_not_run(tmp_path):
     first = read(trained(tmp_path / "trained"))
-    assert "trained, not packed" in first.text and "pgolf.run pack RUN" in first.text
+    assert "trained, not packed" in first.text and "pgolf pack RUN" in first.text
     second = read(packed(tmp_path / "packed"))
-    assert "trained and packed, not scored" in second.text and "pgolf.run score RUN" in second.text
+    assert "trained and packed, not scored" in second.text and "pgolf score RUN" in second.text
     assert charts(second)["Bytes of the artifact"].text.count("506,700")
     third = read(scored(tmp_path / "scored"))
     assert "There is no audit.json" in third.text and "not all is known yet: audit" in third.one("p", "words").text
@@ -318,8 +321,9 @@ def test_no_adaptation_no_mixer_no_words(tmp_path):
     root = read(path)
     told = section(root, "scoring").text
     assert "does not adapt while it scores" in told and "uses no mixer" in told
-    assert "weights.jsonl is empty" in told and "There is no score.jsonl" in told
-    assert "No words were recorded" in section(root, "words").text
+    assert "weights.jsonl is empty" in section(root, "weights").text
+    assert "There is no score.jsonl" in section(root, "where").text
+    assert "No excerpts were recorded" in section(root, "text").text
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -340,7 +344,7 @@ def test_a_file_of_another_form_costs_one_section(tmp_path, whole):
         (path / name).write_text(json.dumps(content))
     root = read(path)
     assert [one.attributes["id"] for one in root.all("section") if "could not be drawn" in one.text] == [
-        "budgets", "words", "quantisation",
+        "budgets", "text", "quantisation",
     ]  # fmt: skip
     assert "could not be drawn" not in whole.text and root.one("span", "score").text == whole.one("span", "score").text
 
@@ -408,5 +412,5 @@ def test_no_text_becomes_markup(tmp_path, evil):
             if "p" in told and told["p"]:
                 assert told["p"]["2"] == f"{evil}2"
     assert evil in root.one("title").text.replace("∕", "/")
-    for anchor in ("result", "audit", "training", "scoring", "words", "compression", "quantisation", "settings"):
+    for anchor in ("result", "audit", "training", "scoring", "text", "compression", "quantisation", "settings"):
         assert evil in section(root, anchor).text, anchor

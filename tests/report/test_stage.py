@@ -16,7 +16,7 @@ def test_report_writes_the_page_and_the_pictures(tmp_path, capsys):
     path = audited(tmp_path / "run")
     assert main(["report", str(path)]) == 0
     said = capsys.readouterr().out
-    assert f"report {path / 'report.html'}" in said and said.count("picture ") == 6
+    assert f"report {path / 'report.html'}" in said and said.count("picture ") == 22
     assert parse((path / "report.html").read_text()).one("span", "score").text
     assert not [one.name for one in path.iterdir() if one.name.startswith(".")]
 
@@ -30,7 +30,7 @@ def test_show_prints_what_the_page_shows(tmp_path, capsys):
         f"{summary['score']['ngram_backoff']['bpb']:.4f}", "30.0 of 120 s", "knows no future", "step 120",
         "gain in bits per byte",
         "bits per byte, tokens from", "documents of tokens from", "word start", "n-gram back-off: order 2", "brotli -11",
-        "25.0% of the stream at a coarser stride", "attn.c_q.weight",
+        "25.0% of the stream scored at a coarser stride", "attn.c_q.weight",
     ):  # fmt: skip
         assert words in said, words
     assert all(line == line.rstrip() for line in said.splitlines())

@@ -2,50 +2,103 @@
 
 from collections.abc import Sequence
 
-from pgolf.report.charts import missing, number, table
+from pgolf.report.charts import Chart, Curves, Series, missing, table
 from pgolf.report.files import Run
-from pgolf.report.html import Html, h
-from pgolf.report.sections.parts import section, spoken
+from pgolf.report.html import Html, h, join
+from pgolf.report.scales import Axis, number
+from pgolf.report.sections.section import Section, grid, label, lead
+from pgolf.report.tables import left
 
 VERDICTS = {True: ("good", "✓", "passed"), False: ("bad", "✗", "failed"), None: ("open", "–", "not applicable")}
 
 
-def audit(run: Run) -> Html:
-    title = "Audit"
+def body(run: Run) -> Html:
     if not run.audit:
-        why = "There is no audit.json: nobody has tried to break this score yet."
-        return section("audit", title, missing("Not audited", why))
+        return missing(
+            "Not audited", "There is no audit.json: nobody has tried to break this score yet. pgolf audit RUN does."
+        )
     tests, shown = audit_tests(run), audit_tests(run, "shown")
     failed = [test for test in tests if test["passed"] is False]
     decoded = run.audit.get("decoded")
-    passed, seconds = run.audit.get("passed"), run.audit.get("seconds")
-    says = "The audit has no verdict"
-    if isinstance(passed, bool):
-        says = "Every test that applies passed" if passed else "At least one test failed"
-    says += f", in {seconds:.1f} s." if isinstance(seconds, (int, float)) else "."
-    return section(
-        "audit",
-        title,
-        h("p", decoding(decoded)) if isinstance(decoded, dict) else None,
-        _in_words("What failed", failed) if failed else None,
-        _matrix([*tests, *shown], not_counted=[test["result"] for test in shown]),
-        h("details", h("summary", "Every test in words"), _in_words("Tests of the audit", [*tests, *shown])),
-        says=says,
+    return join(
+        [
+            lead(verdict(run.audit)),
+            h("p", decoding(decoded)) if isinstance(decoded, dict) else None,
+            in_words("What failed", failed) if failed else None,
+            matrix([*tests, *shown], not_counted=[test["result"] for test in shown]),
+            h("details", h("summary", "Every test in words"), in_words("Tests of the audit", [*tests, *shown])),
+            grid(found) if (found := charts(run).values()) else None,
+        ]
     )
 
 
-def _in_words(caption: str, tests: Sequence[dict]) -> Html:
+def text(run: Run) -> str:
+    rows = [
+        [test["title"], label(test["result"]), VERDICTS[test["passed"]][-1], str(test.get("says") or "")]
+        for test in audit_tests(run)
+    ]
+    if not rows:
+        return ""
+    decoded = run.audit.get("decoded")
+    proof = "\n" + decoding(decoded) if isinstance(decoded, dict) else ""
+    return left([["audit", "predictor", "verdict", ""], *rows]) + proof
+
+
+def charts(run: Run) -> dict[str, Chart]:
+    found: dict[str, Chart] = {}
+    sums = run.audit.get("sums")
+    if sums:
+        found["audit_sums"] = _sums(sums)
+    uniform = run.audit.get("uniform") or {}
+    for i, curves in enumerate([uniform, *uniform.get("further", ())]):
+        if curves.get("results"):
+            found[f"audit_noise_{i + 1}"] = _noise(curves)
+    return found
+
+
+def _sums(sums: dict) -> Chart:
+    series = []
+    for i, (name, known) in enumerate(sums.items()):
+        pairs = [(at, value) for at, value in zip(known["targets"], known["sums"], strict=True) if value]
+        series.append(Series(label(name), [at for at, _ in pairs], [value for _, value in pairs], style=i, dots=True))
+    note = "At the places that were looked at. Probabilities of a code sum to one; a larger sum is no code length."
+    axis = Axis(
+        "sum over the vocabulary", "probability", log=True, low=0.5, high=max([2.0, *(v for s in series for v in s.y)])
+    )
+    return Curves("Sum of all probabilities", Axis("probed at", "tokens"), axis, series, note=note)
+
+
+def _noise(curves: dict) -> Chart:
+    series = [Series(label(name), curves["at"], values) for name, values in curves["results"].items()]
+    series.append(Series("allowed", [curves["at"][0], curves["at"][-1]], [curves["allowed"]] * 2, style=5))
+    note = "Noise cannot be compressed: a curve that falls below the allowed line belongs to no code."
+    axis = Axis("beyond n ln V", "bits, added up")
+    return Curves("Cost of uniform noise", Axis("noise", "tokens"), axis, series, note=note)
+
+
+def verdict(audit: dict) -> str:
+    passed, seconds = audit.get("passed"), audit.get("seconds")
+    says = "The audit has no verdict"
+    if isinstance(passed, bool):
+        says = "Every test that applies passed" if passed else "At least one test failed"
+    return says + (f", in {seconds:.1f} s." if isinstance(seconds, (int, float)) else ".")
+
+
+def in_words(caption: str, tests: Sequence[dict], *, predictor: bool = True) -> Html:
+    """A row a test: what was tried, how it went, the figure and a sentence."""
     rows = []
     for test in tests:
         kind, sign, word = VERDICTS[test["passed"]]
         figure = test.get("figure")
         figure = number(figure, 3) if isinstance(figure, (int, float)) else str(figure if figure is not None else "")
+        names = [label(test["result"])] if predictor else []
         verdict = h("span", f"{sign} {word}", class_=kind)
-        rows.append([test["title"], spoken(test["result"]), verdict, figure, str(test.get("says") or "")])
-    return table(["test", "result", "verdict", "figure", "in words"], rows, caption=caption)
+        rows.append([test["title"], *names, verdict, figure, str(test.get("says") or "")])
+    head = ["test", *(["predictor"] if predictor else []), "verdict", "figure", "in words"]
+    return table(head, rows, caption=caption)
 
 
-def _matrix(tests: Sequence[dict], not_counted: Sequence[str]) -> Html:
+def matrix(tests: Sequence[dict], not_counted: Sequence[str]) -> Html:
     """A row a test, a column a predictor."""
     results = list(dict.fromkeys(test["result"] for test in tests))
     rows = []
@@ -60,7 +113,7 @@ def _matrix(tests: Sequence[dict], not_counted: Sequence[str]) -> Html:
             kind, sign, word = VERDICTS[False if False in found else True if True in found else None]
             cells.append(h("span", sign, h("span", f" {word}", class_="unseen"), class_=kind))
         rows.append([title, *cells])
-    heads = [spoken(result) + (" (does not count)" if result in not_counted else "") for result in results]
+    heads = [label(result) + (" (does not count)" if result in not_counted else "") for result in results]
     return table(["test", *heads], rows, caption="✓ passed, ✗ failed, – not applicable")
 
 
@@ -85,3 +138,6 @@ def decoding(decoded: dict) -> str:
     whole = "came back whole" if decoded.get("equal") else "did not come back"
     bits = [f"{decoded[key]:,.0f} {words}" for key, words in (("claimed_bits", "claimed"), ("real_bits", "in the stream"))]
     return f"Compressed and decoded again, {decoded['tokens']:,} tokens {whole}: {bits[0]} bits, {bits[1]}."
+
+
+SECTION = Section("audit", "Audit", body, text, charts)

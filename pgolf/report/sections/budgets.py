@@ -2,37 +2,45 @@
 
 import math
 
-from pgolf.report.charts import Axis, Bar, bars, missing
+from pgolf.report.charts import Bar, BarRows, Chart, missing
 from pgolf.report.files import Run
-from pgolf.report.html import Html, h
-from pgolf.report.sections.parts import section, spoken
+from pgolf.report.html import Html, h, join
+from pgolf.report.scales import Axis
+from pgolf.report.sections.section import Section, label, lead
+
+TITLES = {"bytes": "Bytes of the artifact", "clocks": "The clocks"}
+ABSENT = {
+    "bytes": "The run has not been packed: pgolf pack RUN",
+    "clocks": "Neither training nor scoring has come to its end.",
+}
 
 
-def budgets(run: Run) -> Html:
-    return section(
-        "budgets",
-        "Bytes and seconds",
-        h("div", _bytes(run), _clocks(run), class_="stack"),
-        says="Model and code against the limit, as the challenge counts them, and where both clocks went.",
-    )
+def charts(run: Run) -> dict[str, Chart]:
+    found = {"bytes": _bytes(run), "clocks": _clocks(run)}
+    return {name: chart for name, chart in found.items() if chart}
 
 
-def _bytes(run: Run) -> Html:
+def body(run: Run) -> Html:
+    drawn = charts(run)
+    says = "Model and code against the limit, as the challenge counts them, and where both clocks went."
+    boxes = [drawn.get(name) or missing(title, ABSENT[name]) for name, title in TITLES.items()]
+    return join([lead(says), h("div", boxes, class_="stack")])
+
+
+def _bytes(run: Run) -> Chart | None:
     artifact = run.summary.get("artifact")
-    title = "Bytes of the artifact"
     if not artifact:
-        return missing(title, "The run has not been packed: python -m pgolf.run pack RUN")
+        return None
     parts, total, limit = dict(artifact["parts"]), artifact["total_bytes"], artifact["limit"]
     matrices, embeddings = _split_codes(run, parts.pop("codes", 0))
     scales, small = parts.pop("scales", 0), parts.pop("small", 0)
     parts.pop("tokenizer", 0)
-    rest = sum(parts.values())
     named = [
         ("matrices", matrices, 0),
         ("embeddings", embeddings, 1),
         ("scales", scales, 2),
         ("small tensors", small, 3),
-        ("everything else in the file", rest, 4),
+        ("everything else in the file", sum(parts.values()), 4),
         ("code", artifact["code_bytes"], 5),
     ]
     bar = Bar(
@@ -43,10 +51,10 @@ def _bytes(run: Run) -> Html:
         limit=limit,
     )
     note = (
-        f"{artifact['margin']:,} bytes are left. The tokenizer, {artifact['tokenizer_bytes']:,} bytes, travels along "
-        "uncounted, as in the challenge. Codes are shared out between matrices and embeddings by their entropy."
+        f"{artifact['margin']:,} bytes are left. The tokenizer, {artifact['tokenizer_bytes']:,} bytes, is not counted, as in "
+        "the challenge. Codes are divided between matrices and embeddings by their entropy."
     )
-    return bars(title, Axis("size", "bytes"), [bar], note=note, show=lambda size: f"{size:,.0f}")
+    return BarRows(TITLES["bytes"], Axis("size", "bytes"), [bar], note=note, show=lambda size: f"{size:,.0f}")
 
 
 def _split_codes(run: Run, codes: int) -> tuple[int, int]:
@@ -59,18 +67,21 @@ def _split_codes(run: Run, codes: int) -> tuple[int, int]:
     return mine, codes - mine
 
 
-def _clocks(run: Run) -> Html:
+def _clocks(run: Run) -> Chart | None:
     rows, off = [], []
     for name, key in (("training", "train"), ("scoring", "scoring")):
         clock = run.summary.get(key)
         if not clock:
             continue
-        parts = [(spoken(part), seconds, i) for i, (part, seconds) in enumerate(clock["parts"].items()) if seconds > 0]
+        parts = [(label(part), seconds, i) for i, (part, seconds) in enumerate(clock["parts"].items()) if seconds > 0]
         says = f"{clock['seconds']:.1f} of {clock['limit']:.0f} s"
         rows.append(Bar(name, parts, says=says, strong=True, limit=clock["limit"]))
         untimed = {part: seconds for part, seconds in clock.get("untimed", {}).items() if seconds >= 0.05}
-        off += [f"{spoken(part)} {seconds:.1f} s" for part, seconds in untimed.items()]
+        off += [f"{label(part)} {seconds:.1f} s" for part, seconds in untimed.items()]
     if not rows:
-        return missing("The clocks", "Neither training nor scoring has come to its end.")
+        return None
     note = f"Off the clock: {', '.join(off)}." if off else ""
-    return bars("The clocks", Axis("time", "seconds"), rows, note=note, show=lambda seconds: f"{seconds:.1f} s")
+    return BarRows(TITLES["clocks"], Axis("time", "seconds"), rows, note=note, show=lambda seconds: f"{seconds:.1f} s")
+
+
+SECTION = Section("budgets", "Budgets", body, charts=charts)

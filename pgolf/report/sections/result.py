@@ -5,18 +5,23 @@ import math
 from pgolf.report.files import Run
 from pgolf.report.html import Html, h
 from pgolf.report.sections.audit import audit_tests
-from pgolf.report.sections.parts import spoken
+from pgolf.report.sections.section import Section, label
+from pgolf.report.tables import given_up, left
+
+SIGNS = {True: "✓", False: "✗", None: "?"}
+WORDS = {True: "holds", False: "broken", None: "not known"}
 
 
 def head(run: Run) -> Html:
-    summary = run.summary
-    score = summary.get("score", {}).get(run.main)
+    score = run.summary.get("score", {}).get(run.main)
+    lost = given_up(run.summary)
     return h(
         "section",
         h(
             "div",
             h("div", h("span", f"{score['bpb']:.4f}" if score else "no score yet", class_="score"), class_="figure"),
             h("p", "bits per byte" if score else stage_reached(run), class_="unit"),
+            h("p", f"Given up for the clock: {', '.join(lost)}.", class_="lost-work") if lost else None,
             h("p", sentence(run), class_="sentence"),
             verdict(run),
             class_="hero",
@@ -41,19 +46,19 @@ def sentence(run: Run) -> str:
     """What the score means."""
     score = run.summary.get("score", {}).get(run.main)
     if not score:
-        return "The score is known once the stage score has run; what is there so far is below."
+        return "The score is known once the run is scored; what is there so far is below."
     share = score["bpb"] / 8
     whole = "a part of the validation text" if score.get("partial") else "the whole validation text"
     model = run.summary.get("artifact", {}).get("total_bytes")
     given = f"Given this artifact of {model:,} bytes" if model else "Given this artifact"
     return (
         f"{given}, {whole}, {score['bytes']:,} bytes long, comes down to {score['nats'] / math.log(2) / 8:,.0f} bytes: "
-        f"{100 * share:.1f} % of its length, with the predictor “{spoken(run.main)}”."
+        f"{100 * share:.1f} % of its length, with the predictor “{label(run.main)}”."
     )
 
 
 def checks(run: Run) -> list[tuple[str, bool | None, str]]:
-    """What makes a score legal: its name, whether it holds (None: not known), and the figures."""
+    """What makes a score legal: the rule, whether it holds (None: not known), and the figures."""
     summary = run.summary
     score = summary.get("score", {}).get(run.main)
     found: list[tuple[str, bool | None, str]] = []
@@ -80,6 +85,10 @@ def checks(run: Run) -> list[tuple[str, bool | None, str]]:
     return found
 
 
+def text(run: Run) -> str:
+    return left([["rule", "", ""], *([name, WORDS[holds], says] for name, holds, says in checks(run))])
+
+
 def _audit_words(run: Run) -> str:
     if not run.audit:
         return "not audited"
@@ -92,10 +101,6 @@ def _audit_words(run: Run) -> str:
     return f"{said}; failed: {', '.join(failed)}" if failed else said
 
 
-SIGNS = {True: "✓", False: "✗", None: "?"}
-WORDS = {True: "holds", False: "broken", None: "not known"}
-
-
 def verdict(run: Run) -> Html:
     found = checks(run)
     broken = [name for name, holds, _ in found if holds is False]
@@ -103,7 +108,7 @@ def verdict(run: Run) -> Html:
     if broken:
         kind, words = "bad", f"Not legal. What does not hold: {', '.join(broken)}."
     elif unknown:
-        kind, words = "open", f"Nothing speaks against it, but not all is known yet: {', '.join(unknown)}."
+        kind, words = "open", f"No rule is broken, but not all is known yet: {', '.join(unknown)}."
     else:
         kind, words = "good", "Legal: every rule holds, and the audit passed."
     chips = [
@@ -140,3 +145,13 @@ def damage(run: Run) -> Html | None:
         return None
     lines = h("ul", [h("li", line) for line in run.damaged])
     return h("section", h("h2", "Files that could not be read"), lines, id="damaged")
+
+
+class Head(Section):
+    """The head has no title of its own."""
+
+    def html(self, run: Run) -> Html:
+        return self.body(run)
+
+
+SECTION = Head("result", "Result", head, text)

@@ -3,14 +3,14 @@
 from pgolf.report.charts import missing
 from pgolf.report.files import Run
 from pgolf.report.html import Html, h, join
-from pgolf.report.sections.parts import section
+from pgolf.report.sections.section import Section, lead
 
 
-def settings(run: Run) -> Html:
+def body(run: Run) -> Html:
     if not run.config:
-        return section("settings", "Settings", missing("No settings", "config.toml is missing or damaged."))
-    lines = join([h("details", h("summary", name), h("pre", text)) for name, text in _tables(run.config)])
-    return section("settings", "Settings", lines, says="Every setting, as it was used.")
+        return missing("No settings", "config.toml is missing or damaged.")
+    tables = [h("details", h("summary", name), h("pre", text)) for name, text in _tables(run.config)]
+    return join([lead("Every setting, as it was used."), *tables])
 
 
 def _tables(config: dict, path: str = "") -> list[tuple[str, str]]:
@@ -20,3 +20,6 @@ def _tables(config: dict, path: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             found += _tables(value, f"{path}.{key}" if path else key)
     return found
+
+
+SECTION = Section("settings", "Settings", body)

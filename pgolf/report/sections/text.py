@@ -6,26 +6,25 @@ import numpy as np
 
 from pgolf.report.charts import choice, missing
 from pgolf.report.files import Run
-from pgolf.report.html import Html, data, h
-from pgolf.report.sections.parts import section, spoken
+from pgolf.report.html import Html, data, h, join
+from pgolf.report.sections.section import Section, label, lead
 
 HEAT_BITS = 12.0
 """Tokens of so many bits get the darkest shade."""
 
 
-def words(run: Run) -> Html:
-    title = "Words"
+def body(run: Run) -> Html:
     excerpts = run.words.get("excerpts", [])
     if not excerpts:
-        why = "No words were recorded: the run is not scored, or evaluation.words is 0."
-        return section("words", title, missing("The text itself", why))
+        why = "No excerpts were recorded: the run is not scored, or evaluation.words is 0."
+        return missing("The text itself", why)
     pieces = run.words.get("pieces", {})
     says = (
-        "The validation text, each token shaded by its cost. Point at a token, or move with the arrow keys, to see what "
-        "was expected there. Which documents are shown follows from their lengths alone: the end of the longest one, and "
-        "the beginning of one of middle length."
+        "The validation text, each token shaded by its cost. Point at a token, or move with the arrow keys, to see what was "
+        "predicted there. Which documents are shown depends on their lengths alone: the end of the longest one, and the "
+        "beginning of one of middle length."
     )
-    return section("words", title, [_excerpt(run, one, pieces, i) for i, one in enumerate(excerpts)], says=says)
+    return join([lead(says), [_excerpt(run, one, pieces, i) for i, one in enumerate(excerpts)]])
 
 
 def _excerpt(run: Run, excerpt: dict, pieces: dict[str, str], index: int) -> Html:
@@ -46,14 +45,14 @@ def _excerpt(run: Run, excerpt: dict, pieces: dict[str, str], index: int) -> Htm
     first, last = excerpt["document"]
     total = int(sum(excerpt["bytes"]))
     rate = f"{bits[main].sum() / total:.3f} bits per byte here" if total else ""
-    before = f", {bits[base].sum() / total:.3f} with {spoken(base)}" if total and base != main else ""
+    before = f", {bits[base].sum() / total:.3f} with {label(base)}" if total and base != main else ""
     begun = excerpt["start"] - first
     where = f"tokens {begun + 1:,} to {begun + len(excerpt['tokens']):,} of {last - first:,}"
     told = {
-        "r": [spoken(name) for name in results],
+        "r": [label(name) for name in results],
         "m": results.index(main),
         "b": [[round(float(value), 2) for value in bits[name]] for name in results],
-        "g": {spoken(name): excerpt["guesses"][name] for name in results if name in excerpt["guesses"]},
+        "g": {label(name): excerpt["guesses"][name] for name in results if name in excerpt["guesses"]},
         "p": {token: _visible(text)[0] for token, text in pieces.items()} if index == 0 else {},
         "t": excerpt["tokens"],
     }
@@ -67,11 +66,11 @@ def _excerpt(run: Run, excerpt: dict, pieces: dict[str, str], index: int) -> Htm
     )
     panel = h("div", h("p", "Point at a token."), class_="panel-of-token", aria_live="polite")
     shading = choice(
-        f"words-{index}",
+        f"text-{index}",
         "shade by",
         [
-            (f"cost with {spoken(main)}", Html("")),
-            (f"cost with {spoken(base)}", Html("")),
+            (f"cost with {label(main)}", Html("")),
+            (f"cost with {label(base)}", Html("")),
             ("what was gained between them", Html("")),
         ],
         kind="shading",
@@ -92,7 +91,7 @@ def _excerpt(run: Run, excerpt: dict, pieces: dict[str, str], index: int) -> Htm
         scale,
         h("div", text, panel, class_="beside"),
         data(told),
-        class_="chart words",
+        class_="chart excerpt",
     )
 
 
@@ -105,3 +104,6 @@ def _visible(piece: str) -> tuple[str, str | None]:
     if not piece:
         return "¶", "end"
     return piece.replace("\n", "↵").replace("\t", "⇥").replace("\r", "\\r"), None
+
+
+SECTION = Section("text", "The text itself", body)
