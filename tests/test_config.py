@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -52,6 +53,13 @@ def test_presets_differ_where_the_submissions_do():
     assert (pr688.evaluation.stride, pr953.evaluation.stride) == (32, 64)
     assert (pr688.training.reserve, pr688.artifact.rounding) == (18.0, "gptq-published")
     assert (pr688.evaluation.adaptation.train_last, pr953.evaluation.adaptation.train_last) == (2, 1)
+    pr687 = load_preset("pr687")
+    assert (pr687.model.mlp_slope, pr687.training.qat_soft_to_hard, pr687.training.qat_threshold) == (0.0, False, 0.15)
+    assert pr687.model.embedding_projection_gain == pr688.model.embedding_projection_gain == 1 / math.sqrt(2 * 11)
+    tables = {name: load_preset(name).training.export_tables for name in preset_names()}
+    assert {name for name, dtype in tables.items() if dtype == "bfloat16"} == {
+        "pr549", "pr687", "pr688", "pr745", "pr953", "pr1014"
+    }  # fmt: skip
 
 
 def test_a_cuda_machine_gets_the_larger_quick():

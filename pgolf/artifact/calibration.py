@@ -1,4 +1,4 @@
-"""What GPTQ must know of a network's inputs: for each matrix the second moment of what it is multiplied with."""
+"""Calibration for GPTQ: for each matrix the second moment of its inputs over some text."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -73,8 +73,11 @@ def hessians(model: Network, batches: Iterable[Tensor], *, head: bool = False) -
 
 
 def training_batches(shards: Sequence[Path], sequences: int, length: int, batch: int) -> Iterable[Tensor]:
-    """So many sequences from the start of the training shards, one after another, as #688 took them."""
-    wanted = sequences * length
+    """So many sequences from the start of the training shards, one after another, in batches (B, length).
+
+    As #688's loader has it, a sequence takes length + 1 tokens: inputs and targets overlap within it, not with the next.
+    """
+    wanted = sequences * (length + 1)
     pieces, found = [], 0
     for shard in sorted(shards, key=lambda path: path.name):
         pieces.append(np.asarray(open_shard(shard)[: wanted - found], dtype=np.int64))
@@ -82,14 +85,15 @@ def training_batches(shards: Sequence[Path], sequences: int, length: int, batch:
         if found == wanted:
             break
     tokens = torch.from_numpy(np.concatenate(pieces))
-    rows = tokens[: found // length * length].view(-1, length) if found >= length else tokens[None]
-    return rows.split(batch)
+    if found <= length:
+        return tokens[None].split(batch)
+    return tokens[: found // (length + 1) * (length + 1)].view(-1, length + 1)[:, :-1].split(batch)
 
 
 def generated_batches(
     model: Network, sequences: int, length: int, batch: int, *, seed: int, report: Report | None = None
 ) -> Iterable[Tensor]:
-    """Text that the model writes itself at temperature 0.8 from a random first token each: nobody's data is read."""
+    """Text that the model writes itself, as in #1019: at temperature 0.8 from a random first token each; no data is read."""
     vocabulary = model.settings.vocab_size
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.zeros(sequences, length, dtype=torch.int64)
@@ -123,8 +127,8 @@ def _by_decoder(model: Network, tokens: Tensor) -> Iterable[Tensor]:
 
 
 def _by_prefix(model: Network, tokens: Tensor) -> Iterable[Tensor]:
-    """Every prefix anew. A GPU does this faster than one CPU core its cached steps; what lies behind the prefix is
-    zeros, which a causal network does not see."""
+    """Each prefix computed anew, which on a GPU is faster than steps with a cache; what follows the prefix is padding, which
+    a causal network does not see."""
     device, length = model.tok_emb.weight.device, tokens.shape[1]
     # beyond the reference length the rotary base follows the window's, so that it must be the whole one
     step = PREFIX_STEP if length <= model.settings.rope_reference_length else length

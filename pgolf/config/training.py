@@ -75,6 +75,9 @@ class TrainingSettings:
     """Length of that queue."""
     export: Literal["raw", "ema", "swa", "lawa"] = "ema"
     """Which weights become the artifact."""
+    export_tables: Literal["float32", "bfloat16"] = "float32"
+    """What embedding tables are rounded to before they become the artifact: the submissions keep them in bfloat16 and cast
+    their average back to it, which moves some of the codes by one; float32 leaves the average as it is."""
     qat_threshold: float = 0.0
     """Quantisation-aware training once the schedule is below this; 0 switches it off."""
     qat_clip: int = 31

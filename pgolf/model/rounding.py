@@ -14,8 +14,8 @@ class FakeRounding:
         scale = max(rowclip / clip, 1 / clip),    rowclip the quantile of |row| (1: the maximum)
         y = clamp(w / scale, -clip - 1, clip), r = y - floor(y) - 1/2
         hard          scale round(y); the gradient passes unchanged
-        soft          scale s_a(y), s_a(y) = floor(y) + 1/2 + tanh(a r) / (2 tanh(a / 2)): differentiable, and harder as a
-                      grows, from 1 where the schedule crosses the threshold to 16 where it reaches 0
+        soft          scale s_a(y), s_a(y) = floor(y) + 1/2 + tanh(a r) / (2 tanh(a / 2)): differentiable, through the
+                      scale too, and harder as a grows: 1 where the schedule crosses the threshold, 16 where it is 0
         soft_to_hard  scale round(y), with the gradient of scale s_a(y): a = 1 / 2000, a straight line, until the schedule is
                       below 0.02, and 5 from there on
 
@@ -65,8 +65,8 @@ class FakeRounding:
     def __call__(self, weight: torch.Tensor, role: str) -> torch.Tensor:
         if role != "projection" and not self.banks:
             return weight
-        with torch.no_grad():
-            row = row_quantile(weight.detach().abs().float(), self.quantile)
+        with torch.set_grad_enabled(self.form == "soft" and torch.is_grad_enabled()):
+            row = row_quantile(weight.abs().float(), self.quantile)
             scale = (row / self.clip).clamp_min(1 / self.clip)
         surrogate = weight
         if self.form != "hard":

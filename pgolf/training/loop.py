@@ -17,7 +17,7 @@ from pgolf.budget import Budget
 from pgolf.config import Settings, TrainingSettings
 from pgolf.data import CoprimeStrideLoader, Dataset, Prefetch, SequentialLoader
 from pgolf.distributed import World
-from pgolf.model import count_parameters
+from pgolf.model import count_parameters, parameter_groups
 from pgolf.training import checkpoint, schedule
 from pgolf.training.checkpoint import Checkpointer, random_states, set_random_states
 from pgolf.training.complement import Complement
@@ -25,7 +25,7 @@ from pgolf.training.distillation import distilled_loss, teacher_of, teacher_shap
 from pgolf.training.errors import TrainingError
 from pgolf.training.plan import BURST, NETWORK, TEACHER, TrainingPlan
 from pgolf.training.step_results import StepResult, StepResults
-from pgolf.training.train_step import TrainStep, init_model, under
+from pgolf.training.train_step import TrainStep, init_model, names_of, under
 
 # speed, as people see it, is that of so many steps
 PACE_STEPS = 20
@@ -441,6 +441,10 @@ class Trainer:
         with self.budget.outside("export"):
             self._checkpoint()
             weights, exported = self.network.average.export(self.network.state, self.plan.age(self.step))
+            if self.options.export_tables == "bfloat16":
+                names = names_of(self.network.model)
+                for table in parameter_groups(self.network.model)["token"]:
+                    exported[names[table]] = exported[names[table]].bfloat16().float()
             self._note_checkpoint(wait=True)
         validation = None
         if self.validate and not self.interrupted:

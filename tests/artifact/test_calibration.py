@@ -93,14 +93,17 @@ def test_watching_changes_nothing_and_ends(everything):
     assert torch.equal(everything.logits(batch), before)
 
 
-def test_training_text_is_read_from_the_start(tmp_path):
+def test_training_text_is_read_as_the_submissions_loader_gives_it(tmp_path):
+    """A sequence takes length + 1 tokens of the stream, the last of which is only a target: sequence i begins at
+    (length + 1) i."""
     write_shard(tmp_path / "text_train_000001.bin", np.arange(100, 150, dtype=np.uint16))
     write_shard(tmp_path / "text_train_000000.bin", np.arange(100, dtype=np.uint16))
     shards = [tmp_path / "text_train_000001.bin", tmp_path / "text_train_000000.bin"]
     batches = list(training_batches(shards, 6, 20, 4))
     assert [len(batch) for batch in batches] == [4, 2]
-    assert torch.equal(torch.cat(batches).flatten(), torch.arange(120))
+    assert torch.equal(torch.cat(batches), torch.stack([torch.arange(21 * i, 21 * i + 20) for i in range(6)]))
     assert torch.cat(list(training_batches(shards, 100, 20, 4))).shape == (7, 20)
+    assert torch.cat(list(training_batches(shards, 100, 400, 4))).shape == (1, 150)
 
 
 @pytest.mark.parametrize("length", [9, 40])

@@ -188,6 +188,17 @@ def test_embedding_tables_may_be_bfloat16(tmp_path, monkeypatch):
     assert_same(result.exported, again.exported)
 
 
+def test_tables_may_be_exported_in_the_submissions_dtype(tmp_path):
+    """EMA in float32, then cast to the dtype that the submissions keep embedding tables in; all else stays float32."""
+    plain, _ = run(tiny(steps=4), tmp_path)
+    cast, _ = run(tiny(steps=4, export_tables="bfloat16"), tmp_path)
+    tables = {"tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight"}
+    for name, value in plain.exported.items():
+        expected = value.bfloat16().float() if name in tables else value
+        assert torch.equal(cast.exported[name], expected) and cast.exported[name].dtype == torch.float32, name
+    assert any(not torch.equal(plain.exported[name], cast.exported[name]) for name in tables)
+
+
 # ---- the clock
 
 
