@@ -2,38 +2,6 @@
 
 import torch
 
-from pgolf.kernels.hedge import HedgeMixer
-
-
-class EagerFive:
-    """The five experts as the submissions compute them for each batch: eager torch, float32 tables, whole tables first."""
-
-    def __init__(self, mixer: HedgeMixer):
-        self.unigram, self.bigram, _, self.trigram, self.trigram_total = (table.float() for table in mixer.tables)
-        self.tokens, self.log_weights = mixer.tokens, mixer.log_weights.float()
-
-    def step(self, neural, entropy, inputs, targets, valid):
-        """Score a batch of windows (B, T) from its neural NLLs and entropies, and learn from it."""
-        vocabulary, buckets = self.bigram.shape[0], len(self.trigram)
-        previous, y = inputs.reshape(-1), targets.reshape(-1)
-        unigram = -((self.unigram + 0.1) / (self.tokens + 0.1 * vocabulary)).log()[targets]
-        rows = self.bigram.sum(1, keepdim=True)
-        bigram = -((self.bigram + 0.1) / (rows + 0.1 * vocabulary)).log()[previous, y].reshape(targets.shape)
-        before = torch.zeros_like(inputs)
-        before[:, 1:] = inputs[:, :-1]
-        bucket = (((before * 36_313) ^ (inputs * 27_191)) % buckets).reshape(-1)
-        total = self.trigram_total[bucket].clamp(min=1)
-        trigram = -((self.trigram[bucket, y] + 0.01) / (total + 0.01 * vocabulary)).log().reshape(targets.shape)
-        experts = torch.stack([neural, unigram, bigram, trigram, entropy], -1)
-        nll = -(self.log_weights.log_softmax(0) - experts).logsumexp(-1)
-        self.log_weights = self.log_weights - 0.1 * (experts * valid[..., None]).sum((0, 1)) / valid.sum()
-        return nll
-
-    def step_from_logits(self, logits, inputs, targets, valid):
-        log_probs = torch.log_softmax(logits, -1)
-        neural = -log_probs.gather(-1, targets[..., None]).squeeze(-1)
-        return self.step(neural, -(log_probs.exp() * log_probs).sum(-1), inputs, targets, valid)
-
 
 def ngram_backoff_in_dictionaries(tokens: list[int], starts: list[bool], orders: tuple[int, ...]) -> list[list[int]]:
     """Per token the counts of an back-off of document-local levels, as a dictionary loop keeps them: (hits, total) a level."""

@@ -28,8 +28,8 @@ from pgolf.evaluation.predictors.base import Predictor
 from pgolf.evaluation.predictors.ngram_backoff import as_neural, as_tensor
 from pgolf.evaluation.records import paired_gain
 from pgolf.evaluation.statistics import Statistics, join
-from pgolf.kernels.hedge import Evidence, NeuralStatistics, NgramBackoff
-from pgolf.kernels.hedge.ngram_backoff import FLOOR_FOR_TABLES
+from pgolf.kernels.logit_stats import LogitStats
+from pgolf.kernels.ngram import FLOOR_FOR_TABLES, Evidence, NgramBackoff
 
 LOCAL, SHARED = (1, 2, 3, 4, 5, 6), (3, 4, 5, 6)
 WAYS = ("never (all .05)", "while scoring", "beforehand", "both")
@@ -61,7 +61,7 @@ class Recorder(Predictor):
         self.rows |= {span.start + i: statistics.rows[i].copy() for i in chosen}
         return statistics.nats
 
-    def known(self, levels: int) -> tuple[NeuralStatistics, Evidence]:
+    def known(self, levels: int) -> tuple[LogitStats, Evidence]:
         """All targets, for the first so many levels."""
         of_levels = slice(0, levels)
         *parts, fresh = [torch.cat(part) for part in zip(*self.evidence, strict=True)]
@@ -91,7 +91,7 @@ def ways(levels: int, granularity: int, held_out: Recorder, scored: Recorder) ->
     local, shared = LOCAL[:levels], SHARED[: max(0, levels - len(LOCAL))]
     empty, taught = (NgramBackoff(local, shared, granularity=granularity, floor=FLOOR_FOR_TABLES) for _ in range(2))
     taught.mix_and_learn(*held_out.known(levels))
-    taught.settle()
+    taught.flush()
     known, learner = scored.known(levels), copy.deepcopy(taught)
     # what learns changes its own weights, so it comes last
     found = [empty.mix(*known), empty.mix_and_learn(*known), taught.mix(*known), learner.mix_and_learn(*known)]

@@ -7,7 +7,8 @@ import torch
 from bench.benchmarks import Benchmark
 from bench.benchmarks.hedge import eager_mixture
 from bench.eager import markov_stream
-from pgolf.kernels.hedge import BoostedCache, HedgeMixer, neural_statistics, reference
+from pgolf.kernels.hedge import BoostedCache, HedgeMixer, reference
+from pgolf.kernels.logit_stats import logit_stats
 from pgolf.kernels.threads import torch_threads
 
 EAGER = "submissions' eager"
@@ -30,8 +31,8 @@ def test_five_experts_in_sliding_windows(bench):
     inputs = torch.stack([span[b : b + length] for b in begins])
     targets = torch.stack([span[b + 1 : b + 1 + length] for b in begins])
     # the mixer's window begins without a predecessor, so the eager one may be held to the positions that score
-    statistics = neural_statistics(torch.randn(windows, length, vocabulary) * 2, targets)
-    neural, entropy = statistics.target.float(), statistics.entropy.float()
+    stats = logit_stats(torch.randn(windows, length, vocabulary) * 2, targets)
+    neural, entropy = stats.target.float(), stats.entropy.float()
     valid = torch.ones(windows, length, dtype=torch.bool)
     ngrams, turn = mixer.ngrams(span), iter(range(1 << 60))
 
@@ -40,7 +41,7 @@ def test_five_experts_in_sliding_windows(bench):
         nonlocal ngrams
         if next(turn) % max(1, chunk // (windows * stride)) == 0:
             ngrams = mixer.ngrams(span)
-        return mixer.score_windows(statistics, ngrams, begins, [length] * windows, [stride] * windows).nll
+        return mixer.score_windows(stats, ngrams, begins, [length] * windows, [stride] * windows).nll
 
     def theirs():
         return eager_mixture(mixer, neural, entropy, inputs, targets, valid)[:, -stride:].reshape(-1)

@@ -1,4 +1,4 @@
-"""Nine hand-written operators and their companions, each with a plain-torch reference.
+"""Hand-written operators, each with a plain-torch reference.
 
 PyTorch's dispatcher picks the backend by device: Triton on CUDA, numba or plain torch on a CPU. Each operator is a room
 of its own (`pgolf.kernels.<operator>`); `python -m pgolf.kernels` prints what every kernel compiles to.
@@ -6,27 +6,22 @@ of its own (`pgolf.kernels.<operator>`); `python -m pgolf.kernels` prints what e
 
 from pgolf.kernels.attention import attention, xsa
 from pgolf.kernels.cross_entropy import cross_entropy, linear_cross_entropy
-from pgolf.kernels.hedge import (
-    BoostedCache,
-    HedgeMixer,
-    NgramBackoff,
-    NgramBackoffStream,
-    OnlineBias,
-    learn_table,
-    neural_statistics,
-)
+from pgolf.kernels.hedge import BoostedCache, HedgeMixer, OnlineBias
+from pgolf.kernels.logit_stats import LogitStats, logit_stats
 from pgolf.kernels.lora import lora, lora_adam, lora_initial, lora_reset
 from pgolf.kernels.mlp import mlp
 from pgolf.kernels.newton_schulz import newton_schulz
+from pgolf.kernels.ngram import NgramBackoff, NgramBackoffStream, learn_table
 from pgolf.kernels.packed import PackedMatrix, expand, pack, packed_matmul
 from pgolf.kernels.rotary import rotary, rotary_table
 from pgolf.kernels.scan import scan, scan_step
 
 __all__ = [
     "BoostedCache",
+    "HedgeMixer",
+    "LogitStats",
     "NgramBackoff",
     "NgramBackoffStream",
-    "HedgeMixer",
     "OnlineBias",
     "PackedMatrix",
     "attention",
@@ -34,12 +29,12 @@ __all__ = [
     "expand",
     "learn_table",
     "linear_cross_entropy",
+    "logit_stats",
     "lora",
     "lora_adam",
     "lora_initial",
     "lora_reset",
     "mlp",
-    "neural_statistics",
     "newton_schulz",
     "pack",
     "packed_matmul",

@@ -61,6 +61,11 @@ def cdiv(total: int, part: int) -> int:
     return -(-total // part)
 
 
+def next_power(size: int) -> int:
+    """The smallest power of two that is not below `size`: what a Triton block can span."""
+    return 1 << max(0, size - 1).bit_length()
+
+
 @contextmanager
 def span(name: str) -> Iterator[None]:
     """A range of this name for torch's own profiler, and for Nsight (NVTX) where there is a GPU."""

@@ -3,17 +3,16 @@
 import torch
 
 from bench.benchmarks.registry import FORWARD, Benchmark, Place, benchmark
-from pgolf.kernels import HedgeMixer, neural_statistics
-from pgolf.kernels.hedge import op as hedge_op
-from pgolf.kernels.hedge import reference as hedge_reference
+from pgolf.kernels import HedgeMixer, logit_stats
+from pgolf.kernels.hedge import launch, reference
+from pgolf.kernels.logit_stats.launch import traffic_forward
 
 
 def eager_mixture(mixer: HedgeMixer, neural, entropy, inputs, targets, valid):
     """The mixture's NLL as the submissions compute it: eager torch in float32, from the network's
     log-probabilities of the targets and its entropies (B, T)."""
-    tables = (mixer.unigram, mixer.bigram, mixer.bigram_total, mixer.trigram, mixer.trigram_total)
     weights = mixer.log_weights.float()
-    return hedge_reference.five_reference(neural, entropy, inputs, targets, valid, *tables, weights, mixer.tokens)[0]
+    return reference.score_reference(neural, entropy, inputs, targets, valid, *mixer.tables, weights, mixer.tokens)[0]
 
 
 @benchmark("Hedge mixer from logits", tiny=(2, 12, 40), cpu=(4, 1024, 1024), full=(32, 2048, 1024), forms=(FORWARD,))
@@ -26,7 +25,7 @@ def _(place, form, windows, length, vocabulary):
     valid = torch.ones(windows, length, dtype=torch.bool, device=place.device)
 
     def ours():
-        return mixer.score(neural_statistics(logits, targets), inputs, targets, valid).nll
+        return mixer.score(logit_stats(logits, targets), inputs, targets, valid).nll
 
     def theirs():
         log_probs = torch.log_softmax(logits.float(), -1)
@@ -34,8 +33,8 @@ def _(place, form, windows, length, vocabulary):
         return eager_mixture(mixer, neural, -(log_probs.exp() * log_probs).sum(-1), inputs, targets, valid)
 
     tokens = windows * length
-    moved, flops = hedge_op.traffic_statistics(tokens, vocabulary, 0, place.element)
-    more = hedge_op.traffic_five(tokens)
+    moved, flops = traffic_forward(tokens, vocabulary, 0, place.element)
+    more = launch.traffic_score(tokens)
     peer = "submissions' eager"
     min_speedup = {peer: 10.0 if place.on_gpu else 1.5}
     return Benchmark(ours, {peer: theirs}, (moved + more[0], flops + more[1]), (tokens, "tokens/s"), min_speedup=min_speedup)
@@ -58,11 +57,11 @@ def counting_benchmark(place: Place, form: str, tokens: int, vocabulary: int):
         before, previous, y = stream[:-2], stream[1:-1], stream[2:]
         unigram.scatter_add_(0, stream, one)
         bigram.scatter_add_(0, stream[:-1] * vocabulary + stream[1:], one[1:])
-        trigram.scatter_add_(0, hedge_reference.trigram_bucket(before, previous, buckets) * vocabulary + y, one[2:])
+        trigram.scatter_add_(0, reference.trigram_bucket(before, previous, buckets) * vocabulary + y, one[2:])
         return (unigram > 0).float()
 
     peer, min_speedup = "submissions' scatter_add", {"submissions' scatter_add": 1.0 if place.on_gpu else 0.2}
-    return Benchmark(ours, {peer: theirs}, hedge_op.traffic_five_count(tokens), (tokens, "tokens/s"), min_speedup=min_speedup)
+    return Benchmark(ours, {peer: theirs}, launch.traffic_count(tokens), (tokens, "tokens/s"), min_speedup=min_speedup)
 
 
 benchmark("Hedge mixer counting", tiny=(60, 16), cpu=(32_769, 1024), full=(131_073, 1024), forms=(FORWARD,))(

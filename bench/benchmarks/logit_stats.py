@@ -3,15 +3,16 @@
 import torch
 
 from bench.benchmarks.registry import BOTH, FORWARD, Benchmark, Place, alike, benchmark, compiled, split
-from pgolf.kernels import neural_statistics
-from pgolf.kernels.hedge import op as hedge_op
-from pgolf.kernels.hedge import reference as hedge_reference
+from pgolf.kernels import logit_stats
+from pgolf.kernels.logit_stats import launch
+from pgolf.kernels.logit_stats.reference import logit_stats_reference
+from pgolf.kernels.tensors import exact_dtype
 
 
 def statistics_benchmark(place: Place, form: str, tokens: int, vocabulary: int):
     logits, targets = place.randn(tokens, vocabulary, grad=True), place.randint(vocabulary, tokens)
     candidates = place.randint(vocabulary, tokens, 4)
-    ones = torch.ones(1, device=place.device, dtype=hedge_op.exact_dtype(place.device))
+    ones = torch.ones(1, device=place.device, dtype=exact_dtype(place.device))
 
     def eager(logits):
         """The submissions' arithmetic: whole tables of log-probabilities, in float32."""
@@ -21,14 +22,14 @@ def statistics_benchmark(place: Place, form: str, tokens: int, vocabulary: int):
         return logits.float().logsumexp(-1), -(log_probs.exp() * log_probs).sum(-1), target, picked
 
     def fused(logits):
-        return hedge_reference.statistics_reference(logits.float(), targets, candidates, ones.float())
+        return logit_stats_reference(logits.float(), targets, candidates, ones.float())
 
-    ours = lambda logits: tuple(neural_statistics(logits, targets, candidates))
+    ours = lambda logits: tuple(logit_stats(logits, targets, candidates))
     works = alike(form, [logits], ours=ours, **compiled(place, fused), **{"submissions' eager": eager})
     ours, peers = split(works)
-    moved, flops = hedge_op.traffic_statistics(tokens, vocabulary, 4, place.element)
+    moved, flops = launch.traffic_forward(tokens, vocabulary, 4, place.element)
     if form == BOTH:
-        more = hedge_op.traffic_statistics_backward(tokens, vocabulary, 4, place.element)
+        more = launch.traffic_backward(tokens, vocabulary, 4, place.element)
         moved, flops = moved + more[0], flops + more[1]
     min_speedup = {"submissions' eager": 1.5 if form == FORWARD else 0.5} | ({"torch.compile": 1.0} if place.on_gpu else {})
     min_roofline = 0.7 if form == FORWARD else 0.0

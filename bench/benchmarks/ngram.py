@@ -4,10 +4,9 @@ import torch
 
 from bench.benchmarks.registry import FORWARD, Benchmark, Place, benchmark, first_peer
 from bench.eager import ngram_backoff_in_dictionaries
-from pgolf.kernels import NgramBackoff
-from pgolf.kernels.hedge import NeuralStatistics
-from pgolf.kernels.hedge import op as hedge_op
-from pgolf.kernels.hedge import reference as hedge_reference
+from pgolf.kernels import LogitStats, NgramBackoff
+from pgolf.kernels.ngram import launch, reference
+from pgolf.kernels.tensors import exact_dtype
 
 ORDERS = (1, 2, 3, 4)
 
@@ -15,9 +14,9 @@ ORDERS = (1, 2, 3, 4)
 def ngram_backoff_rows(place: Place, tokens: int, documents: int):
     stream = place.randint(64, tokens)
     bounds = torch.tensor([tokens * i // documents for i in range(documents + 1)], device=place.device)
-    kind = hedge_op.exact_dtype(place.device)
+    kind = exact_dtype(place.device)
     target = place.randn(tokens, dtype=kind) - 3
-    known = NeuralStatistics(target, target, target, place.randn(tokens, len(ORDERS), dtype=kind) - 2)
+    known = LogitStats(target, target, target, place.randn(tokens, len(ORDERS), dtype=kind) - 2)
     return stream, bounds, known
 
 
@@ -38,7 +37,7 @@ def _(place, form, tokens, documents):
         counts = ngram_backoff_in_dictionaries(stream.tolist(), starts, ORDERS)
         return torch.tensor(counts, device=place.device, dtype=torch.int32)
 
-    peer, work = "dictionaries in Python", hedge_op.traffic_evidence(tokens, max(ORDERS), len(ORDERS))
+    peer, work = "dictionaries in Python", launch.traffic_evidence(tokens, max(ORDERS), len(ORDERS))
     return Benchmark(ours, {peer: plain}, work, (tokens, "tokens/s"), min_speedup={peer: 3.0}, tolerance=0.0)
 
 
@@ -48,10 +47,10 @@ def _(place, form, tokens, documents):
     ngram_backoff = NgramBackoff(ORDERS, device=place.device)
     evidence = ngram_backoff.evidence(stream, bounds)
     rows = (known.target, known.candidates, evidence.cell, evidence.hits, evidence.total, ngram_backoff.table)
-    plain = lambda: hedge_reference.mix_reference(*rows)[0]
+    plain = lambda: reference.mix_reference(*rows)[0]
     peers = {"torch.compile": torch.compile(plain, fullgraph=True, dynamic=False)} if place.on_gpu else {}
     peers["the formula in torch"] = plain
-    work = hedge_op.traffic_mix(tokens, len(ORDERS))
+    work = launch.traffic_mix(tokens, len(ORDERS))
     ours, min_speedup = lambda: ngram_backoff.mix(known, evidence).nll, first_peer(place, peers, 1.0)
     return Benchmark(ours, peers, work, (tokens, "tokens/s"), min_speedup=min_speedup, tolerance=1e-4)
 
@@ -67,10 +66,10 @@ def _(place, form, tokens, documents):
     def plain():
         ngram_backoff, rows = (
             fresh(),
-            (known.target, known.candidates, evidence.cell, evidence.hits, evidence.total, evidence.fresh),
+            (known.target, known.candidates, evidence.cell, evidence.hits, evidence.total, evidence.group_starts),
         )
         state = [x.cpu() for x in (*rows, ngram_backoff.table, ngram_backoff.visits)]
-        return hedge_reference.mix_online_reference(*state, [], ngram_backoff.floor)[0].to(place.device)
+        return reference.mix_online_reference(*state, [], ngram_backoff.floor)[0].to(place.device)
 
-    peer, work = "the loop in Python", hedge_op.traffic_online(tokens, len(ORDERS))
+    peer, work = "the loop in Python", launch.traffic_mix_online(tokens, len(ORDERS))
     return Benchmark(ours, {peer: plain}, work, (tokens, "tokens/s"), min_speedup={peer: 4.0}, tolerance=1e-3)

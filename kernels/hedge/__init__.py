@@ -1,19 +1,6 @@
-"""The mixer: statistics of the neural distribution, n-gram experts, and three ways to mix them."""
+"""Two published mixers: #688's five experts weighted by Hedge, and #1014's boosted counts with an online bias."""
 
 from pgolf.kernels.hedge.boost import BoostedCache, OnlineBias
-from pgolf.kernels.hedge.five import FiveScores, HedgeMixer
-from pgolf.kernels.hedge.ngram_backoff import Evidence, NgramBackoff, NgramBackoffStream, learn_table
-from pgolf.kernels.hedge.op import NeuralStatistics, neural_statistics
+from pgolf.kernels.hedge.mixer import HedgeMixer, HedgeScores
 
-__all__ = [
-    "BoostedCache",
-    "NgramBackoff",
-    "NgramBackoffStream",
-    "Evidence",
-    "HedgeMixer",
-    "FiveScores",
-    "NeuralStatistics",
-    "OnlineBias",
-    "learn_table",
-    "neural_statistics",
-]
+__all__ = ["BoostedCache", "HedgeMixer", "HedgeScores", "OnlineBias"]

@@ -1,4 +1,4 @@
-"""Rule set `published_boost`: #1014's n-gram logit boost, two experts and online bias. Its scores are not code lengths."""
+"""The mixer of #1014 of openai/parameter-golf: hashed n-gram boost, two experts, online bias. No code length is scored."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ class BoostedCache:
     """Hashed counts of nine orders that raise the target's log-probability, mixed with the neural model by Hedge.
 
         cache = BoostedCache()
-        nll = cache.score(tokens, begin, end, statistics.target, statistics.entropy)      # a window, then it is counted
+        nll = cache.score(tokens, begin, end, stats.target, stats.entropy)      # a window, then it is counted
 
     For target index g and order n = 2..10 the context is tokens g-n .. g-2 (the token before the target is not in it),
     hashed in 64 bits; a second table counts context and target together. Where both were seen,
@@ -71,7 +71,7 @@ class OnlineBias:
     published; `reset()` serves whoever wants it per document.
     """
 
-    def __init__(self, vocab: int, *, rate: float = 1e-3, device="cpu"):
+    def __init__(self, vocab: int, *, rate: float = 1e-3, device: torch.device | str = "cpu"):
         self.rate = rate
         self.bias = torch.zeros(vocab, device=device)
 

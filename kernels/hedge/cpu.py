@@ -1,115 +1,23 @@
-"""The mixer on a CPU, in numba: the row statistics, the rule sets' arithmetic, and the counts of the n-gram back-off.
+"""The Hedge mixers on a CPU, in numba: the five experts of #688 and the two of #1014.
 
 Every function releases the interpreter's lock, so that threads can share the work. Constants arrive as arguments:
-numba keeps what it compiled, and would not notice that an imported one has changed.
+numba caches what it compiled, and would not notice that an imported one has changed.
 """
 
 import math
 
 import numpy as np
 
-from pgolf.kernels.jit import contracted_inlined, exact, exact_inlined, reordered_inlined
+from pgolf.kernels.elementary import exp_below, log_normal
+from pgolf.kernels.jit import exact, reordered_inlined
 
-# ---- the elementary functions, in forms that vectorise. Not reassociated: the rounding below would be optimised away
-
-
-@contracted_inlined
-def exp_below(x):
-    """e^x for x <= 0, relative error under 1e-12; what is smaller than 1e-306 becomes 1e-306."""
-    x = max(x, -706.0)
-    shifted = x * 1.4426950408889634 + 6755399441055744.0
-    k = shifted - 6755399441055744.0
-    r = (x - k * 0.693145751953125) - k * 1.4286068203094172e-06
-    p = 1 / 3628800.0
-    p = p * r + 1 / 362880.0
-    p = p * r + 1 / 40320.0
-    p = p * r + 1 / 5040.0
-    p = p * r + 1 / 720.0
-    p = p * r + 1 / 120.0
-    p = p * r + 1 / 24.0
-    p = p * r + 1 / 6.0
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    # the low bits of the shifted number hold k: into the exponent with it
-    bits = np.float64(p).view(np.int64) + (np.float64(shifted).view(np.int64) << 52)
-    return np.int64(bits).view(np.float64)
-
-
-@contracted_inlined
-def log_normal(x):
-    """log x for positive x that is neither denormal nor infinite, absolute error under 1e-12."""
-    bits = np.float64(x).view(np.int64)
-    # the exponent that leaves a mantissa between sqrt(1/2) and sqrt(2)
-    k = (bits - 0x3FE6A09E667F3BCD) >> 52
-    m = np.int64(bits - (k << 52)).view(np.float64)
-    s = (m - 1.0) / (m + 1.0)
-    z = s * s
-    p = 1 / 15.0
-    p = p * z + 1 / 13.0
-    p = p * z + 1 / 11.0
-    p = p * z + 1 / 9.0
-    p = p * z + 1 / 7.0
-    p = p * z + 1 / 5.0
-    p = p * z + 1 / 3.0
-    p = p * z + 1.0
-    return np.float64(k) * 0.6931471805599453 + 2.0 * s * p
-
-
-# ---- statistics of the neural distribution
-
-
-@exact
-def peaks_of(rows, peaks):
-    """The largest number of each row in float32, NaN if there is one. Comparisons of integers fill vector registers: numbers
-    are ordered like their bits, the negative ones' turned round."""
-    magnitude, infinite = np.int32(0x7FFFFFFF), 0x7F800000
-    for i in range(rows.shape[0]):
-        bits = rows[i].view(np.int32)
-        most, furthest = np.int32(-(2**31)), np.int32(0)
-        for j in range(bits.shape[0]):
-            most = max(most, np.int32(bits[j] ^ (bits[j] >> np.int32(31) & magnitude)))
-            furthest = max(furthest, np.int32(bits[j] & magnitude))
-        most = np.int32(most ^ (most >> np.int32(31) & magnitude))
-        peaks[i] = most.view(np.float32) if furthest <= infinite else np.float32(np.nan)
-
-
-@reordered_inlined
-def row_sums(row, inverse, peak):
-    """Sum of e^(z - peak), and of (z - peak) e^(z - peak), over one row of z = row * inverse."""
-    total = 0.0
-    weighted = 0.0
-    for j in range(row.shape[0]):
-        x = max(np.float64(row[j]) * inverse - peak, -706.0)
-        e = exp_below(x)
-        total += e
-        weighted += e * x
-    return total, weighted
-
-
-@exact
-def statistics(logits, peaks, targets, candidates, temperature, lse, entropy, target, picked):
-    for i in range(logits.shape[0]):
-        row = logits[i]
-        inverse = 1.0 / temperature[i if temperature.shape[0] > 1 else 0]
-        peak = np.float64(peaks[i]) * inverse
-        total, weighted = row_sums(row, inverse, peak)
-        log_total = math.log(total)
-        lse[i] = peak + log_total
-        entropy[i] = log_total - weighted / total
-        target[i] = np.float64(row[targets[i]]) * inverse - lse[i]
-        for k in range(candidates.shape[1]):
-            c = candidates[i, k]
-            picked[i, k] = np.float64(row[c]) * inverse - lse[i] if c >= 0 else -np.inf
-
-
-# ---- `published`: five experts
+# ---- five experts (#688)
 
 BLOCK = 256
 
 
 @reordered_inlined
-def five_block(neural, entropy, valid, counts, weights, tokens, vocabulary, smoothing, trigram_smoothing, nll, experts, sums):
+def score_block(neural, entropy, valid, counts, weights, tokens, vocabulary, smoothing, trigram_smoothing, nll, experts, sums):
     inverse = 1.0 / (tokens + smoothing * vocabulary)
     sum0 = sum1 = sum2 = sum3 = sum4 = 0.0
     for i in range(neural.shape[0]):
@@ -139,7 +47,7 @@ def five_block(neural, entropy, valid, counts, weights, tokens, vocabulary, smoo
 
 
 @exact
-def five(
+def score(
     neural, entropy, inputs, targets, valid, unigram, bigram, bigram_total, trigram, trigram_total, weights, tokens,
     smoothing, trigram_smoothing, nll, experts, sums,
 ):  # fmt: skip
@@ -159,14 +67,14 @@ def five(
                 counts[2, i - begin] = bigram_total[previous]
                 counts[3, i - begin] = trigram[bucket, y]
                 counts[4, i - begin] = trigram_total[bucket]
-            five_block(
+            score_block(
                 neural[window, begin:end], entropy[window, begin:end], valid[window, begin:end], counts, weights, tokens,
                 vocabulary, smoothing, trigram_smoothing, nll[window, begin:end], experts[:, window, begin:end], sums[window],
             )  # fmt: skip
 
 
 @reordered_inlined
-def block_logs(counts, tokens, vocabulary, smoothing, trigram_smoothing, probabilities, losses):
+def ngram_block(counts, tokens, vocabulary, smoothing, trigram_smoothing, probabilities, losses):
     inverse = 1.0 / (tokens + smoothing * vocabulary)
     for i in range(probabilities.shape[1]):
         p1 = (counts[0, i] + smoothing) * inverse
@@ -177,7 +85,7 @@ def block_logs(counts, tokens, vocabulary, smoothing, trigram_smoothing, probabi
 
 
 @exact
-def five_ngrams(
+def ngrams(
     tokens, unigram, bigram, bigram_total, trigram, trigram_total, counted, smoothing, trigram_smoothing, probabilities,
     cumulative,
 ):  # fmt: skip
@@ -196,7 +104,7 @@ def five_ngrams(
             counts[2, i - begin] = bigram_total[previous]
             counts[3, i - begin] = trigram[bucket, y]
             counts[4, i - begin] = trigram_total[bucket]
-        block_logs(counts, counted, vocabulary, smoothing, trigram_smoothing, probabilities[:, begin:end], losses)
+        ngram_block(counts, counted, vocabulary, smoothing, trigram_smoothing, probabilities[:, begin:end], losses)
         for k in range(3):
             running = cumulative[k, begin]
             for i in range(begin, end):
@@ -213,7 +121,7 @@ def total_of(row):
 
 
 @reordered_inlined
-def mix_five(neural, entropy, probabilities, weights, nll):
+def mix_block(neural, entropy, probabilities, weights, nll):
     for i in range(neural.shape[0]):
         mixed = weights[0] * exp_below(neural[i]) + weights[4] * exp_below(-entropy[i])
         mixed += weights[1] * probabilities[0, i] + weights[2] * probabilities[1, i] + weights[3] * probabilities[2, i]
@@ -221,7 +129,7 @@ def mix_five(neural, entropy, probabilities, weights, nll):
 
 
 @exact
-def five_windows(
+def score_windows(
     neural, entropy, tokens, begins, lengths, scored, probabilities, cumulative, trigram, trigram_total, trigram_smoothing,
     weights, nll, experts, sums,
 ):  # fmt: skip
@@ -242,7 +150,7 @@ def five_windows(
         sums[3] += -math.log(p3) - (cumulative[2, first + 1] - cumulative[2, first])
         here = slice(done, done + kept)
         rows, columns = neural[window, length - kept : length], entropy[window, length - kept : length]
-        mix_five(rows, columns, probabilities[:, end - kept : end], weights, nll[here])
+        mix_block(rows, columns, probabilities[:, end - kept : end], weights, nll[here])
         for i in range(kept):
             target = end - kept + i
             experts[0, done + i], experts[4, done + i] = -rows[i], columns[i]
@@ -256,7 +164,7 @@ def five_windows(
 
 
 @exact
-def five_count(tokens, unigram, bigram, bigram_total, trigram, trigram_total):
+def count(tokens, unigram, bigram, bigram_total, trigram, trigram_total):
     buckets = trigram.shape[0]
     for i in range(tokens.shape[0]):
         y = tokens[i]
@@ -271,45 +179,45 @@ def five_count(tokens, unigram, bigram, bigram_total, trigram, trigram_total):
                 trigram_total[bucket] += 1
 
 
-# ---- `published_boost`: hashed counts of nine orders, two experts
+# ---- hashed counts of nine orders, two experts (#1014)
 
 
 @exact
 def boost_window(tokens, begin, end, scored, neural, entropy, contexts, fulls, primes, multiplier, losses):
     """Score the last `scored` targets of tokens[begin:end] with the tables as they are, then count all of them."""
-    levels, buckets = contexts.shape
+    orders, buckets = contexts.shape
     mask = np.uint64(buckets - 1)
     multiplier = np.uint64(multiplier)
     length = end - begin
-    context_of = np.full((length, levels), -1, np.int32)
-    full_of = np.empty((length, levels), np.int32)
+    context_of = np.full((length, orders), -1, np.int32)
+    full_of = np.empty((length, orders), np.int32)
     # the orders share their hashes along a common start: order n + 1 there continues order n
-    for start in range(max(0, begin - levels - 1), end - 2):
+    for start in range(max(0, begin - orders - 1), end - 2):
         h = np.uint64(0)
-        for level in range(min(levels, end - 2 - start)):
-            h = (h ^ (np.uint64(tokens[start + level]) * primes[level % 7])) * multiplier
-            target = start + level + 2
+        for k in range(min(orders, end - 2 - start)):
+            h = (h ^ (np.uint64(tokens[start + k]) * primes[k % 7])) * multiplier
+            target = start + k + 2
             if target >= begin:
-                full = (h ^ (np.uint64(tokens[target]) * primes[(level + 1) % 7])) * multiplier
-                context_of[target - begin, level] = np.int32(h & mask)
-                full_of[target - begin, level] = np.int32(full & mask)
+                full = (h ^ (np.uint64(tokens[target]) * primes[(k + 1) % 7])) * multiplier
+                context_of[target - begin, k] = np.int32(h & mask)
+                full_of[target - begin, k] = np.int32(full & mask)
     for offset in range(scored):
         at = length - scored + offset
         boost = 0.0
-        for level in range(levels):
-            if context_of[at, level] >= 0:
-                seen = np.int64(contexts[level, context_of[at, level]])
-                hits = np.int64(fulls[level, full_of[at, level]])
+        for k in range(orders):
+            if context_of[at, k] >= 0:
+                seen = np.int64(contexts[k, context_of[at, k]])
+                hits = np.int64(fulls[k, full_of[at, k]])
                 if seen > 0 and hits > 0:
                     boost = max(boost, math.log(1.0 + hits) - math.log(1.0 + max(seen - hits, np.int64(1))))
         alpha = 0.05 + 0.55 / (1.0 + math.exp(2.0 * (entropy[offset] - 4.0))) if boost > 0 else 0.0
         losses[offset, 1] = -neural[offset]
         losses[offset, 2] = -(neural[offset] + alpha * boost)
     for at in range(length):
-        for level in range(levels):
-            if context_of[at, level] >= 0:
-                contexts[level, context_of[at, level]] += np.uint32(1)
-                fulls[level, full_of[at, level]] += np.uint32(1)
+        for k in range(orders):
+            if context_of[at, k] >= 0:
+                contexts[k, context_of[at, k]] += np.uint32(1)
+                fulls[k, full_of[at, k]] += np.uint32(1)
 
 
 @exact
@@ -330,294 +238,3 @@ def boost_mix(losses, weights, eta):
         total = weights[0] + weights[1]
         weights[0] /= total
         weights[1] /= total
-
-
-# ---- `normalised`: counts
-#
-# A trie of contexts. The edge by which token y leaves a context of order o is also the context of order o + 1 that
-# ends in y, so one look-up a level serves the score, the count and the next token's context. A record is 32 bytes;
-# records are numbered in the order of their birth, 0 being the empty context.
-
-TOTAL, DISTINCT, TOP, TOP_EDGE, TOP_COUNT, COUNT, PARENT, SYMBOL = range(8)
-ROOT, ABSENT = 0, -1
-
-# the scalars of a trie: records in use, table size less one, entries in the table, tokens that wait to be counted
-USED, MASK, ENTERED, WAITING = range(4)
-SMALLEST_TABLE = 256
-
-
-@exact
-def hashed(node, symbol, multiplier):
-    h = (np.int64(node) * 0x2545F4914F6CDD1D + symbol) * multiplier
-    return h ^ (h >> 29)
-
-
-@exact
-def tag_of(h):
-    return (h >> 32) & 0x7FFFFFFF
-
-
-@exact_inlined
-def find(records, table, scalars, multiplier, node, symbol):
-    """The edge from a context by a symbol, or ABSENT. A hit in the table counts only if its record says the same."""
-    if node < 0:
-        return ABSENT
-    if records[node, TOP] == symbol:
-        return np.int64(records[node, TOP_EDGE])
-    if records[node, DISTINCT] < 2:
-        return ABSENT
-    h = hashed(node, symbol, multiplier)
-    slot, tag, mask = h & scalars[MASK], tag_of(h), scalars[MASK]
-    while table[slot] != 0:
-        if table[slot] >> 32 == tag:
-            edge = table[slot] & 0xFFFFFFFF
-            if records[edge, PARENT] == node and records[edge, SYMBOL] == symbol:
-                return edge
-        slot = (slot + 1) & mask
-    return ABSENT
-
-
-@exact
-def enter(records, table, scalars, multiplier, edge):
-    h = hashed(records[edge, PARENT], records[edge, SYMBOL], multiplier)
-    slot, mask = h & scalars[MASK], scalars[MASK]
-    while table[slot] != 0:
-        slot = (slot + 1) & mask
-    table[slot] = tag_of(h) << 32 | np.int64(edge)
-    scalars[ENTERED] += 1
-
-
-@exact
-def make_room(records, table, scalars, multiplier):
-    """Keep the table at most half full: enter every edge anew into one four times as large."""
-    if 2 * scalars[ENTERED] <= scalars[MASK]:
-        return
-    size = 4 * (scalars[MASK] + 1)
-    scalars[MASK], scalars[ENTERED] = size - 1, 0
-    table[:size] = 0
-    for edge in range(1, scalars[USED]):
-        # a context's only successor is kept in its own record, not in the table
-        if records[records[edge, PARENT], DISTINCT] > 1:
-            enter(records, table, scalars, multiplier, edge)
-
-
-@exact
-def clear(records, table, scalars):
-    records[ROOT, :] = 0
-    records[ROOT, TOP] = -1
-    scalars[USED], scalars[MASK], scalars[ENTERED] = 1, SMALLEST_TABLE - 1, 0
-    table[:SMALLEST_TABLE] = 0
-
-
-@exact_inlined
-def add(records, table, scalars, multiplier, node, symbol, edge):
-    """Count one more `symbol` after a context; `edge` leads there, or is ABSENT. Returns the edge."""
-    if edge == ABSENT:
-        edge = scalars[USED]
-        scalars[USED] += 1
-        records[edge, TOTAL], records[edge, DISTINCT], records[edge, TOP] = 0, 0, -1
-        records[edge, TOP_EDGE], records[edge, TOP_COUNT], records[edge, COUNT] = 0, 0, 0
-        records[edge, PARENT], records[edge, SYMBOL] = node, symbol
-        if records[node, DISTINCT] > 0:
-            if records[node, DISTINCT] == 1:
-                enter(records, table, scalars, multiplier, records[node, TOP_EDGE])
-            enter(records, table, scalars, multiplier, edge)
-        records[node, DISTINCT] += 1
-    records[node, TOTAL] += 1
-    records[edge, COUNT] += 1
-    count = records[edge, COUNT]
-    # of equal counts the symbol that came last for the first time: its edge has the larger number
-    if count > records[node, TOP_COUNT] or (count == records[node, TOP_COUNT] and edge > records[node, TOP_EDGE]):
-        records[node, TOP], records[node, TOP_EDGE], records[node, TOP_COUNT] = symbol, edge, count
-    return edge
-
-
-@exact
-def count_waiting(records, table, scalars, multiplier, waiting, edges, reading, writing):
-    """Count the tokens that wait; after it, what can be read is all there is. `edges` are those found when reading."""
-    last = writing.shape[0] - 1
-    for i in range(scalars[WAITING]):
-        symbol = waiting[i]
-        for order in range(last, -1, -1):
-            node = writing[order]
-            if node >= 0:
-                edge = np.int64(edges[i, order])
-                # since the first token was read nothing has been counted; what was absent for a later one may be there
-                if edge == ABSENT and i > 0:
-                    edge = find(records, table, scalars, multiplier, node, symbol)
-                edge = add(records, table, scalars, multiplier, node, symbol, edge)
-                if order < last:
-                    writing[order + 1] = edge
-        make_room(records, table, scalars, multiplier)
-    scalars[WAITING] = 0
-    for order in range(last + 1):
-        reading[order] = writing[order]
-
-
-@exact
-def cell_of(total, distinct):
-    """Where a context stands in a level's table, 0 if it is new; without branches, which would be guessed wrongly."""
-    size = (total > 1) + (total > 2) + (total > 4) + (total > 8) + (total > 16) + (total > 64) + (total > 256)
-    spread = (distinct > 1) * (1 + (4 * distinct > total) + (2 * distinct > total))
-    return (total > 0) * (1 + 4 * size + spread)
-
-
-@exact_inlined
-def peek(records, table, scalars, multiplier, granularity, waiting, edges, reading, writing, orders, t, top, cell, total):
-    """What the levels know before the next token, into row t."""
-    if scalars[WAITING] == granularity:
-        count_waiting(records, table, scalars, multiplier, waiting, edges, reading, writing)
-    for level in range(orders.shape[0]):
-        node = reading[orders[level]]
-        if node >= 0:
-            seen = records[node, TOTAL]
-            top[t, level], total[t, level] = records[node, TOP], seen
-            cell[t, level] = cell_of(seen, records[node, DISTINCT])
-        else:
-            top[t, level], total[t, level], cell[t, level] = -1, 0, 0
-
-
-@exact
-def open_document(records, table, scalars, multiplier, shared, waiting, edges, reading, writing):
-    """Forget the context, and, unless tables are shared between documents, all counts."""
-    if shared:
-        count_waiting(records, table, scalars, multiplier, waiting, edges, reading, writing)
-    else:
-        clear(records, table, scalars)
-    reading[:] = ABSENT
-    reading[0] = ROOT
-    writing[:] = reading
-    scalars[WAITING] = 0
-
-
-@exact
-def successors(records, table, scalars, multiplier, reading, orders, counts):
-    """How often each symbol of the vocabulary followed the context of each level: (L, V)."""
-    for level in range(orders.shape[0]):
-        node = reading[orders[level]]
-        counts[level] = 0
-        if node < 0 or records[node, DISTINCT] < 2:
-            if node >= 0 and records[node, DISTINCT] == 1:
-                counts[level, records[node, TOP]] = records[node, TOP_COUNT]
-            continue
-        for symbol in range(counts.shape[1]):
-            edge = find(records, table, scalars, multiplier, node, symbol)
-            counts[level, symbol] = records[edge, COUNT] if edge >= 0 else 0
-
-
-@exact
-def follow(
-    tokens, starts, records, table, scalars, multiplier, granularity, shared, waiting, edges, reading, writing, orders,
-    top, cell, count, total, dense_at, dense,
-):  # fmt: skip
-    """Read one token after another, and count each group when the next one begins; starts[t]: token t opens a document.
-
-    Such a token is still read in the old document's context, since what a token will be is not known before it.
-    """
-    last = reading.shape[0] - 1
-    next_dense = 0
-    for t in range(tokens.shape[0]):
-        y = tokens[t]
-        peek(
-            records, table, scalars, multiplier, granularity, waiting, edges, reading, writing, orders, t, top, cell, total
-        )  # fmt: skip
-        if next_dense < dense_at.shape[0] and dense_at[next_dense] == t:
-            successors(records, table, scalars, multiplier, reading, orders, dense[next_dense])
-            next_dense += 1
-        at = scalars[WAITING]
-        for order in range(last + 1):
-            edges[at, order] = find(records, table, scalars, multiplier, reading[order], y)
-        for level in range(orders.shape[0]):
-            edge = edges[at, orders[level]]
-            count[t, level] = records[edge, COUNT] if edge >= 0 else 0
-        if starts[t]:
-            open_document(records, table, scalars, multiplier, shared, waiting, edges, reading, writing)
-            at = 0
-            for order in range(last + 1):
-                edges[at, order] = find(records, table, scalars, multiplier, reading[order], y)
-        for order in range(last):
-            reading[order + 1] = edges[at, order]
-        waiting[at] = y
-        scalars[WAITING] = at + 1
-
-
-# ---- `normalised`: the mixture
-
-
-@exact
-def q_cell_of(log_prob, cuts):
-    cell = 0
-    for k in range(cuts.shape[0]):
-        cell += log_prob >= cuts[k]
-    return cell
-
-
-@exact
-def finish(neural, left, backed):
-    """NLL of an n-gram back-off that kept the part `left` of the neural probability e^neural, and that part's share."""
-    kept = left * math.exp(neural)
-    probability = kept + backed
-    if probability > 1e-30:
-        return -math.log(probability), kept / probability
-    return -(neural + math.log(left)), 1.0
-
-
-@exact
-def mix(target, candidates, cell, count, total, weights, cuts, nll, share):
-    for t in range(target.shape[0]):
-        left, backed = 1.0, 0.0
-        for level in range(cell.shape[1]):
-            if cell[t, level]:
-                w = weights[level, q_cell_of(candidates[t, level], cuts), cell[t, level]]
-                left *= 1 - w
-                backed = (1 - w) * backed + w * (count[t, level] / total[t, level])
-        nll[t], share[t] = finish(target[t], left, backed)
-
-
-@exact
-def mix_dense(log_probs, top, cell, counts, total, weights, cuts, mixed):
-    """The whole distribution `mixed` (V,) of one token, carried through the levels of one row."""
-    for level in range(cell.shape[0]):
-        if cell[level]:
-            w = weights[level, q_cell_of(log_probs[top[level]], cuts), cell[level]]
-            kept, share = 1 - w, w / total[level]
-            for symbol in range(mixed.shape[0]):
-                mixed[symbol] = kept * mixed[symbol] + share * counts[level, symbol]
-
-
-@exact
-def settle(weights, visits, places, posteriors, waiting, floor, least, most):
-    """Move each cell that waits towards its posterior, in order."""
-    for i in range(waiting[0]):
-        place = places[i]
-        rate = max(floor, 1.0 / (visits[place] + 20))
-        weights[place] = min(max(weights[place] + rate * (posteriors[i] - weights[place]), least), most)
-        visits[place] += 1
-    waiting[0] = 0
-
-
-@exact
-def mix_online(
-    target, candidates, cell, count, total, fresh, weights, visits, places, posteriors, waiting, cuts, floor, least, most,
-    nll, share,
-):  # fmt: skip
-    """As `mix`, learning the weights; what a row teaches waits in `places` and `posteriors` for the next fresh row."""
-    levels, q_cells, n_cells = weights.shape
-    flat_weights, flat_visits = weights.reshape(-1), visits.reshape(-1)
-    for t in range(target.shape[0]):
-        if fresh[t]:
-            settle(flat_weights, flat_visits, places, posteriors, waiting, floor, least, most)
-        left, backed = 1.0, 0.0
-        neural = math.exp(target[t])
-        for level in range(levels):
-            if cell[t, level]:
-                place = (level * q_cells + q_cell_of(candidates[t, level], cuts)) * n_cells + cell[t, level]
-                w = flat_weights[place]
-                counted = w * (count[t, level] / total[t, level])
-                left *= 1 - w
-                backed = (1 - w) * backed + counted
-                after = left * neural + backed
-                places[waiting[0]] = place
-                posteriors[waiting[0]] = counted / after if after > 0 else w
-                waiting[0] += 1
-        nll[t], share[t] = finish(target[t], left, backed)

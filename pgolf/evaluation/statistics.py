@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pgolf.kernels.hedge import neural_statistics
+from pgolf.kernels.logit_stats import logit_stats
 
 COLUMNS = ("nats", "target", "entropy", "candidates")
 
@@ -56,11 +56,11 @@ def statistics_of(
     """
     device = logits.device
     ids = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64)).to(device)
-    plain = neural_statistics(logits, ids)
+    plain = logit_stats(logits, ids)
     used, scaled = plain, logits
     if temperature is not None:
         heat = temperature.of(plain.entropy, logits.shape[-1])
-        used, scaled = neural_statistics(logits, ids, temperature=heat), over(logits, heat)
+        used, scaled = logit_stats(logits, ids, temperature=heat), over(logits, heat)
     if candidates is None or not candidates.shape[-1]:
         picked = np.empty((len(targets), 0))
     else:
@@ -83,7 +83,7 @@ def heat_of(temperature, logits: torch.Tensor) -> float | torch.Tensor:
     if temperature is None:
         return 1.0
     nothing = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    return temperature.of(neural_statistics(logits, nothing).entropy, logits.shape[-1])
+    return temperature.of(logit_stats(logits, nothing).entropy, logits.shape[-1])
 
 
 def over(logits: torch.Tensor, heat: float | torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ def over(logits: torch.Tensor, heat: float | torch.Tensor) -> torch.Tensor:
 def log_probabilities(logits: torch.Tensor, temperature=None) -> np.ndarray:
     """Whole rows (n, V) of what `statistics_of` reads single entries of; for a decoder and an audit."""
     scaled = over(logits.detach(), heat_of(temperature, logits))
-    return array(scaled.double() - neural_statistics(scaled, torch.zeros_like(scaled[:, 0]).long()).lse[:, None])
+    return array(scaled.double() - logit_stats(scaled, torch.zeros_like(scaled[:, 0]).long()).lse[:, None])
 
 
 def join(parts: Sequence[Statistics]) -> Statistics:

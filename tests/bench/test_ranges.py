@@ -19,7 +19,7 @@ import json, torch
 from torch.profiler import ProfilerActivity, profile
 from pgolf.budget import Budget
 from pgolf.config import at_scale, load_preset
-from pgolf.kernels import lora, neural_statistics, newton_schulz
+from pgolf.kernels import logit_stats, lora, newton_schulz
 from pgolf.model import build_model
 
 settings = at_scale(load_preset("pr745"), "tiny")
@@ -31,7 +31,7 @@ with profile(activities=[ProfilerActivity.CPU]) as watched:
     with budget.part("steps"):
         model.loss(tokens, tokens).backward()
     with budget.outside("validation"):
-        neural_statistics(torch.randn(4, 32), torch.zeros(4, dtype=torch.int64))
+        logit_stats(torch.randn(4, 32), torch.zeros(4, dtype=torch.int64))
         lora(torch.randn(2, 3, 8), None, torch.randn(2, 4, 8), torch.randn(2, 8, 4))
         compiled(torch.randn(1, 8, 8))
 print(json.dumps(sorted({event.name for event in watched.events() if event.is_user_annotation})))
@@ -43,7 +43,7 @@ def test_every_operator_and_phase_has_one_in_a_trace():
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     found = set(json.loads(done.stdout.splitlines()[-1]))
     operators = ["attention by sdpa", "xsa", "xsa_backward", "rotary", "rotary_backward", "mlp", "mlp_backward"]
-    operators += ["cross_entropy", "hedge_statistics", "lora"]
+    operators += ["cross_entropy", "logit_stats", "lora"]
     wanted = {f"pgolf.{name}" for name in operators} | {"phase: steps", "phase: validation"}
     wanted |= {"pgolf.newton_schulz"}  # within a compiled graph
     assert wanted <= found

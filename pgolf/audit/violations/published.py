@@ -12,7 +12,8 @@ from pgolf.audit.published import boost_row, hedge_row
 from pgolf.audit.violations.base import BOS, VOCAB, network
 from pgolf.evaluation.predictors.ngrams import NgramsPredictor
 from pgolf.evaluation.predictors.tilt import BoostPredictor
-from pgolf.kernels.hedge import BoostedCache, HedgeMixer, NeuralStatistics
+from pgolf.kernels.hedge import BoostedCache, HedgeMixer
+from pgolf.kernels.logit_stats import LogitStats
 
 BATCH, CHUNK, WARMUP, BUCKETS = 8, 64, 64, 32
 
@@ -74,7 +75,7 @@ class Hedge(PublishedMixture):
         target = torch.from_numpy(rows[np.arange(last - first), tokens[first + 1 : last + 1]])[None]
         entropy = torch.from_numpy(-(np.exp(rows) * rows).sum(1))[None]
         known = torch.from_numpy(tokens[first : last + 1]).int()[None]
-        scores = self.mixer.score(NeuralStatistics(target, entropy, target, target), known[:, :-1], known[:, 1:])
+        scores = self.mixer.score(LogitStats(target, entropy, target, target), known[:, :-1], known[:, 1:])
         self.mixer.learn(scores)
         return scores.nll[0].numpy()
 

@@ -9,8 +9,8 @@ import zstandard
 from pgolf.errors import PgolfError
 from pgolf.evaluation.predictors.base import Predictor, Span
 from pgolf.evaluation.statistics import Statistics
-from pgolf.kernels.hedge import Evidence, NeuralStatistics, NgramBackoff
-from pgolf.kernels.hedge.ngram_backoff import FLOOR_FOR_TABLES
+from pgolf.kernels.logit_stats import LogitStats
+from pgolf.kernels.ngram import FLOOR_FOR_TABLES, Evidence, NgramBackoff
 
 # weights travel as log(w / (1 - w)), in steps of 1/8 between -10 and 8
 LOGIT_STEP, LOGIT_LEAST, LOGIT_MOST = 8, -10, 8
@@ -68,7 +68,7 @@ class NgramBackoffPredictor(Predictor):
         self.stream.observe(token, start)
 
     def learnt(self) -> Learnt:
-        self.ngram_backoff.settle()
+        self.ngram_backoff.flush()
         return Learnt(self.ngram_backoff.table.clone(), self.ngram_backoff.visits.clone())
 
     def trace(self):
@@ -86,10 +86,10 @@ def as_tensor(tokens: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int32))
 
 
-def as_neural(statistics: Statistics) -> NeuralStatistics:
+def as_neural(statistics: Statistics) -> LogitStats:
     target = torch.from_numpy(np.ascontiguousarray(statistics.target))
     candidates = torch.from_numpy(np.ascontiguousarray(statistics.candidates))
-    return NeuralStatistics(target, torch.from_numpy(statistics.entropy), target, candidates)
+    return LogitStats(target, torch.from_numpy(statistics.entropy), target, candidates)
 
 
 # ---- as bytes

@@ -14,7 +14,8 @@ import torch
 from pgolf.evaluation.predictors.base import Predictor, Span
 from pgolf.evaluation.statistics import Statistics, array, heat_of
 from pgolf.evaluation.windows import Window, share
-from pgolf.kernels.hedge import BoostedCache, HedgeMixer, NeuralStatistics, neural_statistics
+from pgolf.kernels.hedge import BoostedCache, HedgeMixer
+from pgolf.kernels.logit_stats import LogitStats, logit_stats
 
 
 class Published(Predictor):
@@ -77,7 +78,7 @@ class Published(Predictor):
     def of_window(self, logits: torch.Tensor, targets: np.ndarray, temperature) -> tuple:
         """What is kept of one window: logits (T, V) and targets (T,) of all its positions, padding included."""
         ids = torch.from_numpy(targets).to(logits.device)
-        found = neural_statistics(logits, ids, temperature=heat_of(temperature, logits))
+        found = logit_stats(logits, ids, temperature=heat_of(temperature, logits))
         # float32: there are 32 times as many of these as there are targets, and all ranks get all of them
         return array(found.target).astype(np.float32), array(found.entropy).astype(np.float32)
 
@@ -161,7 +162,7 @@ class PublishedHedge(Published):
                 scored = [window.stop - self.scored_from(window) for window in plan]
                 self.watch(span, plan, statistics)
                 scores = mixer.score_windows(
-                    NeuralStatistics(target, entropy, target, target), ngrams, [w.start - base for w in plan],
+                    LogitStats(target, entropy, target, target), ngrams, [w.start - base for w in plan],
                     [w.stop - w.start for w in plan], scored,
                 )  # fmt: skip
                 mixer.learn(scores)
@@ -210,7 +211,7 @@ class PublishedBoost(Published):
     def of_window(self, logits, targets, temperature):
         raised = logits + self.bias.to(logits.device)
         ids = torch.from_numpy(targets).to(logits.device)
-        found = neural_statistics(raised, ids)
+        found = logit_stats(raised, ids)
         predicted = (raised - found.lse[:, None]).exp().sum(0)
         return array(found.target), array(found.entropy), array(predicted), np.bincount(targets, minlength=self.vocab)
 

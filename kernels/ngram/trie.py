@@ -1,9 +1,12 @@
-"""The memory of one stream's counts on a CPU: arrays that grow, and the calls into numba that work on them."""
+"""Counts of one stream on a CPU: arrays that grow, and the calls into numba that work on them."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pgolf.kernels.hedge import cpu
+from pgolf.kernels.ngram import cpu
 
 MULTIPLIER = -7046029254386353131
 
@@ -11,7 +14,7 @@ MULTIPLIER = -7046029254386353131
 class Trie:
     """Counts of what followed every context, up to the longest order, of the document at hand (or of all: `shared`)."""
 
-    def __init__(self, orders, granularity, shared, multiplier=MULTIPLIER):
+    def __init__(self, orders: Sequence[int], granularity: int, shared: bool, multiplier: int = MULTIPLIER):
         self.orders = np.array(orders, dtype=np.int64)
         self.granularity, self.shared, self.multiplier = granularity, shared, multiplier
         self.records = np.empty((1, 8), dtype=np.int32)
@@ -23,19 +26,26 @@ class Trie:
         self.writing = self.reading.copy()
         cpu.clear(self.records, self.table, self.scalars)
 
-    def new_evidence(self, count):
+    def new_evidence(self, count: int) -> list[Tensor]:
         """Room for the evidence on so many tokens: top symbol, cell, count, total."""
         kinds = (torch.int32, torch.uint8, torch.int32, torch.int32)
         return [torch.empty((count, len(self.orders)), dtype=kind) for kind in kinds]
 
-    def follow(self, tokens, starts, found, dense_at=(), vocabulary=0):
-        """Read and count a piece of the stream, writing the evidence into `found` (top, cell, count, total).
+    def follow(
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        evidence: Sequence[Tensor],
+        dense_at: Sequence[int] | np.ndarray = (),
+        vocabulary: int = 0,
+    ) -> np.ndarray:
+        """Read and count a piece of the stream, writing the `evidence` (top, cell, count, total).
 
-        Returns how often each symbol of the vocabulary followed each level's context at the places `dense_at`.
+        Returns how often each symbol of the vocabulary followed each order's context at the places `dense_at`.
         """
         self._reserve(tokens, starts)
         dense = np.zeros((len(dense_at), len(self.orders), vocabulary), dtype=np.int32)
-        top, cell, count, total = (x.numpy() for x in found)
+        top, cell, count, total = (x.numpy() for x in evidence)
         cpu.follow(
             tokens.numpy(), starts.numpy(), self.records, self.table, self.scalars, self.multiplier, self.granularity,
             self.shared, self.waiting, self.edges, self.reading, self.writing, self.orders, top, cell, count, total,
@@ -43,8 +53,8 @@ class Trie:
         )  # fmt: skip
         return dense
 
-    def peek(self):
-        """Evidence on the next token, whatever it will be: top symbols, cells and totals of the levels, each (1, L)."""
+    def peek(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Evidence on the next token, whatever it will be: top symbols, cells and totals, each (1, K)."""
         self._reserve_edges(0)
         top, cell, _, total = self.new_evidence(1)
         cpu.peek(
@@ -53,16 +63,16 @@ class Trie:
         )  # fmt: skip
         return top, cell, total
 
-    def successors(self, vocabulary):
-        """How often each symbol followed the context of each level: (L, V)."""
+    def successors(self, vocabulary: int) -> np.ndarray:
+        """How often each symbol followed the context of each order: (K, V)."""
         counts = np.zeros((len(self.orders), vocabulary), dtype=np.int32)
         cpu.successors(*self._state(), self.reading, self.orders, counts)
         return counts
 
-    def _state(self):
+    def _state(self) -> tuple:
         return self.records, self.table, self.scalars, self.multiplier
 
-    def _reserve(self, tokens, starts):
+    def _reserve(self, tokens: Tensor, starts: Tensor) -> None:
         """Room for what this piece may add: to the document at hand, and to documents it opens."""
         if self.shared:
             return self._reserve_edges(len(tokens))
@@ -71,11 +81,11 @@ class Trie:
         longest = max((end - begin for begin, end in zip(ends, ends[1:], strict=False)), default=0)
         self._reserve_records(1 + longest * len(self.reading))
 
-    def _reserve_edges(self, tokens):
+    def _reserve_edges(self, tokens: int) -> None:
         """Room for so many tokens more than are counted or waiting."""
         self._reserve_records(self.scalars[cpu.USED] + (tokens + self.scalars[cpu.WAITING]) * len(self.reading))
 
-    def _reserve_records(self, needed):
+    def _reserve_records(self, needed: int) -> None:
         if needed > len(self.records):
             grown = np.empty((max(needed, 2 * len(self.records)), 8), dtype=np.int32)
             grown[: self.scalars[cpu.USED]] = self.records[: self.scalars[cpu.USED]]

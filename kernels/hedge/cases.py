@@ -1,0 +1,53 @@
+"""Every configuration of the five-expert kernels to compile ahead of time."""
+
+from pgolf.kernels.compile import Case
+from pgolf.kernels.hedge import gpu
+from pgolf.kernels.hedge.launch import launch_tokens, traffic_count, traffic_score
+
+BUCKETS = 65_536
+WINDOWS, CHUNK = 65_536, 32_769
+
+
+def compile_cases(capability: int) -> list[Case]:
+    """Scoring at two vocabularies, and counting."""
+    return [_score(1024), _score(8192), _count(1024)]
+
+
+def _score(vocabulary: int) -> Case:
+    moved, flops = traffic_score(WINDOWS)
+    signature = _pointers("fp32", "neural", "entropy", "log_weights", "nll", "experts", "sums")
+    signature |= _pointers("i32", "inputs", "targets") | _pointers("i1", "valid") | TABLES
+    signature |= {"count": "i32", "length": "i32", "tokens": "i32", "smoothing": "fp32", "trigram_smoothing": "fp32"}
+    return Case(
+        kernel=gpu.hedge_fwd_kernel,
+        name="fwd",
+        signature=signature,
+        constants={"V": vocabulary, "BUCKETS": BUCKETS},
+        launch=launch_tokens(),
+        shape=f"N={WINDOWS} V={vocabulary}",
+        bytes=moved,
+        flops=flops,
+        max_registers=64,
+    )
+
+
+def _count(vocabulary: int) -> Case:
+    moved, flops = traffic_count(CHUNK)
+    return Case(
+        kernel=gpu.hedge_count_kernel,
+        name="count",
+        signature=_pointers("i32", "tokens") | TABLES | {"count": "i32"},
+        constants={"V": vocabulary, "BUCKETS": BUCKETS},
+        launch=launch_tokens(),
+        shape=f"N={CHUNK} V={vocabulary}",
+        bytes=moved,
+        flops=flops,
+        max_registers=64,
+    )
+
+
+def _pointers(kind: str, *names: str) -> dict[str, str]:
+    return {f"p_{name}": f"*{kind}:16" for name in names}
+
+
+TABLES = _pointers("i32", "unigram", "bigram", "bigram_total", "trigram", "trigram_total")

@@ -1,0 +1,21 @@
+"""How the five-expert kernels are launched, and what they move and compute."""
+
+from pgolf.kernels.launch import Launch
+
+# Chosen by reasoning, unmeasured.
+TOKENS_PER_PROGRAM = 256
+
+
+def launch_tokens() -> Launch:
+    """Two tokens a thread: what a token costs is the latency of its gathers."""
+    return Launch({"BN": TOKENS_PER_PROGRAM}, num_warps=TOKENS_PER_PROGRAM // 64, num_stages=1)
+
+
+def traffic_score(count: int) -> tuple[int, int]:
+    """Bytes and FLOPs: five gathers in sectors of 32 bytes (three of them random), 17 bytes read and 24 written a token."""
+    return count * (5 * 32 + 17 + 24), 60 * count
+
+
+def traffic_count(count: int) -> tuple[int, int]:
+    """Bytes and operations: a token read, five sectors read and written."""
+    return count * (4 + 5 * 64), 5 * count

@@ -1,0 +1,170 @@
+"""The five-expert Hedge mixer of #688, #745 and #953 of openai/parameter-golf. Its scores are not code lengths."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pgolf.kernels.hedge import op  # noqa: F401  registers the operators
+from pgolf.kernels.hedge.reference import ETA
+from pgolf.kernels.logit_stats import LogitStats
+
+
+class HedgeScores(NamedTuple):
+    """Scores of a batch of windows (B, T). `learn` takes its step from `sums`, nothing is computed twice."""
+
+    nll: Tensor
+    """(B, T): of the mixture, or of the neural model alone during the warm-up"""
+    experts: Tensor | None
+    """(5, B, T): NLL of the neural, unigram, bigram, trigram and entropy expert; None during the warm-up"""
+    sums: Tensor | None
+    """(5): the experts' NLLs summed over the valid positions"""
+    valid: Tensor | int
+    """how many positions are valid"""
+
+
+class NGrams(NamedTuple):
+    """The n-gram experts on a stretch of n tokens: probabilities (3, n) and running sums of their NLLs (3, n + 1)."""
+
+    tokens: Tensor
+    probabilities: Tensor
+    cumulative: Tensor
+    counted: int
+
+
+class HedgeMixer:
+    """Five experts, weighted by Hedge over batches: the published arithmetic, its flaws included.
+
+        mixer = HedgeMixer(vocab)
+        scores = mixer.score(logit_stats(logits, targets), inputs, targets)   # a batch of windows (B, T)
+        mixer.learn(scores)
+        mixer.count(chunk)                                    # after a chunk: its tokens, first target's predecessor included
+
+    For target y after p1 after p2 (0 where the window begins), with counts of everything in `count` so far:
+
+        0 neural   p(y)                                  3 trigram  (t[h, y] + .01) / (max(r[h], 1) + .01 V)
+        1 unigram  (u[y] + .1) / (n + .1 V)              4 entropy  e^-H for every y
+        2 bigram   (b[p1, y] + .1) / (b[p1] + .1 V)      h = (36313 p2 xor 27191 p1) mod buckets
+
+    NLL = -log sum_k w_k p_k with w = softmax(log_weights). `learn` is Hedge (Freund and Schapire, 1997) with a batch as a
+    round: it subtracts eta times each expert's mean NLL over the valid positions from the log-weights. Before `warmup`
+    tokens are counted the neural model scores alone and the weights rest. The entropy expert gives every token e^-H, so the
+    mixture sums to far more than 1, and a trigram row that was never counted sums to 0.911: what comes out is no code
+    length and must not be reported as a legal score.
+
+    Args:
+        vocab: V, the number of tokens.
+        eta: learning rate of Hedge.
+        buckets: rows of the hashed trigram table.
+        warmup: tokens to count before the mixture is used.
+        device: where the tables live.
+
+    Counts are int32: exact and independent of order. Memory: 4 (V^2 + buckets V) bytes and little more.
+    Per token, `score` moves about 200 bytes (five sectors of 32 among them) and computes about 60 FLOPs.
+    """
+
+    def __init__(
+        self,
+        vocab: int,
+        *,
+        eta: float = ETA,
+        buckets: int = 65_536,
+        warmup: int = 10_000,
+        device: torch.device | str = "cpu",
+    ):
+        if vocab < 1 or buckets < 1:
+            raise ValueError(f"HedgeMixer: vocab {vocab} and buckets {buckets} must be positive")
+        make = lambda *shape: torch.zeros(shape, dtype=torch.int32, device=device)
+        self.eta, self.warmup, self.tokens = eta, warmup, 0
+        self.unigram, self.bigram, self.bigram_total = make(vocab), make(vocab, vocab), make(vocab)
+        self.trigram, self.trigram_total = make(buckets, vocab), make(buckets)
+        self.log_weights = torch.tensor([2.0, 0, 0, 0, 0], dtype=torch.float64, device=device)
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """unigram (V,), bigram (V, V), bigram_total (V,), trigram (buckets, V), trigram_total (buckets,)."""
+        return self.unigram, self.bigram, self.bigram_total, self.trigram, self.trigram_total
+
+    def score(self, stats: LogitStats, inputs: Tensor, targets: Tensor, valid: Tensor | None = None) -> HedgeScores:
+        """Score every position of windows of `inputs` (B, T) with their `targets` (B, T). The state is left as it is.
+
+        Args:
+            stats: of the logits at each position (B, T); target and entropy are read.
+            valid: (B, T) bool, false for padding; None where there is none.
+        """
+        for name, x in (("targets", targets), ("stats", stats.target), ("valid", valid)):
+            if x is not None and (x.shape != inputs.shape or inputs.dim() != 2):
+                raise ValueError(
+                    f"HedgeMixer.score: inputs {tuple(inputs.shape)} must be (B, T), and {name} {tuple(x.shape)} likewise"
+                )
+        if valid is None:
+            valid = torch.ones(inputs.shape, dtype=torch.bool, device=inputs.device)
+        if self.tokens < self.warmup:
+            return HedgeScores(-stats.target, None, None, valid.sum())
+        windows = (stats.target.detach(), stats.entropy.detach(), inputs, targets, valid)
+        nll, experts, sums = torch.ops.pgolf.hedge_score(*windows, *self.tables, self.log_weights, self.tokens)
+        return HedgeScores(nll, experts, sums, valid.sum())
+
+    def ngrams(self, tokens: Tensor) -> NGrams:
+        """The n-gram experts on each of tokens (n,), a stretch of the stream, once for all windows over it.
+
+        Windows overlap, so a token stands in many of them (32 at a length of 2048 and a stride of 64), and its n-gram
+        losses are the same in each. Valid until the next `count`.
+        """
+        probabilities, cumulative = torch.ops.pgolf.hedge_ngrams(tokens, *self.tables, self.tokens)
+        return NGrams(tokens, probabilities, cumulative, self.tokens)
+
+    def score_windows(
+        self, stats: LogitStats, ngrams: NGrams, begins: list[int], lengths: list[int], scored: list[int]
+    ) -> HedgeScores:
+        """`score`, for windows over one stretch of the stream, at a fraction of the cost: only scored positions are mixed.
+
+        Window b has as inputs the tokens begins[b] .. begins[b] + lengths[b] - 1 of `ngrams.tokens` and as targets the
+        tokens one further on; stats (B, T) hold its positions first. The last scored[b] of them are scored.
+
+        Returns:
+            nll (S,) and experts (5, S) of the scored positions, window after window, S = sum(scored), and the sums over
+            all positions that `learn` needs.
+        """
+        batch = stats.target.shape
+        if len(batch) != 2 or not len(begins) == len(lengths) == len(scored) == batch[0]:
+            raise ValueError(
+                f"HedgeMixer.score_windows: stats {tuple(batch)} must be (B, T), with B begins, lengths and scored"
+            )
+        for begin, length, kept in zip(begins, lengths, scored, strict=True):
+            if not (0 <= begin and 1 <= length <= batch[1] and begin + length < len(ngrams.tokens) and 0 <= kept <= length):
+                raise ValueError(
+                    f"HedgeMixer.score_windows: a window of {length} inputs from {begin}, {kept} scored, does not fit "
+                    f"{len(ngrams.tokens)} tokens and {batch[1]} positions"
+                )
+        if ngrams.counted != self.tokens:
+            raise ValueError("HedgeMixer.score_windows: these n-grams are from before the last count; ask for new ones")
+        if self.tokens < self.warmup:
+            rows = zip(stats.target, lengths, scored, strict=True)
+            nll = -torch.cat([row[length - kept : length] for row, length, kept in rows])
+            return HedgeScores(nll, None, None, sum(lengths))
+        nll, experts, sums = torch.ops.pgolf.hedge_score_windows(
+            stats.target.detach(), stats.entropy.detach(), ngrams.tokens, begins, lengths, scored,
+            ngrams.probabilities, ngrams.cumulative, *self.tables, self.log_weights, self.tokens,
+        )  # fmt: skip
+        return HedgeScores(nll, experts, sums, sum(lengths))
+
+    def learn(self, scores: HedgeScores) -> None:
+        """One Hedge step from a batch that `score` returned. Nothing happens in the warm-up."""
+        if scores.sums is not None:
+            self.log_weights = self.log_weights - self.eta * scores.sums / scores.valid
+
+    def count(self, tokens: Tensor) -> None:
+        """Add a chunk's tokens (C + 1,) to the tables: its C targets and the token before them.
+
+        The token between two chunks is counted twice in the unigram, and the trigram across it is lost, as published.
+        """
+        torch.ops.pgolf.hedge_count(tokens.reshape(-1), *self.tables)
+        self.tokens += tokens.numel()
+
+    def mass(self, entropy: Tensor) -> Tensor:
+        """The mixture's sum over the vocabulary where the neural entropy is `entropy` (...), trigram rows taken as counted:
+        what it exceeds 1 by is where the published gain comes from."""
+        weight = self.log_weights.softmax(0)[4].to(entropy.dtype)
+        return 1 - weight + weight * torch.exp(math.log(len(self.unigram)) - entropy)
