@@ -98,7 +98,7 @@ def test_rooms_are_carried_where_the_settings_enter_them():
         "tilt": result(plain, "boost"),
         "ngrams": result(plain, "ngrams"),
         "predictors.ngram_backoff": result(plain, "ngram_backoff"),
-        "hedge.ngram_backoff": result(plain, "ngram_backoff"),
+        "ngram.backoff": result(plain, "ngram_backoff"),
         "bias": result(plain, "bias"),
     }
     for room, entering in settings.items():
