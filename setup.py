@@ -30,7 +30,6 @@ setup(
         "tomli-w>=1.0",
         "tyro>=0.9",
         "rich>=13",
-        "matplotlib>=3.9",
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6"],

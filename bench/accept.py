@@ -14,7 +14,7 @@ def accept(path: Path, into: Path = FOLDER) -> Path:
     merged = found.laid_over(Results.committed(found.device, into))
     target = file_of(found.device, into)
     merged.write(target)
-    draw(merged, target.with_suffix(".png"))
+    draw(merged, target.with_suffix(".svg"))
     return target
 
 

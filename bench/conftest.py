@@ -127,7 +127,7 @@ class Session:
                 say(line)
         if isinstance(self._clock, timing.DeviceClock) and self._clock.not_captured:
             say(f"\n{len(self._clock.not_captured)} contenders were timed without a CUDA graph: {self._clock.not_captured[0]}")
-        say(f"\nresults {path}, picture {draw(Results.read(path), path.with_suffix('.png'))}")
+        say(f"\nresults {path}, pictures {', '.join(map(str, draw(Results.read(path), path.with_suffix('.svg'))))}")
         if self.accept:
             accept(path)
             say(f"the committed results of this device are now {file_of(self.results.device)}")

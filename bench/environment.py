@@ -9,7 +9,7 @@ import sys
 from bench.results import commit, cpu_name, versions
 
 NEEDED = ("torch", "triton", "numba", "numpy", "sentencepiece", "zstandard", "constriction", "safetensors", "tyro", "rich",
-          "matplotlib", "pytest", "pytest_benchmark")  # fmt: skip
+          "pytest", "pytest_benchmark")  # fmt: skip
 TOOLS = ("nvidia-smi", "nvcc", "nsys", "ncu", "compute-sanitizer", "cuobjdump")
 PEERS = {"flash_attn": "FlashAttention-2", "flash_attn_interface": "FlashAttention-3",
          "liger_kernel": "Liger-Kernel", "gemlite": "gemlite", "torchao": "torchao"}  # fmt: skip

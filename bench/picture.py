@@ -5,52 +5,41 @@ import sys
 from pathlib import Path
 
 from bench.results import FOLDER, Results
+from pgolf.report.charts import Chart, Curves, Dot, DotRows, Row, Series
+from pgolf.report.scales import Axis
+from pgolf.report.svg import write
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
+PASSES, FAILS = 0, 1
 
 
-def draw(results: Results, path: Path) -> Path:
+def draw(results: Results, path: Path) -> list[Path]:
     """Ratios to every peer with their spread; and packed against dense products by the number of rows, where measured."""
-    import matplotlib
+    charts = {path: ratios(results), path.with_stem(f"{path.stem}-packed-rows"): crossover(results)}
+    return [drawn for place, chart in charts.items() if chart and (drawn := write(chart, place))]
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    bars = [(line, peer) for line in results.lines.values() for peer in line.peers]
-    sweep = crossover(results)
-    panels = [max(2.0, 0.24 * len(bars) + 1.2)] + [3.2] * bool(sweep)
-    figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(11, sum(panels)), height_ratios=panels, squeeze=False, layout="constrained"
+def ratios(results: Results) -> Chart:
+    """A row a peer: its time over ours, on a logarithmic axis; the quartiles are the whisker."""
+    rows = []
+    for line in results.lines.values():
+        for name, peer in line.peers.items():
+            ratio = peer.ratio
+            dot = Dot(ratio.median, PASSES if line.holds else FAILS, span=(ratio.low, ratio.high))
+            says = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+            rows.append(Row(f"{line.bench}: {name}", [dot], says))
+    when = max(results.dates.values(), default="")
+    return DotRows(
+        f"{results.device}, {when}",
+        Axis("time or bytes of the peer over ours", "ratio", log=True),
+        rows,
+        legend=[(PASSES, "gates hold"), (FAILS, "a gate fails")],
+        head="benchmark and peer",
+        note="Right of the line at 1 ours is better. Whiskers are the quartiles.",
+        zero=1.0,
     )
-    _ratios(axes[0, 0], bars)
-    if sweep:
-        _crossover(axes[1, 0], sweep)
-    figure.suptitle(f"{results.device}, {max(results.dates.values(), default='')}", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
 
 
-def _ratios(axis, bars) -> None:
-    names = list(dict.fromkeys(peer for _, peer in bars))
-    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    for place, (line, peer) in enumerate(bars):
-        ratio = line.peers[peer].ratio
-        spread = [[max(0.0, ratio.median - ratio.low)], [max(0.0, ratio.high - ratio.median)]]
-        axis.barh(place, ratio.median, color=colour[peer], height=0.7, xerr=spread, error_kw={"lw": 0.8})
-        axis.text(ratio.high * 1.03, place, f"{ratio.median:.2f}", va="center", fontsize=7)
-    axis.axvline(1.0, color="black", lw=0.8)
-    axis.set_yticks(range(len(bars)), [line.bench for line, _ in bars], fontsize=7)
-    axis.invert_yaxis()
-    axis.set_xscale("log")
-    axis.margins(x=0.1)
-    axis.set_xlabel("theirs over ours, in time or bytes (right of 1: ours is better); lines: quartiles", fontsize=8)
-    handles = [axis.barh(0, 0, color=colour[name], label=name) for name in names]
-    axis.legend(handles=handles, fontsize=7, loc="lower right")
-
-
-def crossover(results: Results) -> list[tuple[int, float, float]]:
+def sweep(results: Results) -> list[tuple[int, float, float]]:
     """(rows, packed seconds, dense seconds) of every size that was measured."""
     found = []
     for line in results.lines.values():
@@ -60,15 +49,16 @@ def crossover(results: Results) -> list[tuple[int, float, float]]:
     return sorted(found)
 
 
-def _crossover(axis, sweep) -> None:
-    rows, packed, dense = zip(*sweep, strict=True)
-    for seconds, name, colour in ((packed, "packed, 6 bits", COLOURS[0]), (dense, "dense", COLOURS[1])):
-        axis.plot(rows, [1e6 * s for s in seconds], marker="o", ms=3, color=colour, label=name)
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.set_xlabel("rows of the input", fontsize=8)
-    axis.set_ylabel("microseconds", fontsize=8)
-    axis.legend(fontsize=7)
+def crossover(results: Results) -> Chart | None:
+    found = sweep(results)
+    if not found:
+        return None
+    rows, packed, dense = zip(*found, strict=True)
+    series = [
+        Series(name, rows, [1e6 * s for s in seconds]) for name, seconds in (("packed, 6 bits", packed), ("dense", dense))
+    ]
+    axes = Axis("input", "rows", log=True), Axis("time", "µs", log=True)
+    return Curves(f"Packed and dense products, {results.device}", *axes, series)
 
 
 def main() -> int:
@@ -76,7 +66,7 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path, help="results of a device; all committed ones if not given")
     for path in parser.parse_args().files or sorted(FOLDER.glob("*.json")):
         try:
-            print(draw(Results.read(path), path.with_suffix(".png")))
+            print(*draw(Results.read(path), path.with_suffix(".svg")), sep="\n")
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

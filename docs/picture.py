@@ -1,29 +1,31 @@
 """The README's picture: parts of a finished run's report.html, as a browser shows them.
 
-    python -m pgolf.run report RUN
+    pgolf report RUN
     python docs/picture.py RUN [--out docs/report.png]
 
 Needs chromium. The page is a copy with some sections left out, so that the picture is not too long; nothing is changed.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from matplotlib import image
-
-WIDTH, LONGEST = 1200, 4000
-# the head, the loss, the onion and the first of the two documents
+WIDTH = 1200
+# the head, the loss, the score breakdown and the first of the two documents
 LEFT_OUT = """<style>
-nav, header, #budgets, #audit, #compression, #quantisation, #settings { display: none !important; }
-#training .grid > :nth-child(n + 3), #training .switch > fieldset, #scoring > :not(h2, .dots:nth-of-type(1)) { display: none; }
-#scoring > .grid, #scoring > figure:nth-of-type(n + 2), #words > figure:nth-of-type(n + 2), #damaged { display: none; }
-main { padding-bottom: 0; }
+nav, header, #damaged, #budgets, #audit, #where, #weights, #compression, #quantisation, #settings, #glossary,
+#training .grid > :nth-child(n + 3), #training .switch > fieldset, #scoring > :not(h2, .dots),
+#text > figure:nth-of-type(n + 2) { display: none !important; }
+main { padding-bottom: 24px; }
 </style>"""
+MEASURE = (
+    "<script>document.title = `height ${Math.ceil(document.querySelector('main').getBoundingClientRect().bottom)}`</script>"
+)
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars")
 
 
 def main() -> int:
@@ -37,20 +39,21 @@ def main() -> int:
         print("chromium is not installed" if browser is None else f"{page} does not exist", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as folder:
-        copy, shot = Path(folder) / "page.html", Path(folder) / "shot.png"
-        copy.write_text(page.read_text(encoding="utf-8").replace("</head>", f"{LEFT_OUT}</head>", 1), encoding="utf-8")
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
-        subprocess.run(
-            [browser, *flags, f"--window-size={WIDTH},{LONGEST}", f"--screenshot={shot}", copy.as_uri()],
-            check=True,
-            stderr=subprocess.DEVNULL,
-        )
-        pixels = image.imread(shot)
-    # below the last thing on the page all rows are one colour
-    used = np.flatnonzero((pixels != pixels[-1, 0]).any((1, 2)))
-    image.imsave(options.out, pixels[: used[-1] + 24])
+        copy = Path(folder) / "page.html"
+        text = page.read_text(encoding="utf-8").replace("</head>", f"{LEFT_OUT}</head>", 1)
+        copy.write_text(text.replace("</body>", f"{MEASURE}</body>", 1), encoding="utf-8")
+        shown = run(browser, f"--window-size={WIDTH},800", "--dump-dom", copy.as_uri())
+        height = re.search(r"<title>height (\d+)</title>", shown)
+        if height is None:
+            print("the browser did not lay the page out", file=sys.stderr)
+            return 1
+        run(browser, f"--window-size={WIDTH},{height[1]}", f"--screenshot={options.out.resolve()}", copy.as_uri())
     print(f"picture {options.out}")
     return 0
+
+
+def run(browser: str, *arguments: str) -> str:
+    return subprocess.run([browser, *FLAGS, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -237,9 +237,13 @@ class Dot:
     origin: float | None = None
     """Where a line to the dot begins."""
     label: str = ""
+    span: tuple[float, float] | None = None
+    """Ends of the whisker where they are not an error to either side."""
 
     @property
     def reach(self) -> tuple[float, ...]:
+        if self.span:
+            return self.span
         return (self.value - self.error, self.value + self.error) if self.error else ()
 
 
@@ -298,7 +302,7 @@ def _dot(dot: Dot, scale: Scale) -> list[Html]:
     found = []
     if dot.origin is not None:
         found.append(_stretch("way", dot.style, place, scale.place(dot.origin)))
-    if dot.error:
+    if dot.reach:
         found.append(_stretch("whisker", dot.style, *(_inside(scale.place(edge)) for edge in dot.reach)))
     found.append(h("b", class_=f"dot f{dot.style}", style=f"left:{100 * place:.2f}%", title=dot.label or number(dot.value)))
     return found

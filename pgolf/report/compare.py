@@ -210,11 +210,9 @@ def overview(groups: Sequence[Group]) -> Html:
                 f"{train['seconds']:.1f}" if train else "–",
                 f"{run.summary['scoring']['seconds']:.1f}" if "scoring" in run.summary else "–",
                 f"{artifact['total_bytes']:,}" if artifact else "–",
-                ", ".join(given_up(run.summary)) or "nothing",
             ]
         )
     heads = ["run", "group", "seed", "bits per byte", "predictor", "steps", "tokens", "training s", "scoring s", "bytes"]
-    heads.append("given up for the clock")
     legend = h("ul", [h("li", group.name) for group in groups], class_="plain")
     says = "Runs whose settings agree in all but the seed are one group; the first group is what others are held against."
     return section("groups", "Runs", table(heads, rows, caption="Every run"), legend, says=says)

@@ -16,8 +16,6 @@ CHARACTER = 6.4
 HEIGHT = 300
 """Of the area of curves."""
 LEFT, RIGHT = 74, 20
-NAMES, TRACK = 232, 380
-"""Columns of rows: their names, and the axis."""
 ROW = 34
 
 LIGHT = ("#045ae3", "#b38a00", "#009eab", "#88187b", "#665d00", "#322d1c")
@@ -111,7 +109,7 @@ def _curves(chart: Curves) -> str:
     bottom, wide = top + HEIGHT, WIDTH - LEFT - RIGHT
     x_of = lambda share: LEFT + wide * share
     y_of = lambda share: bottom - HEIGHT * share
-    found += [*legend, _text(20, top - 12, chart.y.words, "quiet")]
+    found += [*legend, _text(20, top - 12 - 14 * (max(levels, default=-1) + 1), chart.y.words, "quiet")]
     for tick in vertical.ticks:
         y = y_of(vertical.place(tick))
         found.append(h("path", class_="net", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}"))
@@ -156,7 +154,8 @@ def _axis_below(scale: Scale, x_of, top: float, bottom: float) -> list[Html]:
 
 def _dot_rows(chart: DotRows) -> str:
     scale = chart.scale()
-    x_of = lambda share: NAMES + TRACK * min(max(share, 0.0), 1.0)
+    names, track = _columns(chart.rows)
+    x_of = lambda share: names + track * min(max(share, 0.0), 1.0)
     lines = []
     for row in chart.rows:
         marks = []
@@ -168,19 +167,20 @@ def _dot_rows(chart: DotRows) -> str:
                 marks.append(
                     h("path", class_=f"way s{style}", stroke_width=2, d=f"M{x_of(scale.place(dot.origin)):.1f} 0H{x:.1f}")
                 )
-            if dot.error:
+            if dot.reach:
                 left, right = (x_of(scale.place(edge)) for edge in dot.reach)
                 marks.append(h("path", class_=f"whisker s{style}", stroke_width=8, d=f"M{left:.1f} 0H{right:.1f}"))
             marks.append(h("circle", class_=f"f{style}", cx=f"{x:.1f}", cy=0, r=6))
         lines.append((row.name, row.says, row.kind, marks))
     keys = [(h("circle", class_=f"f{style % COLOURS}", cx=13, cy=5, r=6), words) for style, words in chart.legend]
-    return _rows(chart, scale, x_of, keys, lines)
+    return _rows(chart, scale, (names, track), x_of, keys, lines)
 
 
 def _bar_rows(chart: BarRows) -> str:
     scale = chart.scale()
-    x_of = lambda share: NAMES + TRACK * min(max(share, 0.0), 1.0)
-    lines, parts = [], {}
+    names, track = _columns(chart.rows)
+    x_of = lambda share: names + track * min(max(share, 0.0), 1.0)
+    lines, parts, several = [], {}, len(chart.rows) > 1
     for row in chart.rows:
         begun, marks = 0.0, []
         for what, size, style in row.parts:
@@ -189,16 +189,28 @@ def _bar_rows(chart: BarRows) -> str:
                 h("rect", class_=f"f{style % COLOURS}", x=f"{left:.1f}", y=-9, width=f"{right - left:.1f}", height=18)
             )
             begun += size
-            if len(row.parts) > 1:
+            if len(row.parts) > 1 and not several:
                 parts[what] = style % COLOURS
         if row.limit:
             marks.append(h("path", class_="limit", d=f"M{x_of(scale.place(row.limit)):.1f} -14v28"))
-        lines.append((row.name, row.says, "strong" if row.strong else "", marks))
+        says = row.says
+        if len(row.parts) > 1 and several:  # one key for all rows would give a colour two meanings
+            says += ": " + ", ".join(f"{what} {chart.show(size)}" for what, size, _ in row.parts)
+        lines.append((row.name, says, "strong" if row.strong else "", marks))
     keys = [(h("rect", class_=f"f{style}", x=7, y=-1, width=12, height=12), what) for what, style in parts.items()]
-    return _rows(chart, scale, x_of, keys, lines)
+    return _rows(chart, scale, (names, track), x_of, keys, lines)
 
 
-def _rows(chart: DotRows | BarRows, scale: Scale, x_of, keys, lines) -> str:
+def _columns(rows) -> tuple[float, float]:
+    """Pixels up to the axis, and of the axis: names and figures get what they need in two lines."""
+    names, says = (CHARACTER * max(map(len, words), default=0) for words in ([r.name for r in rows], [r.says for r in rows]))
+    left = min(max(0.56 * names + 36, 150), 400)
+    right = min(max(0.56 * says + 36, 170), 350)
+    return left, WIDTH - left - right
+
+
+def _rows(chart: DotRows | BarRows, scale: Scale, columns: tuple[float, float], x_of, keys, lines) -> str:
+    names, track = columns
     found, top = _heading(chart.title, chart.note)
     legend, top = _legend(keys, top)
     found += legend
@@ -211,10 +223,10 @@ def _rows(chart: DotRows | BarRows, scale: Scale, x_of, keys, lines) -> str:
     for i, (name, says, kind, marks) in enumerate(lines):
         middle = top + ROW * (i + 0.5)
         strong = "strong" if "strong" in kind else "quiet" if "quiet" in kind else ""
-        found += _wrapped(20, middle, name, NAMES - 36, strong)
+        found += _wrapped(20, middle, name, names - 36, strong)
         found.append(h("g", marks, transform=f"translate(0 {middle:.1f})"))
-        found += _wrapped(NAMES + TRACK + 16, middle, says, WIDTH - NAMES - TRACK - 24, strong)
-    found.append(_text(NAMES + TRACK / 2, bottom + 38, chart.x.words, "quiet", "middle"))
+        found += _wrapped(names + track + 16, middle, says, WIDTH - names - track - 24, strong)
+    found.append(_text(names + track / 2, bottom + 38, chart.x.words, "quiet", "middle"))
     return _document(chart.title, bottom + 52, found)
 
 

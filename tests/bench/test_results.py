@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from xml.etree import ElementTree
 
 import pytest
 
@@ -99,11 +100,12 @@ def test_the_commands_print_and_draw_from_the_file_alone(results, tmp_path, caps
     assert table.main() == 0 and "operator, forward" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["picture", str(path)])
     assert picture.main() == 0
-    assert (tmp_path / "x.png").stat().st_size > 10_000
+    drawn = ElementTree.parse(tmp_path / "x.svg").getroot()
+    assert len(drawn.findall(".//{*}circle")) == sum(len(line.peers) for line in results.lines.values()) + 2  # and two keys
     path.write_text(json.dumps({"lines": {}}))
     monkeypatch.setattr("sys.argv", ["table", str(path)])
     assert table.main() == 1 and "error:" in capsys.readouterr().err
 
 
 def test_the_crossover_is_drawn_in_the_order_of_rows(results):
-    assert [rows for rows, _, _ in picture.crossover(results)] == [1, 4]
+    assert [rows for rows, _, _ in picture.sweep(results)] == [1, 4]

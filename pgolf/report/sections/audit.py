@@ -62,9 +62,7 @@ def _sums(sums: dict) -> Chart:
         pairs = [(at, value) for at, value in zip(known["targets"], known["sums"], strict=True) if value]
         series.append(Series(label(name), [at for at, _ in pairs], [value for _, value in pairs], style=i, dots=True))
     note = "At the places that were looked at. Probabilities of a code sum to one; a larger sum is no code length."
-    axis = Axis(
-        "sum over the vocabulary", "probability", log=True, low=0.5, high=max([2.0, *(v for s in series for v in s.y)])
-    )
+    axis = Axis("sum over the vocabulary", "probability", log=True)
     return Curves("Sum of all probabilities", Axis("probed at", "tokens"), axis, series, note=note)
 
 
