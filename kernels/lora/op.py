@@ -1,31 +1,55 @@
-"""Batched per-document LoRA: the public function, its registration, and how its kernels are launched."""
+"""`lora`: the public function, its Triton launches, registration and autograd."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pgolf.kernels.compile import Case
-from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
+from pgolf.kernels.arguments import require_tensors
+from pgolf.kernels.launch import capability_of, cdiv, implement
+from pgolf.kernels.lora.launch import (
+    CHUNK,
+    MAX_RANK,
+    choose_route,
+    launch_adapters,
+    launch_expand,
+    launch_product,
+    launch_reduce,
+    launch_shrink,
+    padded,
+    rank_blocks,
+    rank_step,
+)
 from pgolf.kernels.lora.reference import lora_backward_reference, lora_reference
-
-MAX_RANK = 128
-# rows of a document that one program sums into an adapter's gradient; a longer document leaves partial sums. Fixed, so that
-# a document's gradient has the same bits whatever else is in the batch.
-CHUNK = 2048
 
 
 def lora(
     x: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, scale: float = 1.0, cu_seqlens: Tensor | None = None
 ) -> Tensor:
-    """y_d = x_d Wᵀ + s (x_d A_dᵀ) B_dᵀ for every document d.
+    """Low-rank adapters (LoRA, arXiv:2106.09685), one pair for every document d of a batch:
 
-    x           (docs, n, in), or (tokens, in) with cu_seqlens; float32, bfloat16 or float16
-    weight      (out, in) as x, shared by all documents; None leaves only the adapters' product
-    a, b        (docs, rank, in) and (docs, out, rank), rank 1 to 128, both as x or both float32
-    cu_seqlens  int32 (docs + 1,), rising from 0: document d is rows cu_seqlens[d] to cu_seqlens[d + 1] of x. It may be
-                empty. Rows behind the last document get the base product only.
-    result      (docs, n, out) or (tokens, out), as x
+        y_d = x_d Wᵀ + s (x_d A_dᵀ) B_dᵀ
 
-    Gradients for x, a, b, and for weight if it asks for one; the adapters' are summed per document in a fixed order.
+    Args:
+        x: (docs, n, in), or (tokens, in) with cu_seqlens; float32, bfloat16 or float16
+        weight: (out, in) as x, or in float32, which is cast as autocast would; shared by all documents. None leaves only
+            the adapters' product
+        a: (docs, rank, in), rank 1 to 128, as x or float32
+        b: (docs, out, rank) in a's dtype
+        scale: s
+        cu_seqlens: int32 (docs + 1,), rising from 0: document d is rows cu_seqlens[d] to cu_seqlens[d + 1] of x. It may be
+            empty. Rows behind the last document get the base product only
+
+    Returns:
+        (docs, n, out) or (tokens, out), as x. Differentiable in x, a, b, and in weight if it asks for a gradient; the
+        adapters' gradients are summed per document in a fixed order.
+
+    Example:
+        >>> x, weight = torch.randn(2, 5, 32), torch.randn(16, 32)
+        >>> a, b = torch.randn(2, 4, 32), torch.zeros(2, 16, 4)
+        >>> torch.allclose(lora(x, weight, a, b), x @ weight.T, atol=1e-5)
+        True
+
     Saved for backward: x and t = s x Aᵀ (rank numbers a row). With T rows in all, e and e_a the sizes of an element of x and
     of a, and every tensor crossing memory once a pass:
 
@@ -33,8 +57,12 @@ def lora(
         backward    T (2 in + 2 out + 3 rank) e + in·out·e + 2 docs·rank (in + out) e_a,  2 T (in·out + 2 rank (in + out))
         without dx  T (in + 2 out + 3 rank) e + docs·rank (in + 2 out) e_a,  2 T rank (in + 2 out)
 
-    and 2 T in·out more for the weight's gradient. What crosses memory again, and when, is the choice of `choose_route`.
+    and 2 T in·out more for the weight's gradient. What crosses memory again, and when, is the choice of
+    `launch.choose_route`.
     """
+    require_tensors("lora", {"x": x, "a": a, "b": b}, {"weight": weight, "cu_seqlens": cu_seqlens})
+    if weight is not None and weight.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16):
+        weight = weight.to(x.dtype)
     _check(x, weight, a, b, cu_seqlens)
     return torch.ops.pgolf.lora(x, weight, a, b, scale, cu_seqlens)[0]
 
@@ -67,137 +95,13 @@ def _check(x: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, cu_seqlens: T
         raise ValueError(f"lora: a and b must both be {x.dtype}, as x, or both float32; got {a.dtype} and {b.dtype}")
 
 
-def rank_blocks(rank: int) -> tuple[int, int]:
-    """The padded rank as one power of two, or as two where that is less: 80 is 64 + 16, 96 is 64 + 32."""
-    whole = max(16, 1 << (rank - 1).bit_length())
-    rest = max(16, 1 << max(rank - whole // 2 - 1, 0).bit_length())
-    return (whole // 2, rest) if whole > 32 and whole // 2 + rest < whole else (whole, 0)
-
-
-def rank_step(rank: int) -> int:
-    """Ranks per step of t Bᵀ: long steps, without padding the last one by much."""
-    return 16 if rank <= 16 else 64 if rank % 64 == 0 else 32
-
-
-def choose_route(width: int, out: int, rank: int, element_size: int) -> str:
-    """How the base and the adapter's product are put together, by what each way costs a row of x.
-
-    "whole": one kernel, which computes t again for every column of tiles; "split": t first, then one kernel for the rest;
-    "around": cuBLAS for the base, t, and t Bᵀ added to what cuBLAS wrote. float32 leaves the base to cuBLAS always: there
-    are no tensor cores for it that keep its precision.
-    """
-    if element_size == 4:
-        return "around"
-    # chosen by reasoning, unmeasured: an H100's bytes and FLOPs a second as such kernels reach them
-    memory, triton, cublas = 3.0e12, 600e12, 700e12
-    columns = launch_product(width, out, rank, 1024, 90).tiles["BN"]
-    read, write = element_size * width / memory, element_size * out / memory
-    padded, second = rank_blocks(rank)
-    base = 2 * width * out
-    cost = {
-        "split": read + max(read + write, (base + 2 * rank * out) / triton),
-        "around": max(read + write, base / cublas) + read + 2 * write,
-    }
-    if not second and padded <= 64:
-        again = 2 * width * padded * cdiv(out, columns)
-        cost["whole"] = max(read + write, (base + again + 2 * padded * out) / triton)
-    return min(cost, key=cost.__getitem__)
-
-
-# Launch tables, chosen by reasoning, unmeasured.
-# product: short documents; few columns, two programs a multiprocessor to overlap one's end with another's start; many
-# columns, where a wide tile spares the cache.
-_PRODUCT = {
-    80: {
-        "short": Launch({"BM": 64, "BN": 128, "BK": 32}, 4, 4),
-        "narrow": Launch({"BM": 128, "BN": 128, "BK": 32}, 8, 4),
-        "wide": Launch({"BM": 128, "BN": 128, "BK": 32}, 8, 4),
-    },
-    90: {
-        "short": Launch({"BM": 64, "BN": 128, "BK": 64}, 4, 4),
-        "narrow": Launch({"BM": 128, "BN": 128, "BK": 64}, 8, 3),
-        "wide": Launch({"BM": 128, "BN": 256, "BK": 64}, 8, 3),
-    },
-    100: {
-        "short": Launch({"BM": 64, "BN": 128, "BK": 64}, 4, 4),
-        "narrow": Launch({"BM": 128, "BN": 128, "BK": 64}, 4, 3),
-        "wide": Launch({"BM": 128, "BN": 256, "BK": 64}, 8, 3),
-    },
-}
-
-
-def launch_product(width: int, out: int, rank: int, length: int, capability: int) -> Launch:
-    table = _PRODUCT[_family(capability)]
-    return table["short" if _is_short(length) else "wide" if out >= 2048 else "narrow"]
-
-
-def launch_shrink(width: int, rank: int, length: int, element_size: int, capability: int) -> Launch:
-    """Reads x once at memory speed: deep pipelines, and more warps only to hold more ranks."""
-    if element_size == 4:
-        return Launch({"BM": 32, "BK": 16}, 4, 2)
-    rows = 64 if _is_short(length) else 128
-    stages = 3 if _family(capability) == 80 else 4
-    return Launch({"BM": rows, "BK": 64}, 8 if rank > 64 and rows == 128 else 4, stages)
-
-
-def launch_expand(out: int, rank: int, length: int, element_size: int, capability: int) -> Launch:
-    if element_size == 4:
-        return Launch({"BM": 32, "BN": 64}, 4, 1)
-    return Launch({"BM": 64 if _is_short(length) else 128, "BN": 128}, 4 if _is_short(length) else 8, 2)
-
-
-def launch_adapters(rank: int, element_size: int, capability: int) -> Launch:
-    if element_size == 4:
-        return Launch({"BC": 32, "BM": 16}, 4, 2)
-    return {
-        80: Launch({"BC": 64, "BM": 64}, 4, 3),
-        90: Launch({"BC": 128, "BM": 64}, 8 if rank > 64 else 4, 4),
-        100: Launch({"BC": 64, "BM": 64}, 8, 4),
-    }[_family(capability)]
-
-
-_REDUCE = Launch({"BLOCK": 1024}, 4, 1)
-
-
-def _is_short(length: int) -> bool:
-    """Documents of so few rows waste too much of a tall tile."""
-    return length <= 64 or (length < 192 and length % 128 != 0)
-
-
-def _family(capability: int) -> int:
-    return 80 if capability < 90 else 90 if capability < 100 else 100
-
-
-def traffic_product(docs: int, rows: int, width: int, out: int, rank: int, size: int, shrink: bool) -> tuple[int, int]:
-    adapters = docs * rank * (out + (width if shrink else 0))
-    flops = 2 * rows * (width * out + rank * out + (rank * width if shrink else 0))
-    return size * (rows * (width + out + rank) + width * out + adapters), flops
-
-
-def traffic_shrink(docs: int, rows: int, width: int, rank: int, size: int) -> tuple[int, int]:
-    return size * (rows * (width + rank) + docs * rank * width), 2 * rows * width * rank
-
-
-def traffic_expand(docs: int, rows: int, out: int, rank: int, size: int, add: bool) -> tuple[int, int]:
-    return size * (rows * (out * (2 if add else 1) + rank) + docs * rank * out), 2 * rows * out * rank
-
-
-def traffic_adapters(docs: int, rows: int, width: int, out: int, rank: int, size: int) -> tuple[int, int]:
-    return size * (rows * (width + out + 2 * rank) + docs * rank * (width + out)), 2 * rows * rank * (width + out)
-
-
-def traffic_reduce(docs: int, chunks: int, width: int, out: int, rank: int, size: int) -> tuple[int, int]:
-    numbers = docs * rank * (width + out)
-    return numbers * (4 * chunks + size), numbers * chunks
-
-
 class _Rows:
     """The rows of x as the kernels see them, and how many tiles of a given height cover every document."""
 
     def __init__(self, x: Tensor, docs: int, bounds: Tensor | None):
         self.rows, self.docs, self.bounds = x.shape[:-1].numel(), docs, bounds
         self.length = x.shape[1] if bounds is None else 0
-        self.typical_length = cdiv(self.rows, docs)
+        self.typical_length = cdiv(self.rows, max(docs, 1))
 
     def tiles(self, size: int) -> int:
         return self.docs * cdiv(self.length, size) if self.bounds is None else self.rows // size + self.docs + 1
@@ -216,16 +120,12 @@ def _shrink(x: Tensor, a: Tensor, scale: float, rows: _Rows, backward: bool) -> 
 
     rank = a.shape[2] if backward else a.shape[1]
     t = x.new_empty(*x.shape[:-1], rank)
-    launch = launch_shrink(x.shape[-1], rank, rows.typical_length, x.element_size(), capability_of(x.device))
+    launch = launch_shrink(rank, rows.typical_length, x.element_size(), capability_of(x.device))
     lora_shrink_kernel[(rows.tiles(launch.tiles["BM"]),)](
         x, a, t, *rows.arguments, scale,
-        WIDTH=x.shape[-1], RANK=rank, **_padded(rank), RAGGED=rows.ragged, BACKWARD=backward, **launch.options,
+        WIDTH=x.shape[-1], RANK=rank, **padded(rank), RAGGED=rows.ragged, BACKWARD=backward, **launch.options,
     )  # fmt: skip
     return t
-
-
-def _padded(rank: int) -> dict[str, int]:
-    return dict(zip(("R", "R2"), rank_blocks(rank), strict=True))
 
 
 def _multiply(
@@ -243,14 +143,14 @@ def _multiply(
     if route == "around":
         if weight is not None:
             torch.mm(x.view(-1, width), weight if backward else weight.mT, out=y.view(-1, out))
-        launch = launch_expand(out, rank, rows.typical_length, x.element_size(), capability)
+        launch = launch_expand(rows.typical_length, x.element_size())
         lora_expand_kernel[(rows.tiles(launch.tiles["BM"]) * cdiv(out, launch.tiles["BN"]),)](
             t, b, y, *rows.arguments,
             OUT=out, RANK=rank, RK=rank_step(rank), ADD=weight is not None, RAGGED=rows.ragged, BACKWARD=backward,
             **launch.options,
         )  # fmt: skip
         return y, t
-    launch = launch_product(width, out, rank, rows.typical_length, capability)
+    launch = launch_product(out, rows.typical_length, capability)
     lora_product_kernel[(rows.tiles(launch.tiles["BM"]) * cdiv(out, launch.tiles["BN"]),)](
         x, weight, a, b, t, y, *rows.arguments, scale,
         WIDTH=width, OUT=out, RANK=rank, R=rank_blocks(rank)[0], RK=rank_step(rank), SHRINK=route == "whole",
@@ -259,7 +159,10 @@ def _multiply(
     return y, t
 
 
-def forward_triton(x, weight, a, b, scale, cu_seqlens, route=None):
+def forward_triton(
+    x: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, scale: float, cu_seqlens: Tensor | None, route: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """(y, t); `route` overrides the choice of `choose_route`."""
     rows = _Rows(x, a.shape[0], cu_seqlens)
     if rows.rows == 0:
         return _forward_fake(x, weight, a, b, scale, cu_seqlens)
@@ -268,7 +171,11 @@ def forward_triton(x, weight, a, b, scale, cu_seqlens, route=None):
     return _multiply(x, weight, a, b, scale, rows, False, route)
 
 
-def backward_triton(dy, x, t, weight, a, b, scale, cu_seqlens, input_gradient, route=None):
+def backward_triton(
+    dy: Tensor, x: Tensor, t: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, scale: float, cu_seqlens: Tensor | None,
+    input_gradient: bool, route: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dx, da, db); dx is empty if it is not wanted."""
     from pgolf.kernels.lora.gpu import lora_bwd_adapters_kernel, lora_bwd_reduce_kernel
 
     docs, rank, width = a.shape
@@ -289,130 +196,36 @@ def backward_triton(dy, x, t, weight, a, b, scale, cu_seqlens, input_gradient, r
     launch = launch_adapters(rank, x.element_size(), capability_of(x.device))
     shape = {"IN": width, "OUT": out, "RANK": rank, "RAGGED": rows.ragged, "CHUNK": CHUNK}
     grid = (slots, cdiv(width, launch.tiles["BC"]) + cdiv(out, launch.tiles["BC"]))
-    lora_bwd_adapters_kernel[grid](x, dy, t, dt, da, db, partial, *rows.arguments, **shape, **_padded(rank), **launch.options)
+    lora_bwd_adapters_kernel[grid](x, dy, t, dt, da, db, partial, *rows.arguments, **shape, **padded(rank), **launch.options)
     if longest > CHUNK:
-        lora_bwd_reduce_kernel[docs, cdiv((width + out) * rank, _REDUCE.tiles["BLOCK"])](
-            partial, da, db, cu_seqlens, docs, rows.length, **shape, **_REDUCE.options
+        reduce = launch_reduce()
+        lora_bwd_reduce_kernel[docs, cdiv((width + out) * rank, reduce.tiles["BLOCK"])](
+            partial, da, db, cu_seqlens, docs, rows.length, **shape, **reduce.options
         )
     return dx, da, db
 
 
-def compile_cases(capability: int) -> list[Case]:
-    """Every kernel at the anchor's shape, 64 documents of 2,048 tokens, over the ranks and options that change its code."""
-    from pgolf.kernels.lora import gpu, update
-
-    docs, length = 64, 2048
-    rows = docs * length
-    counts = {"docs": "i32", "length": "i32", "rows": "i32"}
-    element = {2: "*bf16:16", 4: "*fp32:16"}
-
-    def case(kernel, launch, detail, pointers, constants, traffic, ragged, scaled, matmul, registers):
-        signature = {**pointers, **counts}
-        signature |= ({"p_bounds": "*i32:16"} if ragged else {}) | ({"scale": "fp32"} if scaled else {})
-        unused = {} if ragged else {"p_bounds": None}
-        name = f"{kernel.__name__}[{detail}{' ragged' if ragged else ''}]"
-        shape = f"{docs}x{length}"
-        constants = {"RAGGED": ragged, **unused, **constants}
-        return Case(kernel, name, signature, constants, launch, shape, *traffic, matmul, registers)
-
-    def product(width, out, rank, shrink, backward=False, ragged=False, typical=length, adapter=2):
-        launch = launch_product(width, out, rank, typical, capability)
-        pointers = dict.fromkeys(("p_x", "p_w", "p_t", "p_y"), element[2]) | dict.fromkeys(("p_a", "p_b"), element[adapter])
-        constants = {
-            "WIDTH": width, "OUT": out, "RANK": rank, "R": rank_blocks(rank)[0], "RK": rank_step(rank),
-            "SHRINK": shrink, "BACKWARD": backward,
-        }  # fmt: skip
-        detail = f"{width}->{out} r{rank}{' whole' if shrink else ''}{' transposed' if backward else ''}"
-        detail += " float32 adapters" if adapter == 4 else ""
-        traffic = traffic_product(docs, rows, width, out, rank, 2, shrink)
-        return case(gpu.lora_product_kernel, launch, detail, pointers, constants, traffic, ragged, True, True, 208)
-
-    def shrink(width, rank, backward=False, ragged=False, size=2, typical=length):
-        launch = launch_shrink(width, rank, typical, size, capability)
-        pointers = dict.fromkeys(("p_x", "p_a", "p_t"), element[size])
-        constants = {"WIDTH": width, "RANK": rank, **_padded(rank), "BACKWARD": backward}
-        detail = f"{width} r{rank}{' transposed' if backward else ''}{' float32' if size == 4 else ''}"
-        traffic = traffic_shrink(docs, rows, width, rank, size)
-        return case(gpu.lora_shrink_kernel, launch, detail, pointers, constants, traffic, ragged, True, size == 2, 176)
-
-    def expand(out, rank, add, backward=False, ragged=False, size=2, typical=length):
-        launch = launch_expand(out, rank, typical, size, capability)
-        pointers = dict.fromkeys(("p_t", "p_b", "p_y"), element[size])
-        constants = {"OUT": out, "RANK": rank, "RK": rank_step(rank), "ADD": add, "BACKWARD": backward}
-        detail = f"{out} r{rank}{' add' if add else ''}{' transposed' if backward else ''}{' float32' if size == 4 else ''}"
-        traffic = traffic_expand(docs, rows, out, rank, size, add)
-        return case(gpu.lora_expand_kernel, launch, detail, pointers, constants, traffic, ragged, False, size == 2, 136)
-
-    def adapters(width, out, rank, ragged=False, size=2, adapter=2):
-        launch = launch_adapters(rank, size, capability)
-        pointers = {
-            **dict.fromkeys(("p_x", "p_dy", "p_t", "p_dt"), element[size]),
-            **dict.fromkeys(("p_da", "p_db"), element[adapter]),
-            "p_partial": element[4],
-        }
-        constants = {"IN": width, "OUT": out, "RANK": rank, **_padded(rank), "CHUNK": CHUNK}
-        detail = f"{width} {out} r{rank}{' float32' if size == 4 else ''}"
-        traffic = traffic_adapters(docs, rows, width, out, rank, size)
-        return case(gpu.lora_bwd_adapters_kernel, launch, detail, pointers, constants, traffic, ragged, False, size == 2, 176)
-
-    reduce = Case(
-        gpu.lora_bwd_reduce_kernel,
-        "lora_bwd_reduce_kernel[ragged]",
-        {**dict.fromkeys(("p_partial", "p_da", "p_db"), element[4]), "p_bounds": "*i32:16", "docs": "i32", "length": "i32"},
-        {"IN": 512, "OUT": 512, "RANK": 80, "RAGGED": True, "CHUNK": CHUNK},
-        _REDUCE,
-        f"{docs} documents of 4 chunks",
-        *traffic_reduce(docs, 4, 512, 512, 80, 4),
-        max_registers=64,
-    )
-    return [
-        product(512, 512, 8, shrink=True),
-        product(512, 512, 32, shrink=True, ragged=True),
-        product(512, 512, 16, shrink=True, backward=True, adapter=4),
-        product(2048, 2048, 8, shrink=True, ragged=True),
-        product(512, 512, 8, shrink=True, ragged=True, typical=48),
-        product(512, 512, 64, shrink=False),
-        product(512, 8192, 80, shrink=False, ragged=True),
-        product(512, 512, 96, shrink=False, backward=True),
-        product(512, 512, 128, shrink=False, typical=48),
-        shrink(512, 8, ragged=True),
-        shrink(512, 64, backward=True),
-        shrink(2048, 80, backward=True, ragged=True),
-        shrink(512, 128, typical=48),
-        shrink(512, 128, size=4),
-        expand(512, 8, add=True, ragged=True),
-        expand(512, 80, add=False, backward=True, typical=48),
-        expand(512, 128, add=True, size=4),
-        adapters(512, 512, 8, adapter=4),
-        adapters(512, 2048, 80, ragged=True),
-        adapters(512, 512, 128, ragged=True),
-        adapters(512, 512, 128, size=4),
-        reduce,
-        *update.compile_cases(),
-    ]
-
-
-def _forward_fake(x, weight, a, b, scale, cu_seqlens):
+def _forward_fake(
+    x: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, scale: float, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
     return x.new_empty(*x.shape[:-1], b.shape[1]), x.new_empty(*x.shape[:-1], a.shape[1])
 
 
-def _backward_fake(dy, x, t, weight, a, b, scale, cu_seqlens, input_gradient):
+def _backward_fake(
+    dy: Tensor, x: Tensor, t: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, scale: float, cu_seqlens: Tensor | None,
+    input_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return x.new_empty(x.shape if input_gradient else (0,)), a.new_empty(a.shape), b.new_empty(b.shape)
 
 
-def _backward_cpu(dy, x, t, weight, a, b, scale, cu_seqlens, input_gradient):
-    dx, da, db = lora_backward_reference(dy, x, t, weight, a, b, scale, cu_seqlens, input_gradient)
-    return dx if input_gradient else x.new_empty(0), da, db
-
-
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     x, weight, a, b, scale, cu_seqlens = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x, output[1], weight, a, b, cu_seqlens)
     ctx.scale = scale
 
 
-def _differentiate(ctx, dy, _dt):
+def _differentiate(ctx: Any, dy: Tensor, _dt: Tensor) -> tuple[Tensor | None, ...]:
     x, t, weight, a, b, cu_seqlens = ctx.saved_tensors
     wants_x, wants_weight, *_ = ctx.needs_input_grad
     dx, da, db = torch.ops.pgolf.lora_backward(dy, x, t, weight, a, b, ctx.scale, cu_seqlens, wants_x)
@@ -429,7 +242,7 @@ torch.library.define(
     "bool input_gradient) -> (Tensor, Tensor, Tensor)",
 )
 implement("pgolf::lora", "CPU", lora_reference)
-implement("pgolf::lora_backward", "CPU", _backward_cpu)
+implement("pgolf::lora_backward", "CPU", lora_backward_reference)
 implement("pgolf::lora", "CUDA", forward_triton)
 implement("pgolf::lora_backward", "CUDA", backward_triton)
 torch.library.register_fake("pgolf::lora", _forward_fake)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 
-def lora_reference(x: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, scale: float, cu_seqlens: Tensor | None):
+def lora_reference(
+    x: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, scale: float, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """y (as x, but `out` wide) and t = scale · x Aᵀ (as x, but `rank` wide). Differentiable."""
     if cu_seqlens is None:
         a, b = a.to(x.dtype), b.to(x.dtype)
@@ -36,7 +38,7 @@ def lora_backward_reference(
     scale: float,
     cu_seqlens: Tensor | None,
     input_gradient: bool = True,
-):
+) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, da, db) from the gradient of y and the saved t; dx is empty if it is not wanted."""
     if cu_seqlens is None:
         dt = scale * torch.bmm(dy, b.to(dy.dtype))
@@ -79,8 +81,9 @@ def adam_reference(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
-):
-    """One AdamW step of a tensor that holds one document a row: the new parameter and moments, in the precision of `lr`.
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """One AdamW step (arXiv:1711.05101) of a tensor that holds one document a row: the new parameter and moments, in the
+    precision of `lr`.
 
     `lr` and `steps` hold one value a document; `steps` is 1 at a document's first update. `first` is not read if
     betas[0] is 0, and is then returned as it came.

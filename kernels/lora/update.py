@@ -3,20 +3,35 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pgolf.kernels.compile import Case
-from pgolf.kernels.launch import Launch, cdiv, implement
+from pgolf.kernels.arguments import require_tensors
+from pgolf.kernels.launch import cdiv, implement
+from pgolf.kernels.lora.launch import launch_update
 from pgolf.kernels.lora.reference import adam_reference
 
 
 def lora_initial(
     rank: int, width: int, *, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """An initial A, (rank, width), uniform in ±1/√width. Drawn on the CPU, so that a seed means the same numbers on every
-    device; one seed a site, and every document that `lora_reset` starts afresh starts from the same numbers."""
+    """An initial A, uniform in ±1/√width.
+
+    Args:
+        rank, width: its shape
+        seed: one for each place in the model that has adapters; every document that `lora_reset` starts afresh starts from
+            the same numbers. Drawn on the CPU, so that a seed means the same numbers on every device
+        dtype, device: of the result
+
+    Returns:
+        (rank, width)
+
+    Example:
+        >>> lora_initial(8, 512, seed=0).shape
+        torch.Size([8, 512])
+    """
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(rank, width, generator=generator, dtype=torch.float64) * 2 - 1
     return (uniform / width**0.5).to(device, dtype)
@@ -36,20 +51,29 @@ def lora_adam(
     weight_decay: float = 0.0,
     active: Tensor | None = None,
 ) -> None:
-    """One AdamW step, in place, of every tensor given, as one launch.
+    """One step of AdamW (Adam, arXiv:1412.6980; decoupled decay, arXiv:1711.05101), in place, of every tensor given, as one
+    launch.
 
     All tensors have documents as their leading dimension and may differ in the rest; document d is at step steps[d].
 
         t = steps[d] += 1;   m = β₁ m + (1 - β₁) g;   v = β₂ v + (1 - β₂) g²
         p = p (1 - lr·decay) - lr · m/(1 - β₁ᵗ) / (√(v/(1 - β₂ᵗ)) + eps)
 
-    parameters, gradients   same shapes; each list has one dtype (float32, bfloat16 or float16)
-    first, second           the moments m and v, same shapes, one dtype for both. bfloat16 halves their traffic, but rounds
-                            away a β₂ nearer to 1 than about 0.99. With betas[0] = 0, `first` is neither read nor written
-                            and may be an empty list.
-    steps                   int32 (docs,), counted on the device
-    lr                      a number, or float32 (docs,) with one for each document
-    active                  bool (docs,): documents where it is false keep parameters, moments and step untouched
+    Args:
+        parameters, gradients: same shapes; each list has one dtype (float32, bfloat16 or float16)
+        first, second: the moments m and v, same shapes, one dtype for both. bfloat16 halves their traffic, but rounds away a
+            β₂ nearer to 1 than about 0.99. With betas[0] = 0, `first` is neither read nor written and may be an empty list
+        steps: int32 (docs,), counted on the device
+        lr: a number, or float32 (docs,) with one for each document
+        betas: β₁ and β₂
+        eps, weight_decay: numbers
+        active: bool (docs,): documents where it is false keep parameters, moments and step untouched
+
+    Example:
+        >>> p, g, v, steps = torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int32)
+        >>> lora_adam([p], [g], [], [v], steps, lr=0.1, betas=(0.0, 0.99))
+        >>> steps.tolist()
+        [1, 1]
 
     State traffic is the cost: a parameter moves 2 e_p + e_g + 2 e_m bytes with betas[0] = 0 and 2 e_p + e_g + 4 e_m
     otherwise (20 and 28 where everything is float32, 12 and 16 where the moments and the gradient are bfloat16), for
@@ -92,11 +116,20 @@ def lora_reset(
 ) -> None:
     """Start documents afresh, in place, as one launch: A = initial A, B = 0, moments = 0, steps = 0.
 
-    a          list of (docs, rank, in); `initial` holds for each the (rank, in) that every document starts from, same
-               dtype (`lora_initial` draws one), so a document's start depends neither on its place nor on its company
-    b, first, second   lists of tensors with documents leading, of any length (`first` is empty where betas[0] = 0)
-    steps      int32 (docs,)
-    documents  bool (docs,): which to reset; all if not given
+    Args:
+        a: tensors (docs, rank, in)
+        b: tensors with documents leading
+        initial: for each tensor of a the (rank, in) that every document starts from, in the same dtype (`lora_initial` draws
+            one), so that a document's start depends neither on its place nor on its company
+        first, second: the moments, any number of tensors (`first` is empty where betas[0] = 0)
+        steps: int32 (docs,)
+        documents: bool (docs,): which to reset; all if not given
+
+    Example:
+        >>> a, b, steps = torch.ones(2, 4, 8), torch.ones(2, 8, 4), torch.ones(2, dtype=torch.int32)
+        >>> lora_reset([a], [b], [lora_initial(4, 8, seed=0)], [], [], steps)
+        >>> bool((b == 0).all() and (steps == 0).all())
+        True
 
     Writes each byte of the chosen documents once; reads only `initial`.
     """
@@ -109,6 +142,7 @@ def lora_reset(
 
 
 def _documents(function: str, steps: Tensor, chosen: Tensor | None) -> int:
+    require_tensors(function, {"steps": steps}, {"mask": chosen})
     if steps.dim() != 1 or steps.dtype != torch.int32:
         raise ValueError(f"{function}: steps must be int32 (docs,); got {steps.dtype} {tuple(steps.shape)}")
     if chosen is not None and (chosen.dtype != torch.bool or chosen.shape != steps.shape):
@@ -119,14 +153,20 @@ def _documents(function: str, steps: Tensor, chosen: Tensor | None) -> int:
 
 
 def _check_list(function: str, name: str, tensors: Sequence[Tensor], docs: int) -> None:
-    for tensor in tensors:
+    if isinstance(tensors, Tensor):
+        raise TypeError(f"{function}: {name} must be a list of tensors; put the one you have into brackets")
+    for i, tensor in enumerate(tensors):
+        require_tensors(function, {f"{name}[{i}]": tensor})
         if tensor.shape[:1] != (docs,):
             raise ValueError(f"{function}: {name} must have {docs} documents leading; got {tuple(tensor.shape)}")
         if name != "gradients" and not tensor.is_contiguous():
             raise ValueError(f"{function}: {name} are updated in place and must be contiguous")
 
 
-def _adam_cpu(parameters, gradients, first, second, steps, rates, rate, beta1, beta2, eps, weight_decay, active):
+def _adam_cpu(
+    parameters: list[Tensor], gradients: list[Tensor], first: list[Tensor], second: list[Tensor], steps: Tensor,
+    rates: Tensor | None, rate: float, beta1: float, beta2: float, eps: float, weight_decay: float, active: Tensor | None,
+) -> None:  # fmt: skip
     rows = slice(None) if active is None else active
     steps[rows] += 1
     precision = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
@@ -141,27 +181,12 @@ def _adam_cpu(parameters, gradients, first, second, steps, rates, rate, beta1, b
             m[rows] = new_m.to(m.dtype)
 
 
-def _reset_cpu(a, initial, cleared, documents):
+def _reset_cpu(a: list[Tensor], initial: list[Tensor], cleared: list[Tensor], documents: Tensor | None) -> None:
     rows = slice(None) if documents is None else documents
     for tensor, start in zip(a, initial, strict=True):
         tensor[rows] = start
     for tensor in cleared:
         tensor[rows] = 0
-
-
-def launch_update() -> Launch:
-    """Elementwise and bound by memory: eight elements a thread, many blocks a multiprocessor. Chosen by reasoning,
-    unmeasured."""
-    return Launch({"BLOCK": 1024}, 4, 1)
-
-
-def traffic_adam(elements: int, parameter_size: int, gradient_size: int, moment_size: int, first: bool) -> tuple[int, int]:
-    moments = 2 * moment_size * (2 if first else 1)
-    return elements * (2 * parameter_size + gradient_size + moments), elements * (16 if first else 12)
-
-
-def traffic_reset(written: int, read: int) -> tuple[int, int]:
-    return written + read, 0
 
 
 @lru_cache(maxsize=32)
@@ -171,7 +196,9 @@ def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
-def _launch_over(entries: Sequence[tuple[int, ...]], lengths: list[int], docs: int, device: torch.device):
+def _launch_over(
+    entries: Sequence[tuple[int, ...]], lengths: list[int], docs: int, device: torch.device
+) -> tuple[tuple[int, int], Tensor, dict[str, Any]]:
     """(grid, table, constants) of a kernel over every document of a list of tensors: lengths[i] counts the elements that a
     document has in tensor i, entries[i] are four numbers for the kernel."""
     launch = launch_update()
@@ -183,7 +210,10 @@ def _launch_over(entries: Sequence[tuple[int, ...]], lengths: list[int], docs: i
     return (blocks, docs), _table(tuple(rows), device), constants
 
 
-def _adam_triton(parameters, gradients, first, second, steps, rates, rate, beta1, beta2, eps, weight_decay, active):
+def _adam_triton(
+    parameters: list[Tensor], gradients: list[Tensor], first: list[Tensor], second: list[Tensor], steps: Tensor,
+    rates: Tensor | None, rate: float, beta1: float, beta2: float, eps: float, weight_decay: float, active: Tensor | None,
+) -> None:  # fmt: skip
     import triton.language as tl
 
     from pgolf.kernels.lora.gpu import lora_adam_kernel
@@ -214,7 +244,7 @@ def _adam_triton(parameters, gradients, first, second, steps, rates, rate, beta1
     torch.autograd.graph.increment_version([*parameters, *first, *second])
 
 
-def _reset_triton(a, initial, cleared, documents):
+def _reset_triton(a: list[Tensor], initial: list[Tensor], cleared: list[Tensor], documents: Tensor | None) -> None:
     from pgolf.kernels.lora.gpu import lora_reset_kernel
 
     initial = [start.contiguous() for start in initial]
@@ -233,45 +263,6 @@ def _reset_triton(a, initial, cleared, documents):
     chosen = None if documents is None else documents.view(torch.uint8)
     lora_reset_kernel[grid](table, chosen, len(sized), CHOSEN=documents is not None, **constants)
     torch.autograd.graph.increment_version([*a, *cleared])
-
-
-def compile_cases() -> list[Case]:
-    """The optimiser step in the precisions and options that change its code, and the reset; the anchor's 64 documents with
-    7 million numbers each at rank 80."""
-    import triton.language as tl
-
-    from pgolf.kernels.lora.gpu import lora_adam_kernel, lora_reset_kernel
-
-    launch = launch_update()
-    elements = 64 * 6_963_200
-    numbers = {name: "fp32" for name in "rate decay beta1 beta2 rest1 rest2 log_beta1 log_beta2 eps".split()}
-    pointers = {"p_table": "*i64:16", "p_steps": "*i32:16"}
-    sizes = {tl.float32: 4, tl.bfloat16: 2}
-    found = []
-    for p, g, s, first, chosen, aligned in (
-        (tl.float32, tl.float32, tl.float32, True, True, True),
-        (tl.float32, tl.bfloat16, tl.bfloat16, False, False, True),
-        (tl.bfloat16, tl.bfloat16, tl.float32, True, False, False),
-    ):
-        signature = {**pointers, "tensors": "i32", **numbers}
-        constants = {"P": p, "G": g, "S": s, "FIRST": first, "RATES": chosen, "ACTIVE": chosen, "ALIGNED": aligned, "BT": 256}
-        optional = {"p_rates": "*fp32:16", "p_active": "*u8:16"}
-        if chosen:
-            signature |= optional
-        else:
-            constants |= dict.fromkeys(optional)
-        moved, flops = traffic_adam(elements, sizes[p], sizes[g], sizes[s], first)
-        name = f"lora_adam_kernel[{p.name} {g.name} {s.name}{' first' if first else ''}{' masked' if chosen else ''}]"
-        shape = f"{elements:,} numbers"
-        found.append(Case(lora_adam_kernel, name, signature, constants, launch, shape, moved, flops, max_registers=96))
-    signature = {"p_table": "*i64:16", "p_chosen": "*u8:16", "tensors": "i32"}
-    moved, flops = traffic_reset(2 * 4 * elements, 4 * elements // 128)
-    shape = f"{2 * elements:,} numbers"
-    constants = {"CHOSEN": True, "BT": 256}
-    found.append(
-        Case(lora_reset_kernel, "lora_reset_kernel", signature, constants, launch, shape, moved, flops, max_registers=48)
-    )
-    return found
 
 
 torch.library.define(

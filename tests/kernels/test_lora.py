@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pgolf.kernels.launch import Launch
-from pgolf.kernels.lora import lora, lora_adam, lora_initial, lora_reset, op
+from pgolf.kernels.lora import launch, lora, lora_adam, lora_initial, lora_reset
 from pgolf.kernels.lora.reference import lora_reference
 from tests.kernels.compare import assert_close
 
@@ -141,35 +141,42 @@ def test_messages():
 
 def test_rank_is_padded_to_two_blocks_only_where_that_is_less():
     blocks = {1: (16, 0), 8: (16, 0), 17: (32, 0), 40: (32, 16), 64: (64, 0), 80: (64, 16), 96: (64, 32), 97: (128, 0)}
-    assert {rank: op.rank_blocks(rank) for rank in blocks} == blocks
-    for rank in range(1, op.MAX_RANK + 1):
-        assert rank <= sum(op.rank_blocks(rank)) <= max(16, 2 * rank)
-    assert {rank: op.rank_step(rank) for rank in (8, 16, 17, 80, 96, 128)} == {8: 16, 16: 16, 17: 32, 80: 32, 96: 32, 128: 64}
+    assert {rank: launch.rank_blocks(rank) for rank in blocks} == blocks
+    for rank in range(1, launch.MAX_RANK + 1):
+        assert rank <= sum(launch.rank_blocks(rank)) <= max(16, 2 * rank)
+    assert {rank: launch.rank_step(rank) for rank in (8, 16, 17, 80, 96, 128)} == {
+        8: 16,
+        16: 16,
+        17: 32,
+        80: 32,
+        96: 32,
+        128: 64,
+    }
 
 
 def test_route_follows_the_shape():
-    assert op.choose_route(512, 512, 8, 2) == "whole"  # t again for every column of tiles costs less than reading x again
-    assert op.choose_route(512, 512, 80, 2) == "split"
-    assert op.choose_route(512, 8192, 8, 2) == "split"  # 32 columns of tiles
-    assert op.choose_route(8192, 512, 8, 2) == "whole"  # reading 8,192 numbers a row again is what costs
-    assert op.choose_route(8192, 512, 96, 2) == "around"
-    assert op.choose_route(512, 512, 8, 4) == "around"  # float32 has no tensor cores that keep its precision
+    assert launch.choose_route(512, 512, 8, 2) == "whole"  # t again for every column of tiles costs less than reading x again
+    assert launch.choose_route(512, 512, 80, 2) == "split"
+    assert launch.choose_route(512, 8192, 8, 2) == "split"  # 32 columns of tiles
+    assert launch.choose_route(8192, 512, 8, 2) == "whole"  # reading 8,192 numbers a row again is what costs
+    assert launch.choose_route(8192, 512, 96, 2) == "around"
+    assert launch.choose_route(512, 512, 8, 4) == "around"  # float32 has no tensor cores that keep its precision
 
 
 def test_launch_tables():
-    assert op.launch_product(512, 512, 8, 2048, 90) == Launch({"BM": 128, "BN": 128, "BK": 64}, 8, 3)
-    assert op.launch_product(512, 8192, 8, 2048, 90).tiles["BN"] == 256
-    assert op.launch_product(512, 512, 8, 48, 90).tiles["BM"] == 64
-    assert op.launch_product(512, 512, 8, 2048, 120) == op.launch_product(512, 512, 8, 2048, 100)
-    assert op.launch_shrink(512, 8, 2048, 2, 90) == Launch({"BM": 128, "BK": 64}, 4, 4)
-    assert op.launch_shrink(512, 96, 2048, 2, 90).num_warps == 8
-    assert op.launch_adapters(8, 2, 80).num_stages == 3
-    assert op.launch_expand(512, 8, 48, 2, 90).tiles["BM"] == 64
+    assert launch.launch_product(512, 2048, 90) == Launch({"BM": 128, "BN": 128, "BK": 64}, 8, 3)
+    assert launch.launch_product(8192, 2048, 90).tiles["BN"] == 256
+    assert launch.launch_product(512, 48, 90).tiles["BM"] == 64
+    assert launch.launch_product(512, 2048, 120) == launch.launch_product(512, 2048, 100)
+    assert launch.launch_shrink(8, 2048, 2, 90) == Launch({"BM": 128, "BK": 64}, 4, 4)
+    assert launch.launch_shrink(96, 2048, 2, 90).num_warps == 8
+    assert launch.launch_adapters(8, 2, 80).num_stages == 3
+    assert launch.launch_expand(48, 2).tiles["BM"] == 64
 
 
 def test_traffic_of_the_anchor():
     """64 documents of 2,048 tokens, 512 to 512, rank 8: 0.28 GB, 71 GFLOP."""
-    moved, flops = op.traffic_product(64, 64 * 2048, 512, 512, 8, 2, shrink=True)
+    moved, flops = launch.traffic_product(64, 64 * 2048, 512, 512, 8, 2, shrink=True)
     assert moved == 2 * (131_072 * (512 + 512 + 8) + 512 * 512 + 64 * 8 * 1024)
     assert flops == 2 * 131_072 * (512 * 512 + 8 * 1024)
 
@@ -289,3 +296,25 @@ def test_a_whole_round_of_adaptation_lowers_the_loss():
         gradients = torch.autograd.grad(loss.sum(), parameters)
         lora_adam(parameters, gradients, [], second, steps, lr=0.05, betas=(0.0, 0.95))
     assert (losses[-1] < 0.5 * losses[0]).all()
+
+
+def test_kinds_of_arguments_and_nothing_at_all():
+    x, weight, a, b, _ = adapters(dtype=torch.float32)
+    with pytest.raises(TypeError, match="weight must be a torch.Tensor, not torch's Linear; pass its weight"):
+        lora(x, torch.nn.Linear(12, 10), a, b)
+    steps = torch.zeros(3, dtype=torch.int32)
+    with pytest.raises(TypeError, match="gradients must be a list of tensors"):
+        lora_adam([a], a, [], [a], steps, lr=0.1, betas=(0.0, 0.9))
+    with pytest.raises(TypeError, match=r"second\[0\] must be a torch.Tensor"):
+        lora_adam([a], [a], [], [a.numpy()], steps, lr=0.1, betas=(0.0, 0.9))
+    assert lora(x[:0], weight, a[:0], b[:0]).shape == (0, 7, 10) and lora(x[:, :0], weight, a, b).shape == (3, 0, 10)
+    rows, bounds = x.flatten(0, 1), torch.zeros(1, dtype=torch.int32)
+    assert_close(lora(rows, weight, a[:0], b[:0], cu_seqlens=bounds), rows @ weight.T, 1e-6)
+
+
+def test_a_float32_weight_is_cast_as_autocast_would():
+    x, weight, a, b, _ = adapters(dtype=torch.float32)
+    half, weight = x.bfloat16(), weight.requires_grad_()
+    y = lora(half, weight, a, b)
+    assert y.dtype == torch.bfloat16 and torch.equal(y, lora(half, weight.bfloat16(), a, b))
+    assert torch.autograd.grad(y.float().sum(), weight)[0].dtype == torch.float32

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pgolf.kernels.lora import lora, lora_adam, lora_reset, op
+from pgolf.kernels.lora import launch, lora, lora_adam, lora_reset, op
 from pgolf.kernels.lora.reference import lora_backward_reference, lora_reference
 from tests.kernels.compare import assert_close
 from tests.kernels.test_lora import adapters, training
@@ -18,7 +18,7 @@ LENGTHS = [300, 0, 1, 2500, 64]
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "ragged"])
 @pytest.mark.parametrize("width,out,rank", [(512, 512, 8), (200, 2056, 32), (512, 512, 80), (256, 128, 96)])
 def test_against_float64_and_twice_the_same(width, out, rank, lengths, route, adapter_dtype):
-    if route == "whole" and op.rank_blocks(rank)[1]:
+    if route == "whole" and launch.rank_blocks(rank)[1]:
         pytest.skip("this route pads the rank to one power of two")
     shape = {"docs": 5, "n": 2100, "width": width, "out": out, "rank": rank, "lengths": lengths}
     x, weight, a, b, bounds = adapters(**shape, dtype=torch.bfloat16, device="cuda")
