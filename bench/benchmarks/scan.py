@@ -16,7 +16,7 @@ from bench.benchmarks.registry import (
     split,
     without_gpu,
 )
-from pgolf.kernels.scan import op as scan_op
+from pgolf.kernels.scan import launch as scan_launch
 from pgolf.kernels.scan import scan
 from pgolf.kernels.scan.reference import scan_chunked, scan_reference
 
@@ -32,7 +32,7 @@ def _(place, form, batch, length, heads, groups, width, size):
         """Mamba's way to say it: the decay's logarithm is a dt."""
         return lambda v, b, c, dt, a: form(v, b, c, dt, a * dt)
 
-    eager = of_rates(partial(scan_chunked, chunk=scan_op.CHUNK))
+    eager = of_rates(partial(scan_chunked, chunk=scan_launch.CHUNK))
     peers = {**compiled(place, eager), "chunks in torch": eager}
     if place.size != "full":  # the loop keeps a state for every token
         peers["token by token in torch"] = of_rates(scan_reference)
@@ -44,9 +44,9 @@ def _(place, form, batch, length, heads, groups, width, size):
             peers[name] = peer
     ours, peers = split(alike(form, [v, b, c, dt, a], ours=of_rates(scan), **peers))
     shape = (batch * length, heads, groups, width, size, place.element)
-    traffic = [scan_op.traffic_forward(*shape)]
+    traffic = [scan_launch.traffic_forward(*shape)]
     if form == BOTH:
-        traffic += [scan_op.traffic_states(*shape), scan_op.traffic_chunks(*shape)]
+        traffic += [scan_launch.traffic_states(*shape), scan_launch.traffic_chunks(*shape)]
     work = tuple(map(sum, zip(*traffic, strict=True)))
     return Benchmark(
         ours, peers, work, (batch * length, "tokens/s"), absent=absent, min_speedup=first_peer(place, peers, 0.75)
@@ -56,7 +56,7 @@ def _(place, form, batch, length, heads, groups, width, size):
 def mamba_ssm_scan(v, b, c, dt, a):
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
-    return mamba_chunk_scan_combined(v, dt, a, b, c, chunk_size=scan_op.CHUNK)
+    return mamba_chunk_scan_combined(v, dt, a, b, c, chunk_size=scan_launch.CHUNK)
 
 
 def fla_scan(v, b, c, dt, a):

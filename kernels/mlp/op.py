@@ -1,35 +1,75 @@
-"""The squared-leaky-rectifier MLP as a registered operator: launch choice, launchers, autograd and the public function."""
+"""`mlp`: the public function, its Triton launches, registration and autograd."""
 
 from functools import cache
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
+from pgolf.kernels.arguments import require_tensors
+from pgolf.kernels.launch import Launch, capability_of, cdiv, implement, nearest
+from pgolf.kernels.mlp.launch import (
+    MULTIPROCESSORS,
+    launch_down,
+    launch_hidden,
+    launch_up,
+    launch_w_down,
+    magnitude_product,
+    parts_of_rows,
+    uses_kernels,
+)
 
 
-def mlp(x: torch.Tensor, w_up: torch.Tensor, w_down: torch.Tensor, slope: float = 0.5) -> torch.Tensor:
-    """y = h^2 w_down^T with h = LeakyReLU(x w_up^T, slope): the two products of an MLP and what is between them.
+def mlp(x: Tensor, w_up: Tensor, w_down: Tensor, slope: float = 0.5) -> Tensor:
+    """A squared leaky rectifier between two products; with slope 0 it is Primer's squared ReLU (arXiv:2109.08668), with
+    0.5 the one of PR #549 of openai/parameter-golf.
 
-    x       (..., D)
-    w_up    (H, D)
-    w_down  (D_out, H)
-    slope   in [0, 1]; 0 is the plain squared rectifier
-    returns (..., D_out), in the one dtype of all inputs
+        y = h^2 w_down^T,  h = LeakyReLU(x w_up^T, slope)
 
-    Gradients flow to x, w_up and w_down. Besides the inputs one tensor of (rows, H) is kept for backward. The kernels
-    keep s = sign(pre) h^2 with pre = x w_up^T: |s| is what the second product needs, and the derivative
-    d h^2 / d pre is 2 sqrt(s) for s > 0 and -2 slope sqrt(|s|) below. The square root halves the relative error that
-    rounding s left. Plain torch, which serves CPUs, float32, float64 and sizes that are no multiple of 8, keeps h.
+    Args:
+        x: (..., D)
+        w_up: (H, D)
+        w_down: (D_out, H)
+        slope: in [0, 1]
+
+    Returns:
+        (..., D_out) in x's dtype. Differentiable in x, w_up and w_down.
+
+    All have one floating-point dtype, or x is float16 or bfloat16 and the weights are float32, which are then cast, as
+    autocast would. Under autocast all are cast to its dtype.
+
+    Example:
+        >>> x, w_up, w_down = torch.randn(2, 16, 512), torch.randn(2048, 512), torch.randn(512, 2048)
+        >>> mlp(x, w_up, w_down).shape
+        torch.Size([2, 16, 512])
+
+    Besides the inputs one tensor of (rows, H) is kept for backward. The kernels keep s = sign(pre) h^2 with
+    pre = x w_up^T: |s| is what the second product needs, and the derivative d h^2 / d pre is 2 sqrt(s) for s > 0 and
+    -2 slope sqrt(|s|) below. The square root halves the relative error that rounding s left. Plain torch, which serves
+    CPUs, float32, float64 and sizes that are no multiple of 8, keeps h.
 
     T = rows, e = bytes per element. Forward moves e (T (D + 2 H + D_out) + H (D + D_out)) bytes for 2 T H (D + D_out)
     FLOPs; backward e (T (2 D + 5 H + 2 D_out) + 2 H (D + D_out)) bytes for twice those FLOPs.
     """
+    require_tensors("mlp", {"x": x, "w_up": w_up, "w_down": w_down})
+    x, w_up, w_down = _in_one_dtype(x, w_up, w_down)
     _check(x, w_up, w_down, slope)
     y, _ = torch.ops.pgolf.mlp(x.reshape(-1, x.shape[-1]), w_up, w_down, float(slope))
     return y.reshape(*x.shape[:-1], w_down.shape[0])
 
 
-def _check(x, w_up, w_down, slope):
+def _in_one_dtype(x: Tensor, w_up: Tensor, w_down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As autocast takes the arguments of a product: in its dtype where it is on; else float32 weights follow a 16-bit x."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+    elif x.dtype in (torch.bfloat16, torch.float16) and w_up.dtype == w_down.dtype == torch.float32:
+        dtype = x.dtype
+    else:
+        return x, w_up, w_down
+    return x.to(dtype), w_up.to(dtype), w_down.to(dtype)
+
+
+def _check(x: Tensor, w_up: Tensor, w_down: Tensor, slope: float) -> None:
     if not (x.dtype == w_up.dtype == w_down.dtype and x.is_floating_point()):
         raise ValueError(
             f"mlp: x is {x.dtype}, w_up {w_up.dtype}, w_down {w_down.dtype}; cast them to one floating-point dtype"
@@ -44,135 +84,16 @@ def _check(x, w_up, w_down, slope):
         raise ValueError(f"mlp: slope is {slope}; it must lie in [0, 1]")
 
 
-# By compute capability; the first tile is for work that fills the device with it. Chosen by reasoning, unmeasured.
-# Without a tensor memory accelerator (sm_80) tiles come in by pointer.
-TILES = {
-    80: [{"BM": 128, "BN": 256, "BK": 32, "TMA": 0}, {"BM": 128, "BN": 128, "BK": 32, "TMA": 0}],
-    90: [{"BM": 128, "BN": 256, "BK": 64, "TMA": 1}, {"BM": 128, "BN": 128, "BK": 64, "TMA": 1}],
-    100: [{"BM": 128, "BN": 256, "BK": 64, "TMA": 1}, {"BM": 128, "BN": 128, "BK": 64, "TMA": 1}],
-}
-MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
-
-
-def _launch(rows, columns, capability, stages):
-    wide, narrow = TILES[capability]
-    fills = cdiv(rows, wide["BM"]) * cdiv(columns, wide["BN"]) >= MULTIPROCESSORS[capability]
-    return Launch(wide if fills else narrow, num_warps=8, num_stages=stages)
-
-
-def launch_up(rows: int, hidden: int, capability: int) -> Launch:
-    return _launch(rows, hidden, capability, stages=4)
-
-
-def launch_down(rows: int, out: int, capability: int) -> Launch:
-    return _launch(rows, out, capability, stages=4)
-
-
-def launch_hidden(rows: int, hidden: int, capability: int) -> Launch:
-    """One stage less than forward: the tiles of s on their way in and of dpre on their way out need the space."""
-    return _launch(rows, hidden, capability, stages=3)
-
-
-def launch_w_down(capability: int) -> Launch:
-    return Launch(TILES[capability][0], num_warps=8, num_stages=4)
-
-
-def parts_of_rows(rows: int, hidden: int, out: int, launch: Launch, multiprocessors: int) -> tuple[int, int]:
-    """How many parts the sum over rows is cut into, so that the tiles of a small matrix fill the device, and their length."""
-    tiles = cdiv(hidden, launch.tiles["BM"]) * cdiv(out, launch.tiles["BN"])
-    parts = max(1, min(multiprocessors // tiles, rows // 1024))
-    length = cdiv(cdiv(rows, parts), launch.tiles["BK"]) * launch.tiles["BK"]
-    return cdiv(rows, length), length
-
-
-def uses_kernels(d: int, hidden: int, out: int, dtype: torch.dtype, capability: int) -> bool:
-    """Half precision in whole 16-byte rows, which tensor descriptors ask for, on the devices that tiles were chosen
-    for; plain torch serves all else."""
-    half = dtype in (torch.bfloat16, torch.float16)
-    return capability in TILES and half and d % 8 == hidden % 8 == out % 8 == 0
-
-
-def magnitude_product(rows: int, hidden: int, slope: float) -> str:
-    """How a product consumes |s|: "plain" where s has no sign to clear, "copy" where s is small enough to stay in L2,
-    so that a pass over it costs next to nothing and cuBLAS can do the rest, else "kernel". Chosen by reasoning."""
-    if slope == 0:
-        return "plain"
-    return "copy" if 2 * rows * hidden <= 16 * 2**20 else "kernel"
-
-
-def traffic_up(rows: int, d: int, hidden: int, element_size: int = 2) -> tuple[int, int]:
-    return element_size * (rows * d + d * hidden + rows * hidden), 2 * rows * d * hidden
-
-
-def traffic_down(rows: int, hidden: int, out: int, element_size: int = 2) -> tuple[int, int]:
-    return traffic_up(rows, hidden, out, element_size)
-
-
-def traffic_hidden(rows: int, hidden: int, out: int, element_size: int = 2) -> tuple[int, int]:
-    return element_size * (rows * out + out * hidden + 2 * rows * hidden), 2 * rows * out * hidden
-
-
-def traffic_w_down(rows: int, hidden: int, out: int, parts: int, element_size: int = 2) -> tuple[int, int]:
-    return element_size * rows * (hidden + out) + 4 * parts * hidden * out, 2 * rows * out * hidden
-
-
-def compile_cases(capability):
-    from pgolf.kernels.compile import Case
-    from pgolf.kernels.mlp import gpu
-
-    d, hidden, out = 512, 2048, 512
-    sizes = {"D": d, "H": hidden, "D_OUT": out, "PRECISION": "tf32"}
-
-    def case(kernel, name, kind, launch, matrices, scalars, rows, traffic):
-        tiles = launch.tiles
-        signature = dict(scalars)
-        for matrix, shape in matrices.items():
-            height, width = (tiles["BN"] // 2 if side == "HALF" else tiles[side] for side in shape)
-            signature[matrix] = f"tensordesc<{kind}[{height},{width}]>" if tiles["TMA"] else f"*{kind}:16"
-        return Case(
-            kernel=kernel,
-            name=f"{name} {kind}",
-            signature=signature,
-            constants={key: value for key, value in sizes.items() if key in kernel.arg_names},
-            launch=launch,
-            shape=f"T={rows} D={d} H={hidden}",
-            bytes=traffic[0],
-            flops=traffic[1],
-            matmul=True,
-            max_registers=240,
-        )
-
-    found = []
-    for kind, rows in (("bf16", 98_304), ("bf16", 512), ("fp16", 98_304)):
-        up = {"x": ("BM", "BK"), "w_up": ("BN", "BK"), "s": ("BM", "HALF")}
-        down = {"s": ("BM", "BK"), "w_down": ("BN", "BK"), "y": ("BM", "HALF")}
-        back = {"dy": ("BM", "BK"), "w_down": ("BK", "BN"), "s": ("BM", "HALF"), "d_pre": ("BM", "HALF")}
-        weight = {"s": ("BK", "BM"), "dy": ("BK", "BN")}
-        launch = launch_up(rows, hidden, capability)
-        scalars = {"rows": "i32", "slope": "fp32"}
-        found.append(case(gpu.mlp_fwd_kernel_up, "fwd_up", kind, launch, up, scalars, rows, traffic_up(rows, d, hidden)))
-        launch = launch_down(rows, out, capability)
-        traffic = traffic_down(rows, hidden, out)
-        found.append(case(gpu.mlp_fwd_kernel_down, "fwd_down", kind, launch, down, {"rows": "i32"}, rows, traffic))
-        launch = launch_hidden(rows, hidden, capability)
-        traffic = traffic_hidden(rows, hidden, out)
-        found.append(case(gpu.mlp_bwd_kernel_hidden, "bwd_hidden", kind, launch, back, scalars, rows, traffic))
-        if rows > 512:
-            launch = launch_w_down(capability)
-            parts, _ = parts_of_rows(rows, hidden, out, launch, MULTIPROCESSORS[capability])
-            scalars = {"p_parts": "*fp32:16", "rows": "i32", "rows_per_part": "i32"}
-            traffic = traffic_w_down(rows, hidden, out, parts)
-            found.append(case(gpu.mlp_bwd_kernel_w_down, "bwd_w_down", kind, launch, weight, scalars, rows, traffic))
-    return found
-
-
-def forward_cuda(x, w_up, w_down, slope):
+def forward_cuda(x: Tensor, w_up: Tensor, w_down: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     out, hidden = w_down.shape
     by_kernels = uses_kernels(x.shape[1], hidden, out, x.dtype, capability_of(x.device))
     return (forward_triton if by_kernels else forward_torch)(x, w_up, w_down, slope)
 
 
-def backward_cuda(dy, x, w_up, w_down, saved, slope, wants_x, wants_up, wants_down):
+def backward_cuda(
+    dy: Tensor, x: Tensor, w_up: Tensor, w_down: Tensor, saved: Tensor, slope: float,
+    wants_x: bool, wants_up: bool, wants_down: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     out, hidden = w_down.shape
     by_kernels = uses_kernels(x.shape[1], hidden, out, x.dtype, capability_of(x.device))
     backward = backward_triton if by_kernels else backward_torch
@@ -180,18 +101,18 @@ def backward_cuda(dy, x, w_up, w_down, saved, slope, wants_x, wants_up, wants_do
 
 
 @cache
-def multiprocessors(device) -> int:
+def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
-        return MULTIPROCESSORS[90]
+        return nearest(MULTIPROCESSORS, 90)
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _persistent_grid(rows, columns, launch, device):
+def _persistent_grid(rows: int, columns: int, launch: Launch, device: torch.device) -> tuple[int]:
     tiles = cdiv(rows, launch.tiles["BM"]) * cdiv(columns, launch.tiles["BN"])
     return (min(tiles, multiprocessors(device)),)
 
 
-def _matrix(tensor, launch, height, width):
+def _matrix(tensor: Tensor, launch: Launch, height: int, width: int) -> Any:
     """A contiguous tensor as its kernel wants it: behind a descriptor of (height, width) tiles, or as it is."""
     if not launch.tiles["TMA"]:
         return tensor
@@ -200,16 +121,16 @@ def _matrix(tensor, launch, height, width):
     return TensorDescriptor.from_tensor(tensor, [height, width])
 
 
-def _aligned(*tensors):
+def _aligned(*tensors: Tensor) -> list[Tensor]:
     """Contiguous, and where the memory accelerator can start reading: a view into a bank may begin anywhere."""
     return [t.clone() if t.data_ptr() % 16 else t for t in (tensor.contiguous() for tensor in tensors)]
 
 
-def _precision(dtype):
+def _precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
-def up_triton(x, w_up, slope):
+def up_triton(x: Tensor, w_up: Tensor, slope: float) -> Tensor:
     """s, by the kernel."""
     from pgolf.kernels.mlp import gpu
 
@@ -232,7 +153,7 @@ def up_triton(x, w_up, slope):
     return s
 
 
-def down_triton(s, w_down):
+def down_triton(s: Tensor, w_down: Tensor) -> Tensor:
     """|s| w_down^T, by the kernel."""
     from pgolf.kernels.mlp import gpu
 
@@ -254,7 +175,7 @@ def down_triton(s, w_down):
     return y
 
 
-def hidden_triton(dy, w_down, s, slope):
+def hidden_triton(dy: Tensor, w_down: Tensor, s: Tensor, slope: float) -> Tensor:
     """The gradient of x w_up^T, by the kernel."""
     from pgolf.kernels.mlp import gpu
 
@@ -278,7 +199,7 @@ def hidden_triton(dy, w_down, s, slope):
     return d_pre
 
 
-def w_down_triton(dy, s):
+def w_down_triton(dy: Tensor, s: Tensor) -> Tensor:
     """The gradient of w_down, dy^T |s|, by the kernel."""
     from pgolf.kernels.mlp import gpu
 
@@ -302,7 +223,7 @@ def w_down_triton(dy, s):
     return sums.sum(0).T.to(dy.dtype).contiguous()
 
 
-def forward_triton(x, w_up, w_down, slope):
+def forward_triton(x: Tensor, w_up: Tensor, w_down: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     x, w_up, w_down = _aligned(x, w_up, w_down)
     rows, hidden = x.shape[0], w_up.shape[0]
     if rows == 0:
@@ -313,7 +234,10 @@ def forward_triton(x, w_up, w_down, slope):
     return y, s
 
 
-def backward_triton(dy, x, w_up, w_down, s, slope, wants_x, wants_up, wants_down):
+def backward_triton(
+    dy: Tensor, x: Tensor, w_up: Tensor, w_down: Tensor, s: Tensor, slope: float,
+    wants_x: bool, wants_up: bool, wants_down: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dy, x, w_up, w_down = _aligned(dy, x, w_up, w_down)
     rows, hidden = s.shape
     if rows == 0:
@@ -331,18 +255,21 @@ def backward_triton(dy, x, w_up, w_down, s, slope, wants_x, wants_up, wants_down
     return dx, d_up, d_down
 
 
-def forward_torch(x, w_up, w_down, slope):
+def forward_torch(x: Tensor, w_up: Tensor, w_down: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     """Keeps h itself: here it is the one tensor that makes both the product and the derivative cheapest."""
     h = torch.nn.functional.leaky_relu_(x @ w_up.T, slope)
     return (h * h) @ w_down.T, h
 
 
-def backward_torch(dy, x, w_up, w_down, h, slope, wants_x, wants_up, wants_down):
+def backward_torch(
+    dy: Tensor, x: Tensor, w_up: Tensor, w_down: Tensor, h: Tensor, slope: float,
+    wants_x: bool, wants_up: bool, wants_down: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dx, d_up, d_down = x.new_empty(0), w_up.new_empty(0), w_down.new_empty(0)
     if wants_down:
         d_down = dy.T @ (h * h)
     if wants_x or wants_up:
-        # d(h^2) = 2 h dh; the factor 2 rides on the product
+        # d(h^2) = 2 h dh; the factor 2 is part of the product
         d_hidden = torch.addmm(dy.new_empty(()), dy, w_down, beta=0, alpha=2).mul_(h)
         d_pre = torch.ops.aten.leaky_relu_backward(d_hidden, h, slope, True)
         if wants_x:
@@ -352,23 +279,26 @@ def backward_torch(dy, x, w_up, w_down, h, slope, wants_x, wants_up, wants_down)
     return dx, d_up, d_down
 
 
-def _fake_forward(x, w_up, w_down, slope):
+def _fake_forward(x: Tensor, w_up: Tensor, w_down: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], w_down.shape[0]), x.new_empty(x.shape[0], w_up.shape[0])
 
 
-def _fake_backward(dy, x, w_up, w_down, saved, slope, wants_x, wants_up, wants_down):
+def _fake_backward(
+    dy: Tensor, x: Tensor, w_up: Tensor, w_down: Tensor, saved: Tensor, slope: float,
+    wants_x: bool, wants_up: bool, wants_down: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
     given = ((x, wants_x), (w_up, wants_up), (w_down, wants_down))
     return tuple(tensor.new_empty(tensor.shape if wanted else (0,)) for tensor, wanted in given)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     x, w_up, w_down, ctx.slope = inputs
     _, saved = output
     ctx.mark_non_differentiable(saved)
     ctx.save_for_backward(x, w_up, w_down, saved)
 
 
-def _backward(ctx, dy, _saved):
+def _backward(ctx: Any, dy: Tensor, _saved: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:3]
     gradients = torch.ops.pgolf.mlp_backward(dy, *ctx.saved_tensors, ctx.slope, *wanted)
     return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), None

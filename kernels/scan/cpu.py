@@ -4,12 +4,37 @@ chunks, and all of them run along a head's width, in vector registers. No interp
 import math
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pgolf.kernels.jit import reordered
+from pgolf.kernels.scan.launch import CHUNK
+from pgolf.kernels.scan.op import empty_states
+
+
+def scan(v: Tensor, b: Tensor, c: Tensor, dt: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """y, and the state before each chunk."""
+    y, states = torch.empty(v.shape, dtype=dt.dtype), empty_states(v, b.shape[3])
+    _forward(*_arrays(dt.dtype, v, b, c, dt, log_decay), CHUNK, y.numpy(), states.numpy())
+    return y.to(v.dtype), states
+
+
+def scan_backward(
+    dy: Tensor, v: Tensor, b: Tensor, c: Tensor, dt: Tensor, log_decay: Tensor, states: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of v, b, c, dt and log_decay."""
+    given = v, b, c, dt, log_decay
+    found = [torch.zeros(x.shape, dtype=dt.dtype) for x in given]
+    _backward(*_arrays(dt.dtype, dy, *given, states), CHUNK, *(x.numpy() for x in found))
+    return tuple(gradient.to(x.dtype) for gradient, x in zip(found, given, strict=True))
+
+
+def _arrays(kind: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:
+    return [x.detach().to(kind).contiguous().numpy() for x in tensors]
 
 
 @reordered
-def forward(v, b, c, dt, log_decay, chunk, y, states):
+def _forward(v, b, c, dt, log_decay, chunk, y, states):
     """y (B, T, H, P), and the state before each chunk, (B, H, chunks, S, P)."""
     batch, length, heads, width = v.shape
     size, group = b.shape[3], heads // b.shape[2]
@@ -30,7 +55,7 @@ def forward(v, b, c, dt, log_decay, chunk, y, states):
 
 
 @reordered
-def backward(dy, v, b, c, dt, log_decay, states, chunk, dv, db, dc, d_dt, d_log_decay):
+def _backward(dy, v, b, c, dt, log_decay, states, chunk, dv, db, dc, d_dt, d_log_decay):
     """Chunk by chunk from the last: its states once more, then its tokens backwards. db and dc must hold zeros."""
     batch, length, heads, width = v.shape
     size, group = b.shape[3], heads // b.shape[2]

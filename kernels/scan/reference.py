@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def scan_reference(v, b, c, dt, log_decay):
+def scan_reference(v: Tensor, b: Tensor, c: Tensor, dt: Tensor, log_decay: Tensor) -> Tensor:
     """The definition, one token after the other; the contract of `scan`."""
     v, b, c, dt, log_decay, kind = _alike(v, b, c, dt, log_decay)
     batch, length, heads, width = v.shape
@@ -23,8 +23,9 @@ def scan_reference(v, b, c, dt, log_decay):
     return torch.cat(rows, 1).to(kind)
 
 
-def scan_chunked(v, b, c, dt, log_decay, chunk=64):
-    """The same without a loop over time. With l the sums of log_decay from a chunk's start, a chunk i gives
+def scan_chunked(v: Tensor, b: Tensor, c: Tensor, dt: Tensor, log_decay: Tensor, chunk: int = 64) -> Tensor:
+    """The same without a loop over time, the chunked form of Mamba-2 (arXiv:2405.21060, section 6). With l the sums of
+    log_decay from a chunk's start, a chunk i gives
 
     (C B^T * exp(l_t - l_j) for j <= t) (dt V)  +  (C exp(l_t)) H_i
     H_i = sum over chunks j < i of exp(decay from the end of j to the start of i) (B exp(l_end - l))^T (dt V)
@@ -52,12 +53,14 @@ def scan_chunked(v, b, c, dt, log_decay, chunk=64):
     return y.movedim(1, 3).flatten(1, 2)[:, :length].to(kind)
 
 
-def _exp_where(mask, x):
+def _exp_where(mask: Tensor, x: Tensor) -> Tensor:
     """e^x inside the mask, zero elsewhere, where x may be too large for it."""
     return x.masked_fill(~mask, -math.inf).exp()
 
 
-def _alike(v, b, c, dt, log_decay):
+def _alike(
+    v: Tensor, b: Tensor, c: Tensor, dt: Tensor, log_decay: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, torch.dtype]:
     """Everything in one precision of at least float32, a value for every token and head; and the dtype of v."""
     heads, kind = v.shape[2], torch.promote_types(v.dtype, torch.float32)
     b, c = (x.to(kind).repeat_interleave(heads // x.shape[2], 2) for x in (b, c))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from pgolf.kernels.mlp import mlp, op
+from pgolf.kernels.mlp import launch, mlp
 from pgolf.kernels.mlp.reference import mlp_reference
 from tests.kernels.compare import assert_close
 
@@ -67,6 +67,21 @@ def test_lower_precision(dtype, ratio):
         assert_close(got, wanted, ratio)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_float32_weights_follow_a_16_bit_input(dtype):
+    """What autocast leaves in a network: 16-bit activations, float32 weights, whose gradients are float32."""
+    x, w_up, w_down = example(shape=(40,), dtype=torch.float32)
+    half = x.detach().to(dtype)
+    y = mlp(half, w_up, w_down)
+    assert y.dtype == dtype and torch.equal(y, mlp(half, w_up.to(dtype), w_down.to(dtype)))
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.float().sum(), (w_up, w_down)))
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(mlp(x, w_up, w_down), y) and torch.equal(mlp(half, w_up, w_down), y)
+        assert mlp(*example()).dtype == torch.float64
+        compiled = torch.compile(lambda *inputs: mlp(*inputs), fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x, w_up, w_down), y)
+
+
 def test_no_rows():
     x, w_up, w_down = example(shape=(0,))
     y = mlp(x, w_up, w_down)
@@ -88,6 +103,12 @@ def test_no_rows():
 def test_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         mlp(**{**dict(zip(("x", "w_up", "w_down"), example(), strict=True)), **change})
+
+
+def test_a_layer_is_not_its_weight():
+    x, w_up, w_down = example()
+    with pytest.raises(TypeError, match="mlp: w_up must be a torch.Tensor, not torch's Linear; pass its weight"):
+        mlp(x, torch.nn.Linear(6, 10), w_down)
 
 
 def test_opcheck():
@@ -120,37 +141,40 @@ def test_fullgraph_compile_with_a_dynamic_length():
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_launches(capability):
     """Wide tiles as soon as they fill the device; a stage less where the epilogue needs the space."""
-    wide = op.MULTIPROCESSORS[capability] * 128 // 8
-    assert op.launch_up(wide, 2048, capability).tiles["BN"] == 256
-    assert op.launch_up(wide - 200, 2048, capability).tiles["BN"] == 128
-    assert op.launch_down(98_304, 512, capability).tiles == op.launch_up(98_304, 2048, capability).tiles
-    assert op.launch_hidden(98_304, 2048, capability).num_stages == op.launch_up(98_304, 2048, capability).num_stages - 1
-    assert op.launch_up(512, 2048, capability).tiles["TMA"] == (capability >= 90)
+    wide = launch.MULTIPROCESSORS[capability] * 128 // 8
+    assert launch.launch_up(wide, 2048, capability).tiles["BN"] == 256
+    assert launch.launch_up(wide - 200, 2048, capability).tiles["BN"] == 128
+    assert launch.launch_down(98_304, 512, capability).tiles == launch.launch_up(98_304, 2048, capability).tiles
+    assert (
+        launch.launch_hidden(98_304, 2048, capability).num_stages == launch.launch_up(98_304, 2048, capability).num_stages - 1
+    )
+    assert launch.launch_up(512, 2048, capability).tiles["TMA"] == (capability >= 90)
 
 
 def test_parts_of_rows():
-    launch = op.launch_w_down(90)
-    assert op.parts_of_rows(98_304, 2048, 512, launch, 132) == (4, 24_576)
-    assert op.parts_of_rows(100, 2048, 512, launch, 132) == (1, 128)
-    assert op.parts_of_rows(98_304, 8192, 2048, launch, 132) == (1, 98_304)
+    chosen = launch.launch_w_down(90)
+    assert launch.parts_of_rows(98_304, 2048, 512, chosen, 132) == (4, 24_576)
+    assert launch.parts_of_rows(100, 2048, 512, chosen, 132) == (1, 128)
+    assert launch.parts_of_rows(98_304, 8192, 2048, chosen, 132) == (1, 98_304)
     for rows in (1025, 5000, 33_333):
-        parts, length = op.parts_of_rows(rows, 256, 256, launch, 132)
-        assert length % launch.tiles["BK"] == 0 and (parts - 1) * length < rows <= parts * length
+        parts, length = launch.parts_of_rows(rows, 256, 256, chosen, 132)
+        assert length % chosen.tiles["BK"] == 0 and (parts - 1) * length < rows <= parts * length
 
 
 def test_choices():
-    assert op.magnitude_product(98_304, 2048, 0.5) == "kernel"
-    assert op.magnitude_product(4096, 2048, 0.5) == "copy"
-    assert op.magnitude_product(98_304, 2048, 0.0) == "plain"
-    assert op.uses_kernels(512, 2048, 512, torch.bfloat16, 90)
-    assert not op.uses_kernels(512, 2048, 512, torch.float32, 90)
-    assert not op.uses_kernels(512, 2044, 512, torch.bfloat16, 90)
-    assert not op.uses_kernels(512, 2048, 512, torch.bfloat16, 75)
+    assert launch.magnitude_product(98_304, 2048, 0.5) == "kernel"
+    assert launch.magnitude_product(4096, 2048, 0.5) == "copy"
+    assert launch.magnitude_product(98_304, 2048, 0.0) == "plain"
+    assert launch.uses_kernels(512, 2048, 512, torch.bfloat16, 90)
+    assert not launch.uses_kernels(512, 2048, 512, torch.float32, 90)
+    assert not launch.uses_kernels(512, 2044, 512, torch.bfloat16, 90)
+    assert not launch.uses_kernels(512, 2048, 512, torch.bfloat16, 75)
+    assert all(launch.uses_kernels(512, 2048, 512, torch.bfloat16, newer) for newer in (86, 89, 103, 120))
 
 
 def test_traffic():
     """The figures of a training step: 98,304 tokens, 512 to 2,048."""
-    assert op.traffic_up(98_304, 512, 2048) == (505_413_632, 206_158_430_208)
-    assert op.traffic_down(98_304, 2048, 512) == op.traffic_up(98_304, 512, 2048)
-    assert op.traffic_hidden(98_304, 2048, 512)[0] == 505_413_632 + 2 * 98_304 * 2048
-    assert op.traffic_w_down(98_304, 2048, 512, parts=4)[0] == 2 * 98_304 * 2560 + 16 * 2048 * 512
+    assert launch.traffic_up(98_304, 512, 2048) == (505_413_632, 206_158_430_208)
+    assert launch.traffic_down(98_304, 2048, 512) == launch.traffic_up(98_304, 512, 2048)
+    assert launch.traffic_hidden(98_304, 2048, 512)[0] == 505_413_632 + 2 * 98_304 * 2048
+    assert launch.traffic_w_down(98_304, 2048, 512, parts=4)[0] == 2 * 98_304 * 2560 + 16 * 2048 * 512

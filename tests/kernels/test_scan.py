@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from pgolf.kernels.scan import op, scan, scan_step
+from pgolf.kernels.scan import cpu, launch, op, scan, scan_step
 from pgolf.kernels.scan.reference import scan_chunked, scan_reference
 from tests.kernels.compare import assert_close
 
@@ -60,7 +60,8 @@ def test_output_and_gradients(form, length, groups, constant):
 
 
 def test_gradcheck(monkeypatch):
-    monkeypatch.setattr(op, "CHUNK", 4)
+    for module in (cpu, op):
+        monkeypatch.setattr(module, "CHUNK", 4)
     assert torch.autograd.gradcheck(scan, example(batch=1, length=9, heads=2, groups=1, width=3, size=2))
 
 
@@ -120,9 +121,9 @@ def test_nothing_to_do():
     "change, message",
     [
         ({"v": torch.zeros(2, 11, 4, 5)}, "one floating-point dtype"),
-        ({"v": torch.zeros(2, 11, 3, 5, dtype=torch.float64)}, "multiple of groups"),
-        ({"b": torch.zeros(2, 11, 2, 4, dtype=torch.float64)}, "multiple of groups"),
-        ({"c": torch.zeros(2, 10, 2, 3, dtype=torch.float64)}, "multiple of groups"),
+        ({"v": torch.zeros(2, 11, 3, 5, dtype=torch.float64)}, "multiple of G"),
+        ({"b": torch.zeros(2, 11, 2, 4, dtype=torch.float64)}, "multiple of G"),
+        ({"c": torch.zeros(2, 10, 2, 3, dtype=torch.float64)}, "multiple of G"),
         ({"dt": torch.zeros(2, 11, 3)}, "dt must be"),
         ({"log_decay": torch.zeros(2, 4)}, "log_decay must be"),
     ],
@@ -130,6 +131,12 @@ def test_nothing_to_do():
 def test_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         scan(**{**dict(zip(NAMES, example(), strict=True)), **change})
+
+
+def test_an_array_is_named():
+    v, *rest = example(dtype=torch.float32)
+    with pytest.raises(TypeError, match="scan: v must be a torch.Tensor, not numpy's ndarray"):
+        scan(v.detach().numpy(), *rest)
 
 
 def test_bad_state():
@@ -165,30 +172,31 @@ def test_fullgraph_compile_with_a_dynamic_length():
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_launches(capability):
-    for choose in (op.launch_forward, op.launch_states, op.launch_chunks):
+    for choose in (launch.launch_forward, launch.launch_states, launch.launch_chunks):
         small, large = choose(8, capability), choose(17, capability)
-        assert (small.tiles["BT"], small.tiles["BS"], large.tiles["BS"]) == (op.CHUNK, 16, 32)
+        assert (small.tiles["BT"], small.tiles["BS"], large.tiles["BS"]) == (launch.CHUNK, 16, 32)
         # no part of a head is left over
         assert 64 % small.tiles["BP"] == 0
 
 
 def test_choices():
-    assert [op.padded(size) for size in (1, 8, 16, 17, 32)] == [16, 16, 16, 32, 32]
-    assert op.uses_kernels(128, 8, torch.bfloat16, 90)
-    assert op.uses_kernels(64, 32, torch.float16, 100)
-    assert op.uses_kernels(64, 16, torch.bfloat16, 80) and not op.uses_kernels(64, 17, torch.bfloat16, 80)
-    assert not op.uses_kernels(128, 33, torch.bfloat16, 90)
-    assert not op.uses_kernels(32, 8, torch.bfloat16, 90)
-    assert not op.uses_kernels(128, 8, torch.float32, 90)
-    assert not op.uses_kernels(128, 8, torch.bfloat16, 75)
+    assert [launch.padded(size) for size in (1, 8, 16, 17, 32)] == [16, 16, 16, 32, 32]
+    assert launch.uses_kernels(128, 8, torch.bfloat16, 90)
+    assert launch.uses_kernels(64, 32, torch.float16, 100)
+    assert launch.uses_kernels(64, 16, torch.bfloat16, 80) and not launch.uses_kernels(64, 17, torch.bfloat16, 80)
+    assert not launch.uses_kernels(128, 33, torch.bfloat16, 90)
+    assert not launch.uses_kernels(32, 8, torch.bfloat16, 90)
+    assert not launch.uses_kernels(128, 8, torch.float32, 90)
+    assert not launch.uses_kernels(128, 8, torch.bfloat16, 75)
+    assert all(launch.uses_kernels(128, 8, torch.bfloat16, newer) for newer in (86, 89, 103, 120))
 
 
 def test_traffic():
     """The figures of a training step of the hybrid's: 98,304 tokens, eight heads of 128, states of 8."""
-    assert op.traffic_forward(98_304, 8, 8, 128, 8) == (
+    assert launch.traffic_forward(98_304, 8, 8, 128, 8) == (
         98_304 * (2 * 1024 * 2 + 2 * 64 * 2 + 512 + 64), 98_304 * 8 * (2 * 64 * 144 + 4 * 16 * 128),
     )  # fmt: skip
-    moved, work = op.traffic_states(98_304, 8, 8, 128, 8)
-    more_moved, more_work = op.traffic_chunks(98_304, 8, 8, 128, 8)
+    moved, work = launch.traffic_states(98_304, 8, 8, 128, 8)
+    more_moved, more_work = launch.traffic_chunks(98_304, 8, 8, 128, 8)
     assert moved + more_moved == 98_304 * 8 * (4 * 128 * 2 + 5 * 8 * 2 + 12 * 8 * 128 // 64 + 20)
     assert work + more_work == 98_304 * 8 * (2 * 64 * (3 * 16 + 2 * 128) + 8 * 16 * 128)

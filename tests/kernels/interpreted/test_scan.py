@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pgolf.kernels.scan import op
+from pgolf.kernels.scan import launch, op
 from pgolf.kernels.scan.reference import scan_reference
 from tests.kernels.compare import assert_close
 
@@ -19,7 +19,7 @@ def check(batch, length, heads, groups, width, size, dtype, strength=1.0, ratio=
     exact = [x.double().requires_grad_() for x in inputs]
     expected = scan_reference(*exact)
     y, states = op.forward_triton(*inputs)
-    assert y.dtype == dtype and states.shape == (batch, heads, -(-length // op.CHUNK), size, width)
+    assert y.dtype == dtype and states.shape == (batch, heads, -(-length // launch.CHUNK), size, width)
     assert_close(y, expected, ratio, "y")
     found = op.backward_triton(dy, *inputs, states)
     wanted = torch.autograd.grad(expected, exact, dy.double())
