@@ -66,7 +66,7 @@ def audit_run(
             raise AuditError(f"{folder.path} is not finished: it has no {part} to audit")
     tokens = np.asarray(dataset.val_tokens())
     partial = any(score.get("partial") for score in summary["score"].values())
-    scored = tokens[: settings.evaluation.max_tokens + 1] if partial else tokens
+    scored = tokens[: settings.evaluation.scored_targets(len(tokens) - 1) + 1]
     legal = [name for name, score in summary["score"].items() if score["legal"]]
     subject = RunSubject(folder, legal, device=device)
     seconds = SHARE * settings.evaluation.seconds

@@ -57,8 +57,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             dataset = dataset_of(settings)
             tokens = np.asarray(dataset.val_tokens())
             partial = 0 < options.max_tokens < len(tokens) - 1
-            if partial:
-                tokens = tokens[: options.max_tokens + 1]
+            tokens = tokens[: options.scored_targets(len(tokens) - 1) + 1]
             table = ByteTable(dataset.tokenizer)
         with budget.part("scoring"):
             found = evaluate(

@@ -30,6 +30,8 @@ class AdaptationSettings:
     """Factor for attention and MLP output projections."""
     input_lr: float = 1.0
     """Factor for MLP input projections."""
+    table_lr: float = 1.0
+    """Factor for the tables of the bigram and value embeddings."""
     freeze_first: int = 0
     """Blocks at the start that stay fixed."""
     train_last: int = 0
@@ -82,12 +84,12 @@ class LoraSettings:
     batch_documents: int = 64
     """Documents adapted side by side."""
     minimum_tokens: int = 0
-    """Shorter documents are scored without adapters. The submissions' 512 saves time, but no decoder knows a length
-    beforehand: with more than a chunk, or a maximum, the scores are no code lengths."""
+    """Documents of fewer tokens, the next one's BOS included, are scored without adapters. The submissions' 512 saves time,
+    but no decoder knows a length beforehand: with more than a chunk, or a maximum, the scores are no code lengths."""
     maximum_tokens: int = 0
-    """Longer documents are scored without adapters; 0: no limit."""
+    """Documents of more tokens are scored without adapters; 0: no limit."""
 
     @property
     def foresees(self) -> bool:
         """Whether a document's length decides how its beginning is scored. The first chunk has learnt nothing anyway."""
-        return self.minimum_tokens > self.chunk_tokens + 1 or self.maximum_tokens > 0
+        return self.minimum_tokens > self.chunk_tokens + 2 or self.maximum_tokens > 0

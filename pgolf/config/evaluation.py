@@ -23,12 +23,20 @@ class EvaluationSettings:
     """Score plain sliding windows too."""
     max_tokens: int = 0
     """Score only this many validation tokens, marked as partial; 0: all."""
+    whole_windows: bool = False
+    """Score a whole number of windows, as the challenge's scripts do: at most window - 1 targets at the stream's end are left
+    out."""
     words: int = 256
     """Tokens of each of two documents for which the report shows what was expected before them; 0 leaves that out."""
     adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     temperature: TemperatureSettings = field(default_factory=TemperatureSettings)
     mixer: MixerSettings = field(default_factory=MixerSettings)
+
+    def scored_targets(self, targets: int) -> int:
+        """How many of a stream's targets are scored, from its beginning."""
+        count = min(self.max_tokens or targets, targets)
+        return count // self.window * self.window or count if self.whole_windows else count
 
     def validate(self) -> None:
         """Raise one line for the first value that nothing can be scored with."""

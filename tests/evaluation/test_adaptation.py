@@ -129,6 +129,13 @@ def test_the_groups_of_953_have_their_logged_sizes():
     assert groups == {3.0: 1_179_648, 0.5: 917_504, 1.0: 798_732}
 
 
+def test_the_groups_of_1014_hold_two_tables():
+    settings, order, sizes = full_size("pr1014")
+    halved = {name for name in sizes if rate_factor(name, settings) == 0.5}
+    assert halved == {"bigram.embed.weight", "ve_shared.embed.weight"}
+    assert {rate_factor(name, settings) for name in sizes} == {0.5, 1.0}
+
+
 def test_the_learning_rate_follows_cosine_and_ramp():
     settings = AdaptationSettings(lr=1.0, cosine=True, ramp=2.0)
     rates = [learning_rate(settings, i, 11) for i in range(11)]

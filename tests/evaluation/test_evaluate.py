@@ -379,7 +379,7 @@ def test_the_expectations_are_those_that_were_scored(way, monkeypatch):
 
 
 @pytest.mark.parametrize("gates, legal", [
-    ({}, True), ({"minimum_tokens": 9}, True), ({"minimum_tokens": 10}, False), ({"maximum_tokens": 400}, False)
+    ({}, True), ({"minimum_tokens": 10}, True), ({"minimum_tokens": 11}, False), ({"maximum_tokens": 400}, False)
 ], ids=str)  # fmt: skip
 def test_adapters_that_a_documents_length_decides_are_no_code_length(gates, legal):
     lora = dataclasses.replace(WAYS["lora"].lora, **{"minimum_tokens": 0, **gates})

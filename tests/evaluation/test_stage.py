@@ -26,7 +26,9 @@ from pgolf.run import main
 def folder(tmp_path_factory):
     settings = at_scale(load_preset("pr745"), "tiny")
     adaptation = dataclasses.replace(settings.evaluation.adaptation, chunk_tokens=256)
-    evaluation = dataclasses.replace(settings.evaluation, window=64, stride=32, max_tokens=900, adaptation=adaptation)
+    evaluation = dataclasses.replace(
+        settings.evaluation, window=64, stride=32, max_tokens=900, whole_windows=False, adaptation=adaptation
+    )
     data = dataclasses.replace(settings.data, held_out_tokens=2500)
     settings = dataclasses.replace(settings, evaluation=evaluation, data=data)
     found = RunFolder(tmp_path_factory.mktemp("run"))
@@ -100,6 +102,21 @@ def test_a_plan_is_repeated(folder, tmp_path, capsys):
 
 def test_the_flag():
     assert parse(Options, ["runs/x", "--plan", "p.json"], "score") == Options("runs/x", "", "p.json")
+
+
+@pytest.mark.parametrize("whole, most, targets", [(True, 700, 640), (True, 640, 640), (True, 50, 50), (False, 700, 700)])
+def test_the_stream_is_cut_to_whole_windows_as_the_challenge_does(whole, most, targets):
+    """The last positions that do not fill a sequence are dropped, as in the scripts' own reading of the validation shards:
+    usable = ((tokens - 1) // window) * window. A stream of less than one window is scored whole."""
+    evaluation = dataclasses.replace(load_preset("pr549").evaluation, window=64, whole_windows=whole, max_tokens=most)
+    assert evaluation.scored_targets(5000) == targets
+    assert dataclasses.replace(evaluation, max_tokens=0).scored_targets(5000) == (4992 if whole else 5000)
+
+
+def test_the_submissions_are_scored_on_whole_windows():
+    cut = {name for name in preset_names() if load_preset(name).evaluation.whole_windows}
+    assert cut == {name for name in preset_names() if name.startswith("pr")}
+    assert load_preset("pr549").evaluation.scored_targets(62_021_845) == 62_021_632
 
 
 @pytest.mark.parametrize("preset", [*(name for name in preset_names() if name.startswith("pr")), "mamba"])

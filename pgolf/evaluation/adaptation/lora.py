@@ -48,8 +48,9 @@ def batches_of(lengths: Sequence[int], settings: LoraSettings, ranks: int = 1) -
     turns down the list of lengths, so that they have about the same to do."""
 
     def adapted(document: int) -> bool:
-        longest = settings.maximum_tokens or lengths[document]
-        return settings.minimum_tokens <= lengths[document] <= longest
+        # as the submissions count: the targets and the token before them
+        tokens = lengths[document] + 1
+        return settings.minimum_tokens <= tokens <= (settings.maximum_tokens or tokens)
 
     queue = sorted(range(len(lengths)), key=lambda document: (-lengths[document], document))
     kinds = [[d for d in queue if not adapted(d)], [d for d in queue if adapted(d)]]

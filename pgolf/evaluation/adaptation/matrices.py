@@ -9,6 +9,7 @@ from pgolf.model.checkpoint import BANKS, slice_names
 
 OUTPUT_PROJECTIONS = (".attn.proj.weight", ".mlp.proj.weight", ".mixer.out_proj.weight")
 INPUT_PROJECTIONS = (".mlp.fc.weight",)
+FURTHER_TABLES = ("bigram.embed.weight", "ve_shared.embed.weight")
 MATRICES = tuple("." + suffix for suffixes in BANKS.values() for suffix in suffixes)
 
 
@@ -66,7 +67,9 @@ def learns(name: str, settings: AdaptationSettings, order: tuple[int, ...]) -> b
 
 
 def rate_factor(name: str, settings: AdaptationSettings) -> float:
-    """By role: what writes into the residual stream, what feeds the MLP, and everything else."""
+    """By role: what writes into the residual stream, what feeds the MLP, the two further tables, and everything else."""
     if name.endswith(OUTPUT_PROJECTIONS):
         return settings.output_lr
+    if name in FURTHER_TABLES:
+        return settings.table_lr
     return settings.input_lr if name.endswith(INPUT_PROJECTIONS) else 1.0
