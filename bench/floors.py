@@ -4,7 +4,7 @@ import re
 
 from pgolf.config import Settings
 from pgolf.kernels.attention import launch as attention
-from pgolf.kernels.cross_entropy import op as cross_entropy
+from pgolf.kernels.cross_entropy import launch as cross_entropy
 from pgolf.kernels.mlp import launch as mlp
 from pgolf.kernels.rotary import launch as rotary
 

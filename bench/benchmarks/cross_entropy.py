@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bench.benchmarks.registry import BOTH, Benchmark, Place, alike, benchmark, compiled, not_installed, split, without_gpu
 from pgolf.kernels import cross_entropy, linear_cross_entropy
-from pgolf.kernels.cross_entropy import op as cross_entropy_op
+from pgolf.kernels.cross_entropy import launch
 from pgolf.kernels.cross_entropy.reference import cross_entropy_reference, linear_cross_entropy_reference
 
 
@@ -36,7 +36,7 @@ def cross_entropy_benchmark(place: Place, form: str, tokens: int, vocabulary: in
         # it writes its gradient over the logits, so it gets logits of its own
         return lambda logits: loss(logits.clone(), targets)
 
-    work = cross_entropy_op.traffic_forward(tokens, vocabulary, place.element, want_gradient=form == BOTH)
+    work = launch.traffic_forward(tokens, vocabulary, place.element, want_gradient=form == BOTH)
     ours = lambda logits: cross_entropy(logits, targets, softcap=30.0)
     eager = lambda logits: cross_entropy_reference(logits, targets, softcap=30.0)
     more = {"min_speedup": first_of_losses(place, 1.2), "min_roofline": 0.9, "per_call": (tokens, "tokens/s")}
@@ -69,7 +69,7 @@ def _(place, form, tokens, width, vocabulary):
         loss = LigerFusedLinearCrossEntropyLoss(softcap=30.0)
         return lambda x, w: loss(w, x, targets)
 
-    moved, flops = cross_entropy_op.traffic_forward(tokens, vocabulary, place.element, want_gradient=form == BOTH)
+    moved, flops = launch.traffic_forward(tokens, vocabulary, place.element, want_gradient=form == BOTH)
     matrices = (tokens + vocabulary) * width * place.element
     work = moved + matrices * (3 if form == BOTH else 1), flops + 2 * tokens * width * vocabulary * (3 if form == BOTH else 1)
     ours = lambda x, w: linear_cross_entropy(x, w, targets, softcap=30.0)

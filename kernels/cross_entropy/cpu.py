@@ -1,10 +1,116 @@
-"""Softcapped cross-entropy and its gradient on a CPU, in numba: three sweeps over a row that stays in the cache."""
+"""Softcapped cross-entropy and its gradient on a CPU: in numba, three sweeps over a row that stays in the cache; float64 in
+torch."""
 
 import math
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pgolf.kernels.jit import contracted_inlined, exact, reordered_inlined
+from pgolf.kernels.launch import cdiv
+from pgolf.kernels.threads import in_parallel
+
+# Elements of one group of rows on a CPU: small enough to stay in the cache.
+CACHED_ELEMENTS = 524_288
+
+
+def forward(
+    logits: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+    softcap: float,
+    z_loss: float,
+    ignore_index: int,
+    want_gradient: bool,
+    gradient: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In numba, which computes in float32; float64 stays with torch."""
+    if logits.dtype == torch.float64:
+        return forward_torch(logits, targets, scale, softcap, z_loss, ignore_index, want_gradient, gradient)
+    count, vocabulary = logits.shape
+    losses, unscaled = torch.empty_like(scale), torch.empty_like(scale)
+    if gradient is None:
+        gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
+    kept = _kept(targets, vocabulary, ignore_index)
+    group = max(1, CACHED_ELEMENTS // max(1, vocabulary))
+    for start in range(0, count, group):
+        here = slice(start, start + group)
+        own = logits.detach()[here].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        tensors = (own, own.amax(1), targets[here], kept[here], scale[here], losses[here], unscaled[here])
+        arrays = [x.detach().numpy() for x in tensors]
+        share = cdiv(len(own), torch.get_num_threads())
+
+        def work(first: int, arrays: list = arrays, share: int = share) -> None:
+            *given, loss, plain = (array[first : first + share] for array in arrays)
+            rows(*given, np.float32(softcap), np.float32(z_loss), loss, plain, want_gradient)
+
+        in_parallel(work, range(0, len(own), share))
+        if want_gradient:
+            gradient[here] = own
+    return losses, unscaled, gradient
+
+
+def _kept(targets: Tensor, vocabulary: int, ignore_index: int) -> Tensor:
+    """True where a target counts (N,); a target that is no token raises."""
+    kept = targets != ignore_index
+    if bool((kept & ((targets < 0) | (targets >= vocabulary))).any()):
+        raise ValueError(f"cross_entropy: a target is neither in 0..{vocabulary - 1} nor the ignore index {ignore_index}")
+    return kept
+
+
+def forward_torch(
+    logits: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+    softcap: float,
+    z_loss: float,
+    ignore_index: int,
+    want_gradient: bool,
+    gradient: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows in groups that stay in the cache, so that memory sees each logit once, as on a GPU."""
+    count, vocabulary = logits.shape
+    losses, unscaled = torch.empty_like(scale), torch.empty_like(scale)
+    if gradient is None:
+        gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
+    group = max(1, CACHED_ELEMENTS // max(1, vocabulary))
+    kept = _kept(targets, vocabulary, ignore_index)
+    columns = torch.where(kept, targets, 0)
+    for start in range(0, count, group):
+        here = slice(start, start + group)
+        column, keep = columns[here, None], kept[here]
+        raw = logits[here].to(scale.dtype)
+        if softcap:
+            tanh = torch.mul(raw, 1 / softcap).tanh_()
+            z = tanh * softcap
+        else:
+            z = raw.clone() if raw.data_ptr() == logits[here].data_ptr() else raw
+        z_target = z.gather(1, column)
+        peak = z.amax(1, keepdim=True)
+        exponential = z.sub_(peak).exp_()
+        total = exponential.sum(1, keepdim=True)
+        lse = total.log().add_(peak)
+        loss = (lse - z_target + z_loss * lse.square()).squeeze(1)
+        unscaled[here] = torch.where(keep, loss, 0)
+        losses[here] = unscaled[here] * scale[here]
+        if want_gradient:
+            row_scale = scale[here, None]
+            dz = exponential.mul_(row_scale * (1 + 2 * z_loss * lse) / total)
+            dz.scatter_add_(1, column, -row_scale)
+            if softcap:
+                dz.addcmul_(dz, tanh.square_(), value=-1)
+            gradient[here] = dz.masked_fill_(~keep[:, None], 0)
+    return losses, unscaled, gradient
+
+
+def rescale(gradient: Tensor, upstream: Tensor) -> None:
+    """Multiply the rows of gradient (N, V) by upstream (N,), in place."""
+    if not bool((upstream == 1).all()):
+        gradient.mul_(upstream.unsqueeze(1))
+
+
+# ---- in numba
 
 SHIFT = np.float32(12_582_912.0)  # 1.5 * 2^23: adding it rounds to a whole number and leaves that in the lowest bits
 LOG2E = np.float32(1.4426950408889634)

@@ -1,5 +1,7 @@
 """The five-expert mixer's steps as registered operators: launchers, shapes, registration. `mixer.py` has the public class."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -118,7 +120,7 @@ def count_cpu(
 
 
 def score_triton(
-    neural: Tensor, entropy: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor, *tables_and_rest
+    neural: Tensor, entropy: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor, *tables_and_rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     from pgolf.kernels.hedge import gpu
 
@@ -137,7 +139,7 @@ def score_triton(
     return nll, experts, sums.to(log_weights.dtype).sum(0)
 
 
-def ngrams_triton(tokens: Tensor, *tables_and_rest) -> tuple[Tensor, Tensor]:
+def ngrams_triton(tokens: Tensor, *tables_and_rest: Any) -> tuple[Tensor, Tensor]:
     """Nothing: a GPU gathers again for each window, at the speed of the logits' sweep, and needs no running sums."""
     return tokens.new_empty((3, 0), dtype=torch.float32), tokens.new_empty((3, 0), dtype=torch.float32)
 
@@ -151,7 +153,7 @@ def score_windows_triton(
     scored: list[int],
     probabilities: Tensor,
     cumulative: Tensor,
-    *tables_and_rest,
+    *tables_and_rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = neural.shape[1]
     tokens = torch.nn.functional.pad(tokens, (0, width))
@@ -181,20 +183,20 @@ def count_triton(tokens: Tensor, *tables: Tensor) -> None:
 
 
 def _fake_score(
-    neural: Tensor, entropy: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor, *tables_and_rest
+    neural: Tensor, entropy: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor, *tables_and_rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     log_weights = tables_and_rest[-2]
     return neural.new_empty(neural.shape), neural.new_empty((5, *neural.shape)), log_weights.new_empty(5)
 
 
-def _fake_ngrams(tokens: Tensor, *tables_and_rest) -> tuple[Tensor, Tensor]:
+def _fake_ngrams(tokens: Tensor, *tables_and_rest: Any) -> tuple[Tensor, Tensor]:
     if tokens.device.type != "cpu":
         return ngrams_triton(tokens)
     return tokens.new_empty((3, len(tokens)), dtype=torch.float64), tokens.new_empty((3, len(tokens) + 1), dtype=torch.float64)
 
 
 def _fake_score_windows(
-    neural: Tensor, entropy: Tensor, tokens: Tensor, begins: list[int], lengths: list[int], scored: list[int], *rest
+    neural: Tensor, entropy: Tensor, tokens: Tensor, begins: list[int], lengths: list[int], scored: list[int], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = sum(scored)
     return neural.new_empty(count), neural.new_empty((5, count)), rest[-2].new_empty(5)

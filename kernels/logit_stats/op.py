@@ -1,10 +1,11 @@
 """Statistics of the logits as a registered operator: public function, launchers, autograd."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.launch import capability_of, cdiv, implement, next_power
 from pgolf.kernels.logit_stats.launch import launch_backward, launch_forward
 from pgolf.kernels.logit_stats.reference import logit_stats_backward_reference
@@ -59,6 +60,7 @@ def logit_stats(
     N tokens, e bytes a logit: forward moves N (V e + 8 K + 20) bytes and computes 6 N V FLOPs, one exponential a
     logit among them; backward moves N (2 V e + 8 K + 28) bytes, (12 + 2 K) N V FLOPs.
     """
+    require_tensors("logit_stats", {"logits": logits, "targets": targets}, {"candidates": candidates})
     if not logits.is_floating_point() or logits.dim() < 1:
         raise ValueError(
             f"logit_stats: logits are {logits.dtype} {tuple(logits.shape)}; they must be floating point, (..., V)"
@@ -210,13 +212,13 @@ def _fake_forward(
     return make(count), make(count), make(count), make(candidates.shape)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     logits, targets, candidates, temperature = inputs
     lse, entropy, _, _ = output
     ctx.save_for_backward(logits, targets, candidates, temperature, lse, entropy)
 
 
-def _backward(ctx, *upstream):
+def _backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
     d_logits, d_rows = torch.ops.pgolf.logit_stats_backward(*ctx.saved_tensors, *upstream)
     temperature = ctx.saved_tensors[3]
     d_temperature = d_rows if len(temperature) > 1 else d_rows.sum(0, keepdim=True)

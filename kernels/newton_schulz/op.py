@@ -1,15 +1,19 @@
 """Newton-Schulz orthogonalisation as a registered operator: coefficient tables, launchers and the public function."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
-from pgolf.kernels.launch import Launch, capability_of, cdiv, implement
+from pgolf.kernels.arguments import require_tensors
+from pgolf.kernels.launch import capability_of, implement
+from pgolf.kernels.newton_schulz.launch import launch_symmetric, triangle, uses_kernel
 
-# The quintic of the first Muon: it lifts small singular values fast and leaves all of them between about 0.7 and 1.2.
+# The quintic of Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/): it lifts small singular values fast and
+# leaves all of them between about 0.7 and 1.2.
 CLASSIC = ((3.4445, -4.7750, 2.0315),)
 
-# Polar Express (arXiv 2505.16932, algorithm 1, degree 5): the best quintic for the interval that the steps before it
+# Polar Express (arXiv:2505.16932, algorithm 1, degree 5): the best quintic for the interval that the steps before it
 # left, from singular values of 1e-3 on. All but the last are contracted by 1.01, the published guard against rounding.
 _OPTIMAL = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -25,7 +29,7 @@ POLAR_EXPRESS = (*((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in _OPTIMAL)
 TABLES = {"classic": CLASSIC, "polar_express": POLAR_EXPRESS}
 
 
-def coefficient_table(coefficients: str | Iterable, steps: int) -> list[tuple[float, float, float]]:
+def coefficient_table(coefficients: str | Iterable[Iterable[float]], steps: int) -> list[tuple[float, float, float]]:
     """One triple per step: the table's first `steps`, its last one repeated where it is shorter."""
     if steps < 1:
         raise ValueError(f"newton_schulz: steps is {steps}; it must be at least 1")
@@ -41,26 +45,34 @@ def coefficient_table(coefficients: str | Iterable, steps: int) -> list[tuple[fl
 
 
 def newton_schulz(
-    g: torch.Tensor,
+    g: Tensor,
     steps: int = 5,
-    coefficients: str | Iterable = "classic",
+    coefficients: str | Iterable[Iterable[float]] = "classic",
     dtype: torch.dtype | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Push every singular value of g towards 1: with g = U S V^T, an approximation of U V^T.
 
         X = g / (|g|_F + 1e-7), transposed where g has more rows than columns; then, `steps` times,
         A = X X^T,    X <- a X + (b A + c A A) X
 
-    g             (..., m, n); every matrix of the batch on its own
-    coefficients  "classic": (3.4445, -4.7750, 2.0315) at every step; "polar_express": a published table, one triple
-                  a step; or any triples (a, b, c). The last one repeats where there are more steps
-    dtype         of the iterations: bfloat16 on CUDA and float32 on a CPU if not given
-    returns       like g. A matrix of zeros gives zeros. There is no gradient: the result is detached
+    Args:
+        g: (..., m, n); every matrix of the batch on its own
+        steps: how many iterations
+        coefficients: "classic": Muon's (3.4445, -4.7750, 2.0315) at every step; "polar_express": the table of
+            arXiv:2505.16932, one triple a step; or any triples (a, b, c). The last one repeats where there are more steps
+        dtype: of the iterations: bfloat16 on CUDA and float32 on a CPU if not given
+
+    Returns:
+        Like g. A matrix of zeros gives zeros. There is no gradient: the result is detached.
+
+    Example:
+        >>> update = newton_schulz(torch.randn(22, 512, 2048))
 
     Both A and b A + c A A are symmetric: on CUDA their tiles are computed on and below the diagonal only and stored
     twice. For one m x n matrix, m <= n, b bytes per element, one step moves about b (4 m n + 4 m^2) bytes for
     m^2 n + m^3 + 2 m^2 n FLOPs, against 4 m^2 n + 2 m^3 without the symmetry.
     """
+    require_tensors("newton_schulz", {"g": g})
     if g.dim() < 2 or not g.is_floating_point():
         raise ValueError(f"newton_schulz: g is {g.dtype} {tuple(g.shape)}; it must be floating point, (..., rows, columns)")
     table = coefficient_table(coefficients, steps)
@@ -70,7 +82,7 @@ def newton_schulz(
     return torch.ops.pgolf.newton_schulz(flat, [value for triple in table for value in triple], dtype).reshape(g.shape)
 
 
-def _start(g, dtype):
+def _start(g: Tensor, dtype: torch.dtype) -> Tensor:
     """The normalised matrices with their short side first, contiguous."""
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True, dtype=exact)
@@ -78,11 +90,12 @@ def _start(g, dtype):
     return (x.mT if g.shape[-2] > g.shape[-1] else x).contiguous()
 
 
-def _finish(x, g):
+def _finish(x: Tensor, g: Tensor) -> Tensor:
     return (x.mT if g.shape[-2] > g.shape[-1] else x).to(g.dtype).contiguous()
 
 
-def iterate_torch(g, coefficients, dtype):
+def iterate_torch(g: Tensor, coefficients: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """`coefficients` are the triples of all steps, one after another."""
     x = _start(g, dtype)
     for a, b, c in zip(coefficients[::3], coefficients[1::3], coefficients[2::3], strict=True):
         gram = torch.bmm(x, x.mT)
@@ -90,63 +103,10 @@ def iterate_torch(g, coefficients, dtype):
     return _finish(x, g)
 
 
-# By compute capability. Chosen by reasoning, unmeasured: square tiles, two programs on a multiprocessor.
-TILES = {80: {"BM": 128, "BK": 32}, 90: {"BM": 128, "BK": 64}, 100: {"BM": 128, "BK": 64}}
+# ---- on a GPU
 
 
-def launch_symmetric(capability: int) -> Launch:
-    return Launch(TILES[capability], num_warps=8, num_stages=3)
-
-
-def triangle(m: int, tile: int) -> int:
-    """Tiles on and below the diagonal of an m x m matrix."""
-    side = cdiv(m, tile)
-    return side * (side + 1) // 2
-
-
-def uses_kernel(m: int, n: int, dtype: torch.dtype, capability: int) -> bool:
-    """Half precision in rows of whole 16 bytes, and enough tiles for a triangle of them to save something; plain torch
-    serves all else."""
-    half = dtype in (torch.bfloat16, torch.float16)
-    return capability in TILES and half and m % 8 == n % 8 == 0 and m > TILES[capability]["BM"]
-
-
-def traffic_symmetric(batch: int, m: int, k: int, tile: int, linear: bool, element_size: int = 2) -> tuple[int, int]:
-    """Bytes with every matrix read once, and the FLOPs of the tiles that are computed."""
-    return batch * element_size * (m * k + m * m), batch * triangle(m, tile) * tile * tile * 2 * (k + linear)
-
-
-def compile_cases(capability):
-    from pgolf.kernels.compile import Case
-    from pgolf.kernels.newton_schulz import gpu
-
-    launch = launch_symmetric(capability)
-    found = []
-    shapes = [(512, 512), (256, 512), (512, 2048), (296, 704)]
-    for kind, m, k, linear in [("bf16", m, k, linear) for m, k in shapes for linear in (False, True)] + [
-        ("fp16", 512, 2048, False),
-        ("fp16", 512, 2048, True),
-    ]:
-        inner = m if linear else k
-        traffic = traffic_symmetric(22, m, inner, launch.tiles["BM"], linear)
-        found.append(
-            Case(
-                kernel=gpu.newton_schulz_kernel_symmetric,
-                name=f"{'polynomial' if linear else 'gram'} {kind}",
-                signature={"p_x": f"*{kind}:16", "p_out": f"*{kind}:16", "linear": "fp32", "square": "fp32"},
-                constants={"M": m, "K": inner, "LINEAR": linear, "PRECISION": "tf32"},
-                launch=launch,
-                shape=f"22 x {m} x {inner}",
-                bytes=traffic[0],
-                flops=traffic[1],
-                matmul=True,
-                max_registers=240,
-            )
-        )
-    return found
-
-
-def symmetric_triton(x, linear, square):
+def symmetric_triton(x: Tensor, linear: float | None, square: float) -> Tensor:
     """square * x x^T + linear * x, the second term only where `linear` is not None and x is symmetric."""
     from pgolf.kernels.newton_schulz import gpu
 
@@ -167,7 +127,7 @@ def symmetric_triton(x, linear, square):
     return out
 
 
-def iterate_triton(g, coefficients, dtype):
+def iterate_triton(g: Tensor, coefficients: Sequence[float], dtype: torch.dtype) -> Tensor:
     x = _start(g, dtype)
     if x.numel() == 0:
         return _finish(x, g)
@@ -177,7 +137,7 @@ def iterate_triton(g, coefficients, dtype):
     return _finish(x, g)
 
 
-def iterate_cuda(g, coefficients, dtype):
+def iterate_cuda(g: Tensor, coefficients: Sequence[float], dtype: torch.dtype) -> Tensor:
     m, n = sorted(g.shape[-2:])
     by_kernel = uses_kernel(m, n, dtype, capability_of(g.device))
     return (iterate_triton if by_kernel else iterate_torch)(g, coefficients, dtype)

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -198,17 +199,17 @@ def mix_online_triton(
 # ---- shapes, autograd, registration
 
 
-def _fake_mix(target: Tensor, *rest) -> tuple[Tensor, Tensor]:
+def _fake_mix(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return target.new_empty(target.shape), target.new_empty(target.shape)
 
 
-def _setup_mix(ctx, inputs, output):
+def _setup_mix(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     _, share = output
     ctx.mark_non_differentiable(share)
     ctx.save_for_backward(share)
 
 
-def _backward_mix(ctx, d_nll, _):
+def _backward_mix(ctx: Any, d_nll: Tensor, _: None) -> tuple[Tensor | None, ...]:
     # d nll / d log p_neural(target) is minus the share of the probability that is the neural model's
     (share,) = ctx.saved_tensors
     return -d_nll * share, None, None, None, None, None

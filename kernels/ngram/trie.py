@@ -87,15 +87,15 @@ class Trie:
 
     def _reserve_records(self, needed: int) -> None:
         if needed > len(self.records):
-            grown = np.empty((max(needed, 2 * len(self.records)), 8), dtype=np.int32)
-            grown[: self.scalars[cpu.USED]] = self.records[: self.scalars[cpu.USED]]
-            self.records = grown
+            records = np.empty((max(needed, 2 * len(self.records)), 8), dtype=np.int32)
+            records[: self.scalars[cpu.USED]] = self.records[: self.scalars[cpu.USED]]
+            self.records = records
         size = len(self.table)
         # the kernels quadruple the table while it is more than half full
         while 2 * len(self.records) >= size:
             size *= 4
         if size > len(self.table):
-            grown = np.empty(size, dtype=np.int64)
+            table = np.empty(size, dtype=np.int64)
             held = self.scalars[cpu.MASK] + 1
-            grown[:held] = self.table[:held]
-            self.table = grown
+            table[:held] = self.table[:held]
+            self.table = table

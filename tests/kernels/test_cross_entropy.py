@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from pgolf.kernels.cross_entropy import cross_entropy, linear_cross_entropy, op
+from pgolf.kernels.cross_entropy import cpu, cross_entropy, launch, linear_cross_entropy
 from pgolf.kernels.cross_entropy.reference import cross_entropy_reference, linear_cross_entropy_reference
 from tests.kernels.compare import assert_close
 
@@ -47,7 +47,7 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
 @pytest.mark.parametrize("options, weighted", WEIGHTED)
 def test_loss_and_gradients(options, weighted, monkeypatch):
     """In groups of three rows, the last one shorter."""
-    monkeypatch.setattr(op, "CACHED_ELEMENTS", 4 * 37 - 1)
+    monkeypatch.setattr(cpu, "CACHED_ELEMENTS", 4 * 37 - 1)
     logits, targets, weights = example(shape=(2, 10), ignore_index=options.get("ignore_index", -100))
     inputs = (logits, weights) if weighted else (logits,)
     extra = options | ({"weights": weights} if weighted else {})
@@ -235,19 +235,19 @@ def test_linear_refuses():
 
 @pytest.mark.parametrize("vocabulary", [1, 127, 256, 257, 1000, 1024, 8192, 16_384, 16_385, 50_304, 65_536])
 def test_launch(vocabulary):
-    launch = op.launch_forward(vocabulary)
-    width = launch.tiles["BV"]
-    assert width & (width - 1) == 0 and 8 <= width * launch.tiles.get("BR", 1) // (32 * launch.num_warps) <= 32
-    if vocabulary <= op.LONGEST_IN_REGISTERS:
-        assert width // 2 < max(vocabulary, 128) <= width and launch.tiles["BR"] >= 1
+    forward = launch.launch_forward(vocabulary)
+    width = forward.tiles["BV"]
+    assert width & (width - 1) == 0 and 8 <= width * forward.tiles.get("BR", 1) // (32 * forward.num_warps) <= 32
+    if vocabulary <= launch.LONGEST_IN_REGISTERS:
+        assert width // 2 < max(vocabulary, 128) <= width and forward.tiles["BR"] >= 1
     else:
-        assert "BR" not in launch.tiles
-    rescale = op.launch_rescale(vocabulary)
+        assert "BR" not in forward.tiles
+    rescale = launch.launch_rescale(vocabulary)
     assert rescale.tiles["BR"] * rescale.tiles["BV"] <= 32 * 32 * rescale.num_warps
     assert rescale.tiles["BR"] == 1 or rescale.tiles["BR"] * vocabulary <= 16_384
 
 
 def test_traffic():
-    assert op.traffic_forward(98_304, 1024, 2)[0] == 98_304 * (1024 * 2 * 2 + 20)
-    assert op.traffic_forward(10, 100, 2, want_gradient=False)[0] == 10 * (200 + 20)
-    assert op.traffic_rescale(10, 100, 4) == (10 * 804, 1000)
+    assert launch.traffic_forward(98_304, 1024, 2)[0] == 98_304 * (1024 * 2 * 2 + 20)
+    assert launch.traffic_forward(10, 100, 2, want_gradient=False)[0] == 10 * (200 + 20)
+    assert launch.traffic_rescale(10, 100, 4) == (10 * 804, 1000)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pgolf.kernels.newton_schulz import newton_schulz, op
+from pgolf.kernels.newton_schulz.launch import launch_symmetric, traffic_symmetric, triangle, uses_kernel
 from pgolf.kernels.newton_schulz.reference import newton_schulz_reference
 from tests.kernels.compare import assert_close
 
@@ -111,18 +112,18 @@ def test_fullgraph_compile():
 
 
 def test_launch():
-    for capability in (80, 90, 100):
-        launch = op.launch_symmetric(capability)
+    for capability in (80, 86, 89, 90, 100, 103, 120):
+        launch = launch_symmetric(capability)
         assert launch.tiles["BM"] == 128 and launch.num_warps == 8
-        assert op.uses_kernel(256, 512, torch.bfloat16, capability)
-        assert not op.uses_kernel(128, 512, torch.bfloat16, capability), "one tile has no triangle"
-        assert not op.uses_kernel(256, 500, torch.bfloat16, capability)
-        assert not op.uses_kernel(256, 512, torch.float32, capability)
-    assert not op.uses_kernel(256, 512, torch.bfloat16, 75)
-    assert [op.triangle(m, 128) for m in (1, 128, 129, 512)] == [1, 1, 3, 10]
+        assert uses_kernel(256, 512, torch.bfloat16, capability)
+        assert not uses_kernel(128, 512, torch.bfloat16, capability), "one tile has no triangle"
+        assert not uses_kernel(256, 500, torch.bfloat16, capability)
+        assert not uses_kernel(256, 512, torch.float32, capability)
+    assert not uses_kernel(256, 512, torch.bfloat16, 75)
+    assert [triangle(m, 128) for m in (1, 128, 129, 512)] == [1, 1, 3, 10]
 
 
 def test_traffic():
     """A symmetric 512 x 512 product does 10 of its 16 tiles."""
-    moved, flops = op.traffic_symmetric(22, 512, 2048, 128, linear=False)
+    moved, flops = traffic_symmetric(22, 512, 2048, 128, linear=False)
     assert moved == 22 * 2 * (512 * 2048 + 512 * 512) and flops == 22 * 2 * 512 * 512 * 2048 * 10 // 16
