@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from pgolf.cli.parse import parse
-from pgolf.data import build_dataset, read_documents
+from pgolf.data import Dataset, build_dataset, open_dataset, read_documents
+from pgolf.data.passages import PASSAGE
 from pgolf.errors import UsageError
 from pgolf.progress import Display
 
@@ -12,7 +13,7 @@ from pgolf.progress import Display
 class Options:
     """Make a dataset: any text, or the challenge's public shards."""
 
-    out: str
+    out: str = ""
     """Folder to write tokenizer and shards to."""
     text: tuple[str, ...] = ()
     """Files, folders or JSONL with a `text` field; .zst and .gz of these."""
@@ -20,12 +21,16 @@ class Options:
     """Entries of the tokenizer to train."""
     tokenizer: str = ""
     """Use this SentencePiece model instead of training one."""
+    caseops: bool = False
+    """Write capital letters as marks before lower-case words, which then share their tokens."""
     name: str = "text"
     """First part of the shards' names."""
     fineweb: str = ""
     """Fetch the challenge's public set instead: sp1024, sp8192, ..."""
     shards: int = 1
     """How many training shards to fetch."""
+    overlap: str = ""
+    """Make nothing: say how much of this dataset's validation text stands, passage by passage, in its training text too."""
 
 
 def main(words: list[str]) -> int:
@@ -33,8 +38,15 @@ def main(words: list[str]) -> int:
 
 
 def make_data(options: Options) -> int:
+    if options.overlap:
+        if options.text or options.fineweb or options.out:
+            raise UsageError("data --overlap makes no dataset; leave --text, --fineweb and --out out")
+        print(overlap_line(open_dataset(options.overlap)))
+        return 0
     if bool(options.text) == bool(options.fineweb):
         raise UsageError("data needs either --text with files or folders, or --fineweb with a variant such as sp1024")
+    if not options.out:
+        raise UsageError("data needs --out, the folder to write to")
     with Display() as display:
 
         def progress(what: str, done: int, total: int | None) -> None:
@@ -49,10 +61,25 @@ def make_data(options: Options) -> int:
             documents = read_documents(options.text)
             tokenizer = options.tokenizer or None
             dataset = build_dataset(
-                documents, options.out, vocab_size=vocab, name=options.name, tokenizer=tokenizer, progress=progress
+                documents,
+                options.out,
+                vocab_size=vocab,
+                name=options.name,
+                tokenizer=tokenizer,
+                case_ops=options.caseops,
+                progress=progress,
             )
         display.settle()
         counts = f"{len(dataset.train_shards)} training and {len(dataset.val_shards)} validation shards"
         display.say(f"dataset {options.out}: {counts}")
         display.say(f"use it with: pgolf --data.path {options.out} --model.vocab-size {dataset.vocab_size}")
     return 0
+
+
+def overlap_line(dataset: Dataset) -> str:
+    shared, of = dataset.shared_passages()
+    share = shared / of if of else 0.0
+    return (
+        f"{dataset.folder}: {shared:,} of {of:,} validation bytes, {share:.1%}, lie in passages of {PASSAGE} bytes or more "
+        "that also stand in a training document"
+    )

@@ -25,6 +25,7 @@ from pgolf.data.corpus import (
     is_validation,
 )
 from pgolf.data.errors import DataError
+from pgolf.data.passages import PASSAGE, shared_bytes
 from pgolf.data.shards import LARGEST_VOCAB, check_shard, open_shard, shard_writer, token_count, write_shard
 from pgolf.data.tokenizer import Tokenizer, train_tokenizer
 from pgolf.files import atomic_file, atomic_folder, sha256_of, system_error
@@ -107,6 +108,17 @@ class Dataset:
         held_out = {data for path in self.val_shards for data in self._document_hashes(open_shard(path))}
         seen = {data for path in self.train_shards for data in self._document_hashes(open_shard(path))}
         return len(held_out & seen)
+
+    def shared_passages(self, passage: int = PASSAGE) -> tuple[int, int]:
+        """How many bytes of the validation text lie in passages of so many bytes that also stand in a training document, and
+        how many bytes it has."""
+        validation = [text for path in self.val_shards for text in self._texts(open_shard(path))]
+        training = (text for path in self.train_shards for text in self._texts(open_shard(path)))
+        return shared_bytes(validation, training, passage), sum(map(len, validation))
+
+    def _texts(self, tokens: np.ndarray) -> Iterator[bytes]:
+        for document in np.split(tokens, self.documents(tokens)):
+            yield self.tokenizer.decode_bytes(document.tolist())
 
     def _document_hashes(self, tokens: np.ndarray) -> Iterator[bytes]:
         for document in np.split(tokens, self.documents(tokens))[1:]:
