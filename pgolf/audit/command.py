@@ -132,7 +132,7 @@ def claims_of_run(
         score_limit=scoring["limit"],
         score_parts=scoring["parts"],
         scored_targets=None if partial else summary["score"][summary["main"]]["tokens"],
-        stream_targets=None if partial else len(tokens) - 1,
+        stream_targets=None if partial else settings.evaluation.scored_targets(len(tokens) - 1),
         training_documents=lambda: documents_of(dataset, map(open_shard, shards)),
         validation_documents=lambda: documents_of(dataset, [tokens]),
         canonical_count=FINEWEB_DOCUMENTS if dataset.name.startswith("fineweb") else 0,

@@ -38,6 +38,7 @@ def folder_of(path, preset, dataset, **mixer):
         window=64,
         stride=32,
         max_tokens=600,
+        whole_windows=False,
         adaptation=dataclasses.replace(settings.evaluation.adaptation, chunk_tokens=128),
         mixer=dataclasses.replace(settings.evaluation.mixer, **mixer),
     )
