@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from pgolf.config import Settings
+from pgolf.summary import Summary
 
 LIMIT = 600.0
 TARGETS = 62_021_632
@@ -139,11 +140,11 @@ def scoring_bill(settings: Settings, rates: ScoringRates, *, targets: int = TARG
     return Bill(f"{settings.preset}, scoring", tuple(parts), limit)
 
 
-def bills_of_run(summary: dict, preset: str) -> list[Bill]:
+def bills_of_run(summary: Summary, preset: str) -> list[Bill]:
     """A finished run's own clocks: nothing is extrapolated."""
-    train, scoring = summary["train"], summary["scoring"]
+    train, scoring = summary.train, summary.scoring
     found = []
     for title, clock in (("training", train), ("scoring", scoring)):
-        parts = tuple(Part(name, seconds, "measured") for name, seconds in clock["parts"].items())
-        found.append(Bill(f"{preset}, {title}", parts, clock["limit"]))
+        parts = tuple(Part(name, seconds, "measured") for name, seconds in clock.parts.items())
+        found.append(Bill(f"{preset}, {title}", parts, clock.limit))
     return found

@@ -16,14 +16,16 @@ import statistics
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 from pgolf.config import Settings, at_scale, from_table, load_preset, preset_names, read_toml, to_toml
 from pgolf.errors import PgolfError
-from pgolf.folder import RunFolder, write_whole
+from pgolf.files import write_whole
+from pgolf.folder import RunFolder
 from pgolf.progress import Display
+from pgolf.summary import write_summary
 
 ROOT = Path(__file__).parents[1]
 
@@ -232,7 +234,7 @@ def is_done(job: Job) -> bool:
         return False
     if read_toml(folder.config) != job.settings:
         raise HistoryError(f"{job.path} holds a run of other settings; delete it, or give another folder with --runs")
-    return "score" in folder.read_summary()
+    return bool(folder.read_summary().score)
 
 
 def carry_out(job: Job) -> Path:
@@ -255,7 +257,7 @@ def carry_out(job: Job) -> Path:
         else:
             shutil.copy(base.weights, folder.weights)
             kept = base.read_summary()
-            folder.update_summary(**{name: kept[name] for name in kept.keys() - {"artifact", "score", "scoring", "main"}})
+            write_summary(folder.summary, replace(kept, artifact=None, score={}, scoring=None, main=""))
         if job.stage == "score":
             shutil.copy(base.artifact, folder.artifact)
         elif not folder.artifact.exists():
@@ -286,7 +288,7 @@ def run_all(jobs: list[Job], workers: int, display: Display) -> None:
 
 
 def bpb(runs: Path, name: str, seed: int, result: str) -> float:
-    return RunFolder(folder_of(runs, name, seed)).read_summary()["score"][result]["bpb"]
+    return RunFolder(folder_of(runs, name, seed)).read_summary().score[result].bpb
 
 
 def differences(row: Row, runs: Path, seeds: list[int]) -> list[float]:
@@ -322,7 +324,7 @@ def systems_table(runs: Path, seeds: list[int]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for name in systems():
         found = [bpb(runs, name, seed, "non_overlapping") for seed in seeds]
-        count = RunFolder(folder_of(runs, name, seeds[0])).read_summary()["parameters"]
+        count = RunFolder(folder_of(runs, name, seeds[0])).read_summary().parameters
         mean, spread = statistics.fmean(found), statistics.stdev(found)
         yield f"| `{name}` | {SYSTEMS[name] or 'nothing'} | {mean:.4f} | {spread:.4f} | {count:,} |"
 
@@ -330,8 +332,8 @@ def systems_table(runs: Path, seeds: list[int]) -> Iterator[str]:
 def page(runs: Path, steps: int, seeds: list[int]) -> str:
     summary = RunFolder(folder_of(runs, BASE.run, seeds[0])).read_summary()
     base = [bpb(runs, BASE.run, seed, "non_overlapping") for seed in seeds]
-    tokens, targets = summary["train"]["tokens"], summary["score"]["non_overlapping"]["tokens"]
-    sliding = RunFolder(folder_of(runs, "sliding", seeds[0])).read_summary()["score"]["sliding"]["tokens"]
+    tokens, targets = summary.train.tokens, summary.score["non_overlapping"].tokens
+    sliding = RunFolder(folder_of(runs, "sliding", seeds[0])).read_summary().score["sliding"].tokens
     rows = len(TRAINED) + len(PACKED) + len(SCORED)
 
     def lines(found: Iterator[str]) -> str:
@@ -342,9 +344,9 @@ def page(runs: Path, steps: int, seeds: list[int]) -> str:
 
 Made by `python -m bench.history`, from runs and nothing else; do not edit it by hand.
 
-The base is the preset `pr687` at `--scale tiny` with every switch off: {summary["parameters"]:,} parameters, {steps} steps of
-{tokens // steps:,} tokens, seeds {", ".join(map(str, seeds))}, on the corpus {summary["corpus"]["name"]}
-{summary["corpus"]["digest"][:12]}. It reaches {statistics.fmean(base):.4f} bits per byte, with a spread of
+The base is the preset `pr687` at `--scale tiny` with every switch off: {summary.parameters:,} parameters, {steps} steps of
+{tokens // steps:,} tokens, seeds {", ".join(map(str, seeds))}, on the corpus {summary.corpus.name}
+{summary.corpus.digest[:12]}. It reaches {statistics.fmean(base):.4f} bits per byte, with a spread of
 {statistics.stdev(base):.4f}. Each switch is flipped alone, with the same seeds and the same number of steps.
 
 *Reported* is what the branch's ledger, or the submission named, gave at full scale, as a difference in bits per byte; where

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pgolf.summary import Score, Summary, write_summary
+
 VOCAB, BOS, LINE, PATTERN = 8192, 1, 512, 500
 KINDS = ["boundary", "byte", "space", "digit", "punctuation", "word start", "continuation"]
 
@@ -34,8 +36,8 @@ def write(folder: Path, tokens: int, results: int) -> None:
             file.write(bodies[number % len(bodies)])
         if tokens % LINE:
             file.write(_line(rng, tokens % LINE, names))
-    score = {"bpb": 1.0, "loss": 2.0, "nats": 2.0 * tokens, "tokens": tokens, "bytes": 4 * tokens, "legal": True}
-    (folder / "summary.json").write_text(json.dumps({"score": dict.fromkeys(names, score), "main": names[-1]}))
+    score = Score(bpb=1.0, loss=2.0, nats=2.0 * tokens, tokens=tokens, bytes=4 * tokens, legal=True, seconds=1.0)
+    write_summary(folder / "summary.json", Summary(score=dict.fromkeys(names, score), main=names[-1]))
 
 
 def _line(rng: np.random.Generator, count: int, names: list[str]) -> str:

@@ -28,12 +28,12 @@ def test_quick_run_fits_its_budgets(bench, quick_run):
     assert all(bill.total > 0 and len(bill.parts) > 1 for bill in bills)
     if bench.tiny:
         return
-    train, main = summary["train"], summary["score"][summary["main"]]
+    train, main = summary.train, summary.main_score
     figures = {
-        "training tokens/s": train["tokens"] / train["parts"]["steps"],
-        "steps": train["steps"],
-        "bits per byte": main["bpb"],
-        "artifact bytes": summary["artifact"]["total_bytes"],
+        "training tokens/s": train.tokens / train.parts["steps"],
+        "steps": train.steps,
+        "bits per byte": main.bpb,
+        "artifact bytes": summary.artifact.total_bytes,
         "training": f"{bills[0].total:.1f} s of {bills[0].limit:g} s",
         "scoring": f"{bills[1].total:.1f} s of {bills[1].limit:g} s",
     }

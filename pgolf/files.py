@@ -91,3 +91,9 @@ def sha256_of(path: str | Path) -> str:
     except OSError as error:
         raise system_error("read", path, error) from error
     return digest.hexdigest()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """The file appears complete under its name, or not at all."""
+    with atomic_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)

@@ -1,12 +1,12 @@
 """A run is a folder. This file knows its names, writes them whole or not at all, and knows nothing of what is in them."""
 
-import json
 import os
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from pgolf.errors import PgolfError
-from pgolf.files import atomic_file
+from pgolf.summary import Summary, read_summary, write_summary
 
 
 class FolderError(PgolfError):
@@ -52,25 +52,14 @@ class RunFolder:
             raise FolderError(f"{folder.path} is no run folder: it has no config.toml")
         return folder
 
-    def read_summary(self) -> dict:
-        try:
-            return json.loads(self.summary.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise FolderError(f"{self.summary} is damaged ({error}); delete it and run the stage again") from None
+    def read_summary(self) -> Summary:
+        return read_summary(self.summary)
 
-    def update_summary(self, **parts) -> dict:
-        summary = {**self.read_summary(), **parts}
-        write_whole(self.summary, json.dumps(summary, indent=2) + "\n")
+    def update_summary(self, **parts) -> Summary:
+        summary = replace(self.read_summary(), **parts)
+        write_summary(self.summary, summary)
         return summary
 
 
 def new_run_path(preset: str) -> Path:
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{preset}"
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """The file appears complete under its name, or not at all."""
-    with atomic_file(path) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)

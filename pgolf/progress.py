@@ -4,6 +4,7 @@ Stages emit events (dictionaries with a `kind`); everything that is said goes to
 """
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ class Display:
         self.active = active
         self.terminal = active and sys.stdout.isatty()
         self._plain_seconds = plain_seconds
-        self._last_plain = 0.0
+        self._last_plain = -math.inf
         self._live: Live | None = None
         # line buffered, so that a killed run has lost nothing it said
         self._log = open(log, "a", encoding="utf-8", buffering=1) if active and log else None

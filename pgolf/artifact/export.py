@@ -14,8 +14,10 @@ from pgolf.artifact.code import make_script, requirements
 from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.rounding import FORMS
 from pgolf.config import Settings, read_toml, to_toml
-from pgolf.folder import FolderError, RunFolder, write_whole
+from pgolf.files import write_whole
+from pgolf.folder import FolderError, RunFolder
 from pgolf.significance import welch
+from pgolf.summary import Summary
 
 # the challenge's bar for a record, which it gives in nats without saying of what
 RECORD_NATS = 0.005
@@ -40,14 +42,14 @@ def export(runs: Sequence[str | Path], out: str | Path, about: Submission, basel
     folders = [RunFolder.existing(run) for run in runs]
     settings = _one_configuration(folders)
     summaries = [_finished(folder) for folder in folders]
-    seeds = [summary["seed"] for summary in summaries]
+    seeds = [summary.seed for summary in summaries]
     if len(set(seeds)) != len(seeds):
         raise ArtifactError(f"two runs have the same seed {max(seeds, key=seeds.count)}; each must have its own")
     script = make_script(settings).encode()
     for folder, summary in zip(folders, summaries, strict=True):
-        if summary["artifact"]["code_bytes"] != len(script):
+        if summary.artifact.code_bytes != len(script):
             raise ArtifactError(
-                f"{folder.path} was packed with {summary['artifact']['code_bytes']:,} bytes of code, which are "
+                f"{folder.path} was packed with {summary.artifact.code_bytes:,} bytes of code, which are "
                 f"{len(script):,} by now; pack and score it again"
             )
     result = _main_result(summaries)
@@ -85,46 +87,46 @@ def _one_configuration(folders: list[RunFolder]) -> Settings:
     return settings[0]
 
 
-def _finished(folder: RunFolder) -> dict:
+def _finished(folder: RunFolder) -> Summary:
     summary = folder.read_summary()
-    for part, stage in (("train", "train"), ("artifact", "pack"), ("score", "score")):
-        if part not in summary:
+    for part, stage in ((summary.train, "train"), (summary.artifact, "pack"), (summary.scoring, "score")):
+        if not part:
             raise ArtifactError(f"{folder.path} is not finished: run the stage {stage} first")
     return summary
 
 
-def _main_result(summaries: list[dict]) -> str:
+def _main_result(summaries: list[Summary]) -> str:
     """The predictor whose score is the runs' score: the one that each summary names as `main`, which scoring fixes before it
     has seen any text. Taking the best of several instead would be a choice made on the validation text."""
-    names = {summary["main"] for summary in summaries}
+    names = {summary.main for summary in summaries}
     if len(names) > 1:
         raise ArtifactError(f"the runs have different main scores, {' and '.join(sorted(names))}; score them alike")
     (name,) = names
-    if not all(name in summary["score"] and summary["score"][name]["legal"] for summary in summaries):
+    if not all(name in summary.score and summary.score[name].legal for summary in summaries):
         raise ArtifactError(f"the runs' main score, {name!r}, is no legal score; nothing else can be submitted in its place")
     return name
 
 
-def _record(about: Submission, settings: Settings, summaries: list[dict], result: str, code_bytes: int) -> dict:
-    scores = [summary["score"][result] for summary in summaries]
+def _record(about: Submission, settings: Settings, summaries: list[Summary], result: str, code_bytes: int) -> dict:
+    scores = [summary.score[result] for summary in summaries]
     results = {}
     for summary, score in zip(summaries, scores, strict=True):
-        train = summary["train"]
-        results[str(summary["seed"])] = {
-            "val_loss": score["loss"],
-            "val_bpb": score["bpb"],
-            "artifact_bytes": summary["artifact"]["total_bytes"],
-            "steps": train["steps"],
-            "step_avg_ms": 1000 * train["parts"].get("steps", 0.0) / max(train["steps"], 1),
-            "train_time_s": train["seconds"],
-            "eval_time_s": summary["scoring"]["seconds"],
-            "scored_tokens": score["tokens"],
-            "scored_bytes": score["bytes"],
-            "partial": score.get("partial", False),
+        train = summary.train
+        results[str(summary.seed)] = {
+            "val_loss": score.loss,
+            "val_bpb": score.bpb,
+            "artifact_bytes": summary.artifact.total_bytes,
+            "steps": train.steps,
+            "step_avg_ms": 1000 * train.parts.get("steps", 0.0) / max(train.steps, 1),
+            "train_time_s": train.seconds,
+            "eval_time_s": summary.scoring.seconds,
+            "scored_tokens": score.tokens,
+            "scored_bytes": score.bytes,
+            "partial": score.partial,
         }
-    models = [summary["artifact"]["model_bytes"] for summary in summaries]
+    models = [summary.artifact.model_bytes for summary in summaries]
     sizes = [model + code_bytes for model in models]
-    losses, bits = [score["loss"] for score in scores], [score["bpb"] for score in scores]
+    losses, bits = [score.loss for score in scores], [score.bpb for score in scores]
     return {
         "author": about.author,
         "github_id": about.github_id,
@@ -136,7 +138,7 @@ def _record(about: Submission, settings: Settings, summaries: list[dict], result
         "val_bpb": mean(bits),
         "val_loss_std": stdev(losses) if len(losses) > 1 else 0.0,
         "val_bpb_std": stdev(bits) if len(bits) > 1 else 0.0,
-        "seeds": [summary["seed"] for summary in summaries],
+        "seeds": [summary.seed for summary in summaries],
         "seed_results": results,
         "artifact_bytes_mean": round(mean(sizes)),
         "artifact_bytes_max": max(sizes),
@@ -144,9 +146,9 @@ def _record(about: Submission, settings: Settings, summaries: list[dict], result
         "bytes_model": max(models),
         "bytes_code": code_bytes,
         "limit": settings.artifact.limit,
-        "hardware": summaries[0]["device"],
+        "hardware": summaries[0].device,
         "python_version": platform.python_version(),
-        "pytorch_version": summaries[0]["versions"]["torch"],
+        "pytorch_version": summaries[0].versions["torch"],
         "technique_summary": settings.description,
     }
 
@@ -186,8 +188,8 @@ def _baseline(words: str) -> list[dict]:
         path = Path(word)
         if path.is_dir():
             summary = _finished(RunFolder.existing(path))
-            score = summary["score"][_main_result([summary])]
-            found.append({"val_loss": score["loss"], "val_bpb": score["bpb"]})
+            score = summary.score[_main_result([summary])]
+            found.append({"val_loss": score.loss, "val_bpb": score.bpb})
             continue
         try:
             results = json.loads(path.read_text(encoding="utf-8"))["seed_results"]
@@ -202,7 +204,7 @@ def _baseline(words: str) -> list[dict]:
 # ---- the README
 
 
-def _readme(record: dict, settings: Settings, summaries: list[dict], result: str, significance: list[str]) -> str:
+def _readme(record: dict, settings: Settings, summaries: list[Summary], result: str, significance: list[str]) -> str:
     rows = [
         f"| {seed} | {one['val_loss']:.5f} | {one['val_bpb']:.5f} | {one['steps']:,} | {one['step_avg_ms']:.1f} | "
         f"{one['train_time_s']:.1f} | {one['eval_time_s']:.1f} | {one['artifact_bytes']:,} |"
@@ -211,12 +213,12 @@ def _readme(record: dict, settings: Settings, summaries: list[dict], result: str
     partial = any(one["partial"] for one in record["seed_results"].values())
     data = f"DATA_PATH={settings.data.path} " if settings.data.path else ""
     commands = "\n".join(f"    SEED={seed} {data}python train_gpt.py" for seed in record["seeds"])
-    train = mean(summary["train"]["seconds"] for summary in summaries)
-    scoring = mean(summary["scoring"]["seconds"] for summary in summaries)
-    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summaries[0]["train"]["parts"].items())
+    train = mean(summary.train.seconds for summary in summaries)
+    scoring = mean(summary.scoring.seconds for summary in summaries)
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summaries[0].train.parts.items())
     note = "\nThe scores cover only part of the validation stream.\n" if partial else ""
     compared = "\n## Against the baseline\n\n" + "\n".join(f"- {line}" for line in significance) + "\n" if significance else ""
-    sections = "".join(f"| {name} | {size:,} |\n" for name, size in summaries[0]["artifact"]["parts"].items())
+    sections = "".join(f"| {name} | {size:,} |\n" for name, size in summaries[0].artifact.parts.items())
     return f"""# {record["name"]}
 
 {settings.description}

@@ -21,7 +21,7 @@ from pgolf.artifact.grid import Rounded
 from pgolf.artifact.rounding import Correction
 from pgolf.artifact.weights import Weights, outlines_of, role_of, round_weights
 from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, from_table, scoring_table
-from pgolf.folder import write_whole
+from pgolf.files import write_whole
 from pgolf.model import Network, build_model, count_parameters, import_checkpoint, submission_state
 from pgolf.model.rounding import FakeRounding
 

@@ -20,9 +20,11 @@ from pgolf.audit.subjects import scorer_named
 from pgolf.audit.trials import Effort, OneScorer, Trials
 from pgolf.config import Settings, load_preset, read_toml
 from pgolf.data import Dataset, default_dataset, open_shard
-from pgolf.folder import RunFolder, write_whole
+from pgolf.files import write_whole
+from pgolf.folder import RunFolder
 from pgolf.report import audit_page
 from pgolf.score_log import ScoreLog
+from pgolf.summary import Summary
 
 # of the scoring clock
 SHARE = 0.2
@@ -61,13 +63,12 @@ def audit_run(
     """All predictors of a run that call themselves code lengths, and what the published one adds up to."""
     begun = time.perf_counter()
     settings, summary = read_toml(folder.config), folder.read_summary()
-    for part in ("artifact", "score"):
-        if part not in summary:
-            raise AuditError(f"{folder.path} is not finished: it has no {part} to audit")
+    if not summary.artifact or not summary.score or not summary.scoring:
+        raise AuditError(f"{folder.path} is not finished: it has no {'score' if summary.artifact else 'artifact'} to audit")
     tokens = np.asarray(dataset.val_tokens())
-    partial = any(score.get("partial") for score in summary["score"].values())
+    partial = any(score.partial for score in summary.score.values())
     scored = tokens[: settings.evaluation.scored_targets(len(tokens) - 1) + 1]
-    legal = [name for name, score in summary["score"].items() if score["legal"]]
+    legal = [name for name, score in summary.score.items() if score.legal]
     subject = RunSubject(folder, legal, device=device)
     seconds = SHARE * settings.evaluation.seconds
     effort = effort_for(subject, scored, seconds - (time.perf_counter() - begun), targets)
@@ -107,10 +108,17 @@ def effort_for(subject: RunSubject, tokens: np.ndarray, seconds: float, targets:
 
 
 def claims_of_run(
-    subject: RunSubject, settings: Settings, summary: dict, dataset: Dataset, tokens: np.ndarray, script: Path, partial: bool
+    subject: RunSubject,
+    settings: Settings,
+    summary: Summary,
+    dataset: Dataset,
+    tokens: np.ndarray,
+    script: Path,
+    partial: bool,
 ) -> Claims:
     folder_claims, table = subject.claims, subject.table
-    train, scoring = summary.get("train", {}), summary["scoring"]
+    train, scoring, artifact = summary.train, summary.scoring, summary.artifact
+    assert scoring and artifact and summary.main_score
     known = json.loads((dataset.folder / "dataset.json").read_bytes()) if (dataset.folder / "dataset.json").exists() else {}
     shards, note = hashed_shards(dataset)
     assert folder_claims.may_read is not None
@@ -121,17 +129,17 @@ def claims_of_run(
         original_bytes=known.get("bytes", {}).get("val", 0) if known.get("lossless") else 0,
         artifact_files=(folder_claims.may_read[1],),
         code_files=(str(script),),
-        uncounted_bytes=summary["artifact"]["tokenizer_bytes"],
-        claimed_bytes=summary["artifact"]["total_bytes"],
+        uncounted_bytes=artifact.tokenizer_bytes,
+        claimed_bytes=artifact.total_bytes,
         size_limit=settings.artifact.limit,
-        train_seconds=train.get("seconds"),
+        train_seconds=train.seconds if train else None,
         # a fixed number of steps has no clock of its own, only the challenge's
         train_limit=SECONDS_LIMIT if settings.training.steps else settings.training.seconds,
-        train_parts=train.get("parts", {}),
-        score_seconds=scoring["seconds"],
-        score_limit=scoring["limit"],
-        score_parts=scoring["parts"],
-        scored_targets=None if partial else summary["score"][summary["main"]]["tokens"],
+        train_parts=train.parts if train else {},
+        score_seconds=scoring.seconds,
+        score_limit=scoring.limit,
+        score_parts=scoring.parts,
+        scored_targets=None if partial else summary.main_score.tokens,
         stream_targets=None if partial else settings.evaluation.scored_targets(len(tokens) - 1),
         training_documents=lambda: documents_of(dataset, map(open_shard, shards)),
         validation_documents=lambda: documents_of(dataset, [tokens]),
@@ -169,12 +177,12 @@ def record_findings(folder: RunFolder, subject: RunSubject, tokens: np.ndarray, 
     beginning = tokens[: effort.targets + 1]
     again = subject.score(beginning, total=len(tokens) - 1)
     for result in subject.results:
-        score = summary["score"][result]
+        score = summary.score[result]
         nats = record.nats.get(result, np.empty(0))
         same_text = np.array_equal(record.tokens, tokens[1:])
         total = math.fsum(nats)
-        off = abs(total - score["nats"])
-        holds = same_text and len(nats) == score["tokens"] == len(tokens) - 1 and off <= 1e-5 * len(nats)
+        off = abs(total - score.nats)
+        holds = same_text and len(nats) == score.tokens == len(tokens) - 1 and off <= 1e-5 * len(nats)
         says = "The recorded costs, one a target of the validation text, add up to the score."
         if not holds:
             says = "The recorded costs are not those of the validation text's targets, or do not add up to the score."

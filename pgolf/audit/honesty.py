@@ -25,15 +25,15 @@ def honest_row(folder: RunFolder, dataset: Dataset, decoded: int) -> dict:
     published = "published" if mixture != "none" else f"{COUNTERPARTS[mixture]}_published"
     honest = COUNTERPARTS[mixture]
     for result in (published, honest):
-        if result not in summary.get("score", {}):
+        if result not in summary.score:
             raise AuditError(f"{folder.path} has no score {result!r}; score it again")
     row = {
         "preset": settings.preset,
-        "published_bpb": summary["score"][published]["bpb"],
+        "published_bpb": summary.score[published].bpb,
         "mass": mean_mass(folder, dataset, published if mixture != "none" else honest),
         "honest": honest,
-        "honest_bpb": summary["score"][honest]["bpb"],
-        "targets": summary["score"][honest]["tokens"],
+        "honest_bpb": summary.score[honest].bpb,
+        "targets": summary.score[honest].tokens,
         "decoded": None,
     }
     if decoded:

@@ -14,6 +14,7 @@ from pgolf.config import read_toml
 from pgolf.errors import UsageError
 from pgolf.folder import RunFolder
 from pgolf.progress import Display
+from pgolf.summary import Audit
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,14 @@ def audit(options: Options) -> int:
         display.settle()
         code = publish(report, Path(options.out) if options.out else folder.path, folder.path.name, display.say)
         folder.update_summary(
-            audit={
-                "passed": report.passed,
-                "failed": sorted({one.id for one in report.failed}),
-                "tests": len(report.judged),
-                "results": report.results,
-                "seconds": report.seconds,
-                "decoded": report.decoded,
-            }
+            audit=Audit(
+                passed=report.passed,
+                failed=sorted({one.id for one in report.failed}),
+                tests=len(report.judged),
+                results=report.results,
+                seconds=report.seconds,
+                decoded=report.decoded,
+            )
         )
         return code
 

@@ -9,7 +9,8 @@ from pgolf.cli.flags import resumed, run_path, settings_from
 from pgolf.config import Settings, read_toml, to_toml
 from pgolf.distributed import rank_from_environment
 from pgolf.errors import UsageError
-from pgolf.folder import RunFolder, new_run_path, write_whole
+from pgolf.files import write_whole
+from pgolf.folder import RunFolder, new_run_path
 
 
 @dataclass(frozen=True)

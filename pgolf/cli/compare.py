@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pgolf.cli.parse import Runs, parse
 from pgolf.errors import UsageError
-from pgolf.folder import RunFolder, write_whole
+from pgolf.files import write_whole
+from pgolf.folder import RunFolder
 from pgolf.report.compare import page, tables
 from pgolf.report.files import read_run
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from pgolf.cli.parse import File, parse
 from pgolf.evaluation.codec import Codec
-from pgolf.files import system_error
-from pgolf.folder import write_whole
+from pgolf.files import system_error, write_whole
 from pgolf.progress import Display
 
 

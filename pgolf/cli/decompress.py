@@ -5,7 +5,7 @@ from pathlib import Path
 from pgolf.cli.compress import Options, content_of
 from pgolf.cli.parse import parse
 from pgolf.evaluation.codec import Codec
-from pgolf.folder import write_whole
+from pgolf.files import write_whole
 from pgolf.progress import Display
 
 

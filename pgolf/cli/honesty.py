@@ -10,7 +10,8 @@ from pgolf.audit.honesty import SYSTEMS, honest_row, said, table
 from pgolf.cli.common import dataset_of
 from pgolf.cli.parse import parse
 from pgolf.config import read_toml
-from pgolf.folder import RunFolder, write_whole
+from pgolf.files import write_whole
+from pgolf.folder import RunFolder
 from pgolf.progress import Display
 
 
@@ -35,7 +36,7 @@ def honesty(options: Options) -> int:
     with Display() as display:
         for preset in SYSTEMS:
             path = place / preset
-            if "score" not in RunFolder(path).read_summary():
+            if not RunFolder(path).read_summary().score:
                 display.say(f"{preset}: training and scoring")
                 words = ["--resume"] if RunFolder(path).config.exists() else []
                 # with time enough to give nothing up: the table is about what the scores are, not about speed

@@ -17,9 +17,11 @@ from pgolf.cli.common import chosen_device, dataset_of
 from pgolf.cli.parse import DeviceOptions, parse
 from pgolf.config import ArtifactSettings, Settings, read_toml
 from pgolf.data import Dataset
-from pgolf.folder import FolderError, RunFolder, write_whole
+from pgolf.files import write_whole
+from pgolf.folder import FolderError, RunFolder
 from pgolf.model import build_model, submission_state
 from pgolf.progress import Display
+from pgolf.summary import ArtifactSize, Train
 
 Options = DeviceOptions
 # parts of packing that are on the training clock
@@ -64,15 +66,16 @@ def pack(folder: RunFolder, device: str = "") -> int:
         matrices = rounding_losses(state, weights, settings.artifact)
         write_whole(folder.quantisation, json.dumps({"rounding": settings.artifact.rounding, "matrices": matrices}) + "\n")
         display.say(size_line(size.as_dict()))
-        summary = {"artifact": {**size.as_dict(), "seconds": time.perf_counter() - begun}}
-        if "train" in folder.read_summary():
-            summary["train"] = train = with_packing(folder.read_summary()["train"], budget.parts)
-            if train["seconds"] > train["limit"] and not settings.training.steps:
+        train = folder.read_summary().train
+        if train:
+            train = with_packing(train, budget.parts)
+            if train.seconds > train.limit and not settings.training.steps:
                 display.say(
-                    f"training and what of packing is on its clock took {train['seconds']:.1f} s of {train['limit']:.0f}: "
+                    f"training and what of packing is on its clock took {train.seconds:.1f} s of {train.limit:.0f}: "
                     f"raise training.reserve"
                 )
-        folder.update_summary(**summary)
+        artifact = ArtifactSize(**size.as_dict(), seconds=time.perf_counter() - begun)
+        folder.update_summary(artifact=artifact, train=train)
     return 0
 
 
@@ -114,11 +117,11 @@ def ngram_section(model, settings: Settings, dataset: Dataset, place, budget: Bu
     return {"ngram_backoff": learnt_to_bytes(table)}
 
 
-def with_packing(train: dict, parts: dict) -> dict:
+def with_packing(train: Train, parts: dict[str, float]) -> Train:
     """Training's seconds with those of packing, which takes the place of what an earlier packing took."""
-    before = {name: seconds for name, seconds in train["parts"].items() if name not in PACKING}
+    before = {name: seconds for name, seconds in train.parts.items() if name not in PACKING}
     parts = {**before, **parts}
-    return {**train, "parts": parts, "seconds": sum(parts.values())}
+    return replace(train, parts=parts, seconds=sum(parts.values()))
 
 
 def size_line(size: dict) -> str:

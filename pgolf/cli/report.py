@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from pgolf.cli.parse import FolderOptions, parse
-from pgolf.folder import RunFolder, write_whole
+from pgolf.files import write_whole
+from pgolf.folder import RunFolder
 from pgolf.report.files import read_run
 from pgolf.report.page import page
 from pgolf.report.pictures import draw

@@ -11,8 +11,10 @@ from pathlib import Path
 from pgolf.budget import Budget
 from pgolf.cli.parse import DeviceOptions, parse
 from pgolf.config import read_toml
-from pgolf.folder import RunFolder, write_whole
+from pgolf.files import write_whole
+from pgolf.folder import RunFolder
 from pgolf.progress import Display
+from pgolf.summary import Compressor, Score, Scoring
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             return 0
         with budget.part("writing"):
             per_target = table.count(tokens[:-1], tokens[1:])
-            results = results_table(found, tokens, dataset.tokenizer.bos, per_target)
+            results = {
+                name: Score(**entry, partial=partial)
+                for name, entry in results_table(found, tokens, dataset.tokenizer.bos, per_target).items()
+            }
             columns = {name: result.nats[: len(per_target)] for name, result in found.results.items()}
             write_scores(
                 folder.scores, tokens, per_target, columns, bos=dataset.tokenizer.bos, pieces=dataset.tokenizer.pieces
@@ -92,16 +97,16 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
         if found.gave_up:
             display.say(f"given up for the clock: {', '.join(f'{name} {what}' for name, what in found.gave_up.items())}")
         folder.update_summary(
-            score={name: {**result, "partial": partial} for name, result in results.items()},
+            score=results,
             main=found.main,
-            scoring={
-                "seconds": spent["total"],
-                "limit": options.seconds,
-                "parts": spent["parts"],
-                "gave_up": found.gave_up,
-                "replayed": bool(plan),
-                "adaptation_steps": found.adaptation_steps,
-            },
+            scoring=Scoring(
+                seconds=spent["total"],
+                limit=options.seconds,
+                parts=spent["parts"],
+                gave_up=found.gave_up,
+                replayed=bool(plan),
+                adaptation_steps=found.adaptation_steps,
+            ),
             compressors=compressors(
                 dataset.tokenizer.decode_bytes(tokens.tolist()), results[found.main], folder.artifact.stat().st_size
             ),
@@ -118,20 +123,22 @@ def ngram_table(artifact):
     return learnt_of(artifact.sections)
 
 
-def result_line(name: str, result: dict) -> str:
-    mark = "" if result["legal"] else "  (as published; not a code length)"
-    gain = f", {-result['gain']:+.4f} on {result['over'].replace('_', ' ')}" if "over" in result else ""
-    return f"{name.replace('_', ' ')}: {result['bpb']:.4f} bits per byte{gain}, {result['seconds']:.1f} s{mark}"
+def result_line(name: str, score: Score) -> str:
+    mark = "" if score.legal else "  (as published; not a code length)"
+    gain = ""
+    if score.baseline and score.gain is not None:
+        gain = f", {-score.gain:+.4f} on {score.baseline.replace('_', ' ')}"
+    return f"{name.replace('_', ' ')}: {score.bpb:.4f} bits per byte{gain}, {score.seconds:.1f} s{mark}"
 
 
-def compressors(text: bytes, score: dict, artifact_bytes: int, limit: int = 20_000_000) -> dict:
+def compressors(text: bytes, score: Score, artifact_bytes: int, limit: int = 20_000_000) -> dict[str, Compressor]:
     """What general-purpose compressors need for the text that was scored, to hold the score against; and the score with the
     artifact's bytes on top, which whoever decompresses must have."""
     if not text or len(text) > limit:
         return {}
 
-    def entry(size: int) -> dict:
-        return {"bytes": size, "bpb": 8 * size / len(text), "of": len(text)}
+    def entry(size: int) -> Compressor:
+        return Compressor(size, 8 * size / len(text), len(text))
 
     import zstandard
 
@@ -144,5 +151,5 @@ def compressors(text: bytes, score: dict, artifact_bytes: int, limit: int = 20_0
         import brotli
 
         found["brotli -11"] = entry(len(brotli.compress(text, quality=11, lgwin=24)))
-    found["pgolf and its artifact"] = entry(math.ceil(score["nats"] / math.log(2) / 8) + artifact_bytes)
+    found["pgolf and its artifact"] = entry(math.ceil(score.nats / math.log(2) / 8) + artifact_bytes)
     return found

@@ -17,6 +17,7 @@ from pgolf.data import Dataset
 from pgolf.distributed import launch
 from pgolf.folder import FolderError, RunFolder
 from pgolf.progress import Display, clock
+from pgolf.summary import Corpus, Train
 from pgolf.training.loop import train as train_model
 
 Options = RunFlags
@@ -58,18 +59,18 @@ def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -
             folder.update_summary(
                 preset=settings.preset,
                 seed=settings.seed,
-                corpus={"name": dataset.name, "digest": dataset.digest},
+                corpus=Corpus(dataset.name, dataset.digest),
                 parameters=narrator.parameters,
-                train={
-                    "seconds": result.seconds["total"],
-                    "limit": settings.training.seconds,
-                    "parts": result.seconds["parts"],
-                    "untimed": result.seconds["untimed"],
-                    "steps": result.steps,
-                    "tokens": result.tokens,
-                    "loss": result.loss,
-                    "weights": result.weights,
-                },
+                train=Train(
+                    seconds=result.seconds["total"],
+                    limit=settings.training.seconds,
+                    parts=result.seconds["parts"],
+                    untimed=result.seconds["untimed"],
+                    steps=result.steps,
+                    tokens=result.tokens,
+                    loss=result.loss,
+                    weights=result.weights,
+                ),
                 device=device_name(world.device),
                 versions=versions(),
             )

@@ -16,7 +16,7 @@ from pgolf.evaluation.documents import document_starts
 from pgolf.evaluation.evaluate import Evaluation, Result
 from pgolf.evaluation.planner import PlanError
 from pgolf.evaluation.words import Words
-from pgolf.folder import write_whole
+from pgolf.files import write_whole
 
 
 def write_words(
@@ -77,7 +77,7 @@ def results_table(evaluation: Evaluation, tokens: np.ndarray, bos: int, bytes_pe
         table[name] = {**result.score.as_dict(), "seconds": result.seconds}
         if result.base:
             gain, error = paired_gain(evaluation.results[result.base], result, bytes_per_target, starts)
-            table[name] |= {"over": result.base, "gain": gain, "gain_error": error}
+            table[name] |= {"baseline": result.base, "gain": gain, "gain_error": error}
     return table
 
 

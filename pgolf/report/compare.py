@@ -100,8 +100,8 @@ def common_predictor(runs: Sequence[Run]) -> str:
     mains = {run.main for run in runs}
     if len(mains) == 1:
         return mains.pop()
-    scored = [run.summary.get("score", {}) for run in runs]
-    names = [name for name in scored[0] if all(name in score and score[name]["legal"] for score in scored)]
+    scored = [run.summary.score for run in runs]
+    names = [name for name in scored[0] if all(name in score and score[name].legal for score in scored)]
     return names[-1] if names else ""
 
 
@@ -147,7 +147,7 @@ def lost_work(groups: Sequence[Group]) -> list[str]:
 def comparable(one: Group, other: Group) -> str:
     """Why the scores of two groups may not be compared; empty if they may."""
     runs = [*one.runs, *other.runs]
-    if any(run.summary.get("corpus") != runs[0].summary.get("corpus") for run in runs):
+    if any(run.summary.corpus != runs[0].summary.corpus for run in runs):
         return "the runs were scored on different text"
     if not all(same_work(runs[0].summary, run.summary) for run in runs):
         return "the clock made the runs give up different work"
@@ -160,7 +160,7 @@ def verdicts(groups: Sequence[Group], predictor: str) -> list[Verdict]:
 
 
 def _verdict(first: Group, group: Group, predictor: str) -> Verdict:
-    ours, theirs = ([run.summary["score"][predictor]["bpb"] for run in one.runs] for one in (group, first))
+    ours, theirs = ([run.summary.score[predictor].bpb for run in one.runs] for one in (group, first))
     change = mean(ours) - mean(theirs)
     said = f"{change:+.4f} bits per byte against {first.letter}"
     why = comparable(first, group)
@@ -196,20 +196,20 @@ def overview(groups: Sequence[Group]) -> Html:
     names = names_of([run for _, run in pairs])
     rows = []
     for group, run in pairs:
-        score = run.summary.get("score", {}).get(run.main)
-        train, artifact = run.summary.get("train", {}), run.summary.get("artifact", {})
+        score = run.summary.score.get(run.main)
+        train, scoring, artifact = run.summary.train, run.summary.scoring, run.summary.artifact
         rows.append(
             [
                 names[run.path],
                 group.letter,
-                str(run.summary.get("seed", run.config.get("seed", ""))),
-                f"{score['bpb']:.4f}" if score else stage_reached(run),
+                str(run.config.get("seed", "") if run.summary.seed is None else run.summary.seed),
+                f"{score.bpb:.4f}" if score else stage_reached(run),
                 label(run.main) or "–",
-                f"{train['steps']:,}" if train else "–",
-                f"{train['tokens']:,}" if train else "–",
-                f"{train['seconds']:.1f}" if train else "–",
-                f"{run.summary['scoring']['seconds']:.1f}" if "scoring" in run.summary else "–",
-                f"{artifact['total_bytes']:,}" if artifact else "–",
+                f"{train.steps:,}" if train else "–",
+                f"{train.tokens:,}" if train else "–",
+                f"{train.seconds:.1f}" if train else "–",
+                f"{scoring.seconds:.1f}" if scoring else "–",
+                f"{artifact.total_bytes:,}" if artifact else "–",
             ]
         )
     heads = ["run", "group", "seed", "bits per byte", "predictor", "steps", "tokens", "training s", "scoring s", "bytes"]
@@ -229,7 +229,7 @@ def training(groups: Sequence[Group]) -> Html:
 def scores(groups: Sequence[Group]) -> Html:
     title = "Scores"
     pairs = every(groups)
-    predictors = list(dict.fromkeys(name for _, run in pairs for name in run.summary.get("score", {})))
+    predictors = list(dict.fromkeys(name for _, run in pairs for name in run.summary.score))
     if not predictors:
         return section("scores", title, missing("Nothing is scored", "None of the runs has a score yet."))
     names = names_of([run for _, run in pairs])
@@ -238,15 +238,13 @@ def scores(groups: Sequence[Group]) -> Html:
     for predictor in predictors:
         dots, said, legal = [], [], True
         for group, run in pairs:
-            score = run.summary.get("score", {}).get(predictor)
+            score = run.summary.score.get(predictor)
             if score:
-                legal = legal and score["legal"]
-                said_of = f"{names[run.path]}: {score['bpb']:.4f}"
-                dots.append(Dot(score["bpb"], style[group.letter], label=said_of))
+                legal = legal and score.legal
+                said_of = f"{names[run.path]}: {score.bpb:.4f}"
+                dots.append(Dot(score.bpb, style[group.letter], label=said_of))
         for group in groups:
-            values = [
-                run.summary["score"][predictor]["bpb"] for run in group.runs if predictor in run.summary.get("score", {})
-            ]
+            values = [run.summary.score[predictor].bpb for run in group.runs if predictor in run.summary.score]
             if values:
                 said.append(f"{group.letter} {mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else ""))
         note = "" if legal else " (as published; no code length)"
@@ -285,8 +283,8 @@ def difference_rows(groups: Sequence[Group], predictor: str) -> list[list[str]]:
     rows = []
     for group in groups:
         for unit, key in UNITS:
-            ours = [run.summary["score"][predictor][key] for run in group.runs]
-            theirs = [run.summary["score"][predictor][key] for run in groups[0].runs]
+            ours = [getattr(run.summary.score[predictor], key) for run in group.runs]
+            theirs = [getattr(run.summary.score[predictor], key) for run in groups[0].runs]
             row = [group.letter, str(len(ours)), unit, f"{mean(ours):.5f}", f"{stdev(ours):.5f}" if len(ours) > 1 else "–"]
             if group is groups[0]:
                 row += ["", "", ""]
@@ -326,7 +324,7 @@ class Paired:
 def paired(first: Run, other: Run, predictor: str) -> Paired | None:
     """None where the runs were not scored on the same documents, on one only, or gave up different work for the clock."""
     ours, theirs = first.scores, other.scores
-    if not ours or not theirs or first.summary.get("corpus") != other.summary.get("corpus"):
+    if not ours or not theirs or first.summary.corpus != other.summary.corpus:
         return None
     if not same_work(first.summary, other.summary):
         return None

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from pgolf.report.scores import Breakdown, read_scores
 from pgolf.score_log import ODD, ScoreLogError
+from pgolf.summary import Summary, SummaryError, read_summary
 
 
 @dataclass
 class Run:
     path: Path
     config: dict = field(default_factory=dict)
-    summary: dict = field(default_factory=dict)
+    summary: Summary = field(default_factory=Summary)
     events: list[dict] = field(default_factory=list)
     traces: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)
     plan: dict = field(default_factory=dict)
@@ -40,14 +41,17 @@ class Run:
     @property
     def main(self) -> str:
         """The reading that is the run's score; empty before it is scored."""
-        name = self.summary.get("main", "")
-        return name if name in self.summary.get("score", {}) else ""
+        return self.summary.main if self.summary.main in self.summary.score else ""
 
 
 def read_run(path: Path, *, scores: bool = True) -> Run:
     run = Run(path)
     run.config = _read(run, "config.toml", tomllib.loads)
-    for name in ("summary", "plan", "audit", "quantisation", "words"):
+    try:
+        run.summary = read_summary(path / "summary.json")
+    except SummaryError as error:
+        run.damaged.append(str(error))
+    for name in ("plan", "audit", "quantisation", "words"):
         setattr(run, name, _read(run, f"{name}.json", json.loads))
     run.events = read_events(path / "train.jsonl")
     run.traces = read_traces(path / "weights.jsonl")

@@ -1,17 +1,19 @@
 """A run's figures as tables for the terminal."""
 
+from pgolf.summary import ArtifactSize, Compressor, Score, Summary, Train
 
-def tables(summary: dict) -> str:
+
+def tables(summary: Summary) -> str:
     """What summary.json says, for a person; parts that are not there yet are left out."""
     lost = given_up(summary)
     parts = [f"given up for the clock: {', '.join(lost)}"] if lost else []
     parts.append(_head(summary))
-    if "train" in summary:
-        parts.append(_train(summary["train"]))
-    if "artifact" in summary:
-        parts.append(_artifact(summary["artifact"]))
-    if "score" in summary:
-        parts.append(_scores(summary["score"], summary.get("compressors", {})))
+    if summary.train:
+        parts.append(_train(summary.train))
+    if summary.artifact:
+        parts.append(_artifact(summary.artifact))
+    if summary.score:
+        parts.append(_scores(summary.score, summary.compressors))
     return "\n\n".join(parts)
 
 
@@ -40,9 +42,9 @@ GIVEN_UP = {
 }
 
 
-def given_up(summary: dict) -> list[str]:
+def given_up(summary: Summary) -> list[str]:
     """What scoring left out to end in time, one phrase each."""
-    given = summary.get("scoring", {}).get("gave_up", {})
+    given = summary.scoring.gave_up if summary.scoring else {}
     lines = [f"{share:.1%} {GIVEN_UP[name]}" for name, share in given.items() if name in GIVEN_UP and share]
     if given.get("documents_without_adapters"):
         lines.append(f"{given['documents_without_adapters']:,} documents without adapters")
@@ -55,10 +57,10 @@ SAME_SHARE = 0.05
 """Shares of the stream that differ by less than this count as the same work."""
 
 
-def same_work(one: dict, other: dict) -> bool:
+def same_work(one: Summary, other: Summary) -> bool:
     """Whether two runs scored as many tokens and gave up the same work for the clock."""
-    ours, theirs = (summary.get("scoring", {}).get("gave_up", {}) for summary in (one, other))
-    sizes = [{score.get("tokens") for score in summary.get("score", {}).values()} for summary in (one, other)]
+    ours, theirs = (summary.scoring.gave_up if summary.scoring else {} for summary in (one, other))
+    sizes = [{score.tokens for score in summary.score.values()} for summary in (one, other)]
     if sizes[0] != sizes[1] or set(ours.get("results", ())) != set(theirs.get("results", ())):
         return False
     if ours.get("documents_without_adapters", 0) != theirs.get("documents_without_adapters", 0):
@@ -66,53 +68,52 @@ def same_work(one: dict, other: dict) -> bool:
     return all(abs(ours.get(name, 0.0) - theirs.get(name, 0.0)) <= SAME_SHARE for name in GIVEN_UP)
 
 
-def _head(summary: dict) -> str:
-    corpus = summary.get("corpus", {})
-    versions = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
+def _head(summary: Summary) -> str:
+    corpus = summary.corpus
     return columns(
         [
-            ["preset", str(summary.get("preset", "?"))],
-            ["seed", str(summary.get("seed", "?"))],
-            ["corpus", f"{corpus.get('name', '?')} {corpus.get('digest', '')[:12]}"],
-            ["parameters", f"{summary.get('parameters', 0):,}"],
-            ["device", summary.get("device", "?")],
-            ["versions", versions],
+            ["preset", summary.preset or "?"],
+            ["seed", "?" if summary.seed is None else str(summary.seed)],
+            ["corpus", f"{corpus.name} {corpus.digest[:12]}" if corpus else "?"],
+            ["parameters", "?" if summary.parameters is None else f"{summary.parameters:,}"],
+            ["device", summary.device or "?"],
+            ["versions", ", ".join(f"{name} {version}" for name, version in summary.versions.items())],
         ]
     )
 
 
-def _train(train: dict) -> str:
-    rows = [["training", f"{train['seconds']:.1f} s", f"of {train['limit']:.0f} s"]]
-    rows += [[f"  {name}", f"{seconds:.1f} s", ""] for name, seconds in train["parts"].items()]
-    rows.append(["  steps", f"{train['steps']:,}", ""])
-    rows.append(["  tokens", f"{train['tokens']:,}", ""])
+def _train(train: Train) -> str:
+    rows = [["training", f"{train.seconds:.1f} s", f"of {train.limit:.0f} s"]]
+    rows += [[f"  {name}", f"{seconds:.1f} s", ""] for name, seconds in train.parts.items()]
+    rows.append(["  steps", f"{train.steps:,}", ""])
+    rows.append(["  tokens", f"{train.tokens:,}", ""])
     return columns(rows)
 
 
-def _artifact(artifact: dict) -> str:
+def _artifact(artifact: ArtifactSize) -> str:
     rows = [["artifact", "bytes"]]
-    rows += [[f"  {name}", f"{size:,}"] for name, size in artifact["parts"].items()]
-    rows.append(["  code", f"{artifact['code_bytes']:,}"])
-    rows.append(["model and code", f"{artifact['total_bytes']:,}"])
-    rows.append(["margin", f"{artifact['margin']:,}"])
+    rows += [[f"  {name}", f"{size:,}"] for name, size in artifact.parts.items()]
+    rows.append(["  code", f"{artifact.code_bytes:,}"])
+    rows.append(["model and code", f"{artifact.total_bytes:,}"])
+    rows.append(["margin", f"{artifact.margin:,}"])
     return columns(rows)
 
 
-def _scores(scores: dict, compressors: dict) -> str:
+def _scores(scores: dict[str, Score], compressors: dict[str, Compressor]) -> str:
     rows = [["score", "bits per byte", "nats per token", "tokens", "seconds", ""]]
     for name, score in scores.items():
-        note = "code length" if score["legal"] else "as published, not a code length"
-        note += ", partial" if score.get("partial") else ""
+        note = "code length" if score.legal else "as published, not a code length"
+        note += ", partial" if score.partial else ""
         rows.append(
             [
                 f"  {name.replace('_', ' ')}",
-                f"{score['bpb']:.4f}",
-                f"{score['loss']:.4f}",
-                f"{score['tokens']:,}",
-                f"{score['seconds']:.1f}",
+                f"{score.bpb:.4f}",
+                f"{score.loss:.4f}",
+                f"{score.tokens:,}",
+                f"{score.seconds:.1f}",
                 note,
             ]
         )
     for name, peer in compressors.items():
-        rows.append([f"  {name}", f"{peer['bpb']:.4f}", "", "", "", f"{peer['bytes']:,} bytes, of {peer['of']:,}"])
+        rows.append([f"  {name}", f"{peer.bpb:.4f}", "", "", "", f"{peer.bytes:,} bytes, of {peer.text_bytes:,}"])
     return columns(rows)

@@ -23,6 +23,7 @@ from pgolf.data import write_shard
 from pgolf.errors import UsageError
 from pgolf.folder import RunFolder
 from pgolf.run import main
+from tests import summaries
 from tests.model.common import SMALL, random_model
 
 # ---- the counted code
@@ -167,21 +168,19 @@ def finished_run(path, seed, settings=None, **score):
     folder = RunFolder.create(path)
     folder.config.write_text(to_toml(settings))
     folder.log.write_text(f"log of seed {seed}\n")
-    unlawful = {"bpb": 0.5, "loss": 1.0, "tokens": 100, "bytes": 240, "seconds": 3.0, "legal": False}
-    legal = {"bpb": 1.2 + seed / 1000, "loss": 2.0 + seed / 500, "tokens": 100, "bytes": 240, "seconds": 3.0, "legal": True}
+    legal = summaries.score(bpb=1.2 + seed / 1000, loss=2.0 + seed / 500)
     folder.update_summary(
         preset="quick",
         seed=seed,
-        train={"seconds": 50.0, "limit": 60.0, "parts": {"steps": 49.0, "rounding": 1.0}, "steps": 70, "tokens": 9},
-        artifact={
-            "model_bytes": 5000 + seed,
-            "code_bytes": code.code_bytes(settings),
-            "total_bytes": 5000 + seed + code.code_bytes(settings),
-            "parts": {"codes": 4000},
+        train=summaries.train(seconds=50.0, limit=60.0, parts={"steps": 49.0, "rounding": 1.0}),
+        artifact=summaries.artifact(model_bytes=5000 + seed, code_bytes=code.code_bytes(settings)),
+        score={
+            "sliding": with_(legal, bpb=1.9),
+            "plain": with_(legal, **score),
+            "published": summaries.score(bpb=0.5, loss=1.0, legal=False),
         },
-        score={"sliding": {**legal, "bpb": 1.9}, "plain": {**legal, **score}, "published": unlawful},
         main="plain",
-        scoring={"seconds": 12.0, "limit": 120.0, "parts": {}},
+        scoring=summaries.scoring(),
         device="a device",
         versions={"torch": "2.0"},
     )
@@ -217,8 +216,8 @@ def test_the_score_is_the_one_that_the_runs_name_not_the_best(tmp_path):
     """A predictor with fewer bits per byte than the main one, and just as legal, is not what is submitted."""
     runs = [finished_run(tmp_path / f"r{seed}", seed) for seed in (1, 2)]
     for run in runs:
-        score = run.read_summary()["score"]
-        run.update_summary(score={**score, "lucky": {**score["plain"], "bpb": 1.0, "loss": 1.7}})
+        score = run.read_summary().score
+        run.update_summary(score={**score, "lucky": with_(score["plain"], bpb=1.0, loss=1.7)})
     export_of(*runs, out=tmp_path / "out", baseline=",".join(str(run.path) for run in runs))
     record = json.loads((tmp_path / "out" / "submission.json").read_text())
     assert math.isclose(record["val_bpb"], 1.2015) and "scored as `plain`" in (tmp_path / "out" / "README.md").read_text()
@@ -232,7 +231,7 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="two configurations.*matrix_bits"):
         export_of(first, finished_run(tmp_path / "2", 2, other), out=tmp_path / "o")
     stale = finished_run(tmp_path / "3", 3)
-    stale.update_summary(artifact={**stale.read_summary()["artifact"], "code_bytes": 5})
+    stale.update_summary(artifact=with_(stale.read_summary().artifact, code_bytes=5))
     with pytest.raises(ArtifactError, match="pack and score it again"):
         export_of(stale, out=tmp_path / "o")
     with pytest.raises(ArtifactError, match="no legal score"):
@@ -250,8 +249,7 @@ def test_an_unfinished_run_and_a_full_folder_are_refused(tmp_path, capsys):
     (tmp_path / "full" / "file").write_text("kept")
     assert main(["export", "--out", str(tmp_path / "full"), str(run.path)]) == 1
     assert "is not empty" in capsys.readouterr().err
-    summary = run.read_summary()
-    run.summary.write_text(json.dumps({name: value for name, value in summary.items() if name != "score"}))
+    run.update_summary(score={}, scoring=None)
     assert main(["export", "--out", str(tmp_path / "o"), str(run.path)]) == 1
     assert "stage score first" in capsys.readouterr().err
 
@@ -287,7 +285,7 @@ def trained(tmp_path, monkeypatch):
         folder.config.write_text(to_toml(settings))
         weights = random_model(SMALL).state_dict()
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder.weights)
-        folder.update_summary(train={"seconds": 10.0, "limit": 600.0, "parts": {"steps": 9.0, "other": 1.0}})
+        folder.update_summary(train=summaries.train())
         return folder
 
     monkeypatch.setattr(pack, "dataset_of", lambda *_: Data(tmp_path))
@@ -299,9 +297,9 @@ def test_calibration_counts_where_it_reads_training_data(trained, calibration, c
     folder = trained(rounding="gptq", calibration=calibration)
     for _ in range(2):
         assert pack.pack(folder, "cpu") == 0
-        train = folder.read_summary()["train"]
-        assert ("calibration" in train["parts"]) == counted and train["parts"]["rounding"] > 0
-        assert math.isclose(train["seconds"], 10.0 + train["parts"]["rounding"] + train["parts"].get("calibration", 0.0))
+        train = folder.read_summary().train
+        assert ("calibration" in train.parts) == counted and train.parts["rounding"] > 0
+        assert math.isclose(train.seconds, 10.0 + train.parts["rounding"] + train.parts.get("calibration", 0.0))
 
 
 @pytest.mark.parametrize("setting", [{"gptq_embedding": True}, {"calibration_sequences": 2}, {"lqer_rank": 1}])
@@ -321,9 +319,9 @@ def test_what_packing_is_asked_for_reaches_the_file(trained, setting):
 def test_packing_counts_the_code_and_fits_the_limit(trained, capsys):
     folder = trained(fit=True, limit=code.code_bytes(Settings()) + 40_000)
     pack.pack(folder, "cpu")
-    artifact = folder.read_summary()["artifact"]
-    assert artifact["code_bytes"] > 300_000 and 0 <= artifact["margin"] < 1000
+    artifact = folder.read_summary().artifact
+    assert artifact.code_bytes > 300_000 and 0 <= artifact.margin < 1000
     file = folder.artifact.stat().st_size
-    assert artifact["model_bytes"] == file - artifact["tokenizer_bytes"]
-    assert f"{artifact['total_bytes']:,} bytes" in capsys.readouterr().out
+    assert artifact.model_bytes == file - artifact.tokenizer_bytes
+    assert f"{artifact.total_bytes:,} bytes" in capsys.readouterr().out
     assert read_artifact(folder.artifact).model_settings == SMALL

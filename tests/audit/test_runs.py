@@ -21,6 +21,7 @@ from pgolf.evaluation.predictors.tilt import BoostPredictor
 from pgolf.folder import RunFolder
 from pgolf.model import build_model, submission_state
 from pgolf.run import main
+from pgolf.summary import ArtifactSize
 
 EFFORT = Effort(targets=300, probes=12, cuts=2, substitutions=1, samples=8)
 
@@ -49,7 +50,7 @@ def folder_of(path, preset, dataset, **mixer):
     model.tok_emb.weight.data *= 100
     size = write_artifact(found.artifact, submission_state(model), settings, dataset.tokenizer_path.read_bytes(),
                           code_bytes=len(make_script(settings).encode()))  # fmt: skip
-    found.update_summary(artifact=size.as_dict())
+    found.update_summary(artifact=ArtifactSize(**size.as_dict(), seconds=1.0))
     return found
 
 
@@ -67,7 +68,7 @@ def test_a_run_is_audited_from_the_command_line(hedge, capsys):
     assert "pre-flight list" in said and "audit passed" in said
     kept = json.loads((hedge.path / "audit.json").read_text())
     assert kept["passed"] and kept["decoded"] is None and kept["seconds"] > 0
-    legal = [name for name, score in hedge.read_summary()["score"].items() if score["legal"]]
+    legal = [name for name, score in hedge.read_summary().score.items() if score.legal]
     assert kept["results"] == legal and len(legal) == 5
     for result in legal:
         ids = {test["id"] for test in kept["tests"] if test["result"] == result and test["passed"]}
@@ -75,7 +76,7 @@ def test_a_run_is_audited_from_the_command_line(hedge, capsys):
         assert max(abs(value - 1) for value in kept["sums"][result]["sums"]) < 1e-5
     claims = {test["id"]: test["passed"] for test in kept["tests"] if test["result"] == "all"}
     assert claims == {"B1": True, "A1": True, "A2": True, "T1": True, "L1": True, "S": None}
-    assert hedge.read_summary()["audit"] | {"seconds": 0} == {
+    assert dataclasses.asdict(hedge.read_summary().audit) | {"seconds": 0} == {
         "passed": True, "failed": [], "tests": len(kept["tests"]), "results": legal, "seconds": 0, "decoded": None,
     }  # fmt: skip
     # the published predictor fails, and that counts for nothing

@@ -20,6 +20,8 @@ from bench.budgets import (
     training_bill,
 )
 from pgolf.config import load_preset, preset_names
+from pgolf.summary import Summary
+from tests import summaries
 
 # times that floating point adds without rounding
 STEP_COUNT, EXACT = 4096, 2.0**-7
@@ -99,8 +101,9 @@ def test_every_preset_but_the_quick_one_has_its_steps():
 
 
 def test_a_finished_run_is_held_to_its_own_clocks():
-    clock = lambda seconds, limit: {"parts": {"steps": seconds, "other": 1.0}, "limit": limit}
-    training, scoring = bills_of_run({"train": clock(59.0, 60.0), "scoring": clock(119.5, 120.0)}, "quick")
+    train = summaries.train(parts={"steps": 59.0, "other": 1.0}, limit=60.0)
+    summary = Summary(train=train, scoring=summaries.scoring(parts={"steps": 119.5, "other": 1.0}, limit=120.0))
+    training, scoring = bills_of_run(summary, "quick")
     assert training.fits and training.total == 60 and not scoring.fits
 
 

@@ -7,6 +7,8 @@ import pytest
 from bench import history
 from bench.history import BASE, PACKED, SCORED, SYSTEMS, TRAINED, HistoryError
 from pgolf.config import preset_names, to_table, to_toml
+from pgolf.summary import Corpus, Summary, write_summary
+from tests import summaries
 
 SEEDS = [3, 4, 5]
 
@@ -61,7 +63,7 @@ def test_runs_of_other_settings_are_refused_and_finished_ones_kept(tmp_path):
     job.path.mkdir()
     (job.path / "config.toml").write_text(to_toml(job.settings))
     assert not history.is_done(job)
-    (job.path / "summary.json").write_text('{"score": {}}')
+    write_summary(job.path / "summary.json", Summary(score={"sliding": summaries.score()}))
     assert history.is_done(job)
     other = history.jobs_of(tmp_path, 101, SEEDS)[0]
     with pytest.raises(HistoryError, match="base-3 holds a run of other settings; delete it"):
@@ -92,14 +94,9 @@ def test_the_page_says_what_the_runs_say(tmp_path):
         results = {}
         for result in ("non_overlapping", "sliding", "adapted", "ngrams", "published"):
             figures[job.path.name, result] = 2 + number / 1000 + len(result) / 100
-            results[result] = {"bpb": figures[job.path.name, result], "tokens": 8192}
-        summary = {
-            "parameters": 1234,
-            "corpus": {"name": "builtin", "digest": "0123456789abcdef"},
-            "train": {"tokens": 102_400},
-            "score": results,
-        }
-        (job.path / "summary.json").write_text(json.dumps(summary))
+            results[result] = summaries.score(bpb=figures[job.path.name, result], tokens=8192)
+        corpus, train = Corpus("builtin", "0123456789abcdef"), summaries.train(tokens=102_400)
+        write_summary(job.path / "summary.json", Summary(parameters=1234, corpus=corpus, train=train, score=results))
     text = history.page(tmp_path, 100, SEEDS)
     for row in (*TRAINED, *PACKED, *SCORED):
         pairs = [(figures[f"{row.run}-{seed}", row.result], figures[f"{row.against}-{seed}", row.other]) for seed in SEEDS]

@@ -20,6 +20,7 @@ from pgolf.evaluation.predictors.table import learn_ngram_table
 from pgolf.folder import RunFolder
 from pgolf.model import build_model
 from pgolf.run import main
+from tests import summaries
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
     found = RunFolder(tmp_path_factory.mktemp("run"))
     found.config.write_text(to_toml(settings))
     write_weights(found.weights, build_model(settings.model, seed=1).state_dict())
-    found.update_summary(train={"seconds": 10.0, "limit": 30.0, "parts": {"steps": 10.0}})
+    found.update_summary(train=summaries.train(limit=30.0, parts={"steps": 10.0}))
     assert main(["pack", str(found.path), "--device", "cpu"]) == 0
     assert main(["score", str(found.path), "--device", "cpu"]) == 0
     return found
@@ -48,9 +49,9 @@ def test_the_ngram_backoff_has_weights_of_its_own(folder, tmp_path):
     model.load_state_dict(load_file(folder.weights))
     data = default_dataset(CACHE, vocab_size=1024)
     learnt = learn_ngram_table(model, data.held_out(2500), settings.evaluation, bos=data.tokenizer.bos)
-    assert section == learnt_to_bytes(learnt) and summary["artifact"]["parts"]["ngram_backoff"] == len(section)
-    train = summary["train"]
-    assert train["parts"]["chain table"] > 0 and train["seconds"] == pytest.approx(sum(train["parts"].values()))
+    assert section == learnt_to_bytes(learnt) and summary.artifact.parts["ngram_backoff"] == len(section)
+    train = summary.train
+    assert train.parts["n-gram table"] > 0 and train.seconds == pytest.approx(sum(train.parts.values()))
 
     other = RunFolder(tmp_path)
     other.weights.symlink_to(folder.weights)
@@ -58,28 +59,28 @@ def test_the_ngram_backoff_has_weights_of_its_own(folder, tmp_path):
     for stage in ("pack", "score"):
         assert main([stage, str(tmp_path), "--device", "cpu"]) == 0
     assert read_artifact(other.artifact).sections == {}
-    mine, theirs = folder.read_summary()["score"], other.read_summary()["score"]
-    assert theirs["adapted"]["nats"] == mine["adapted"]["nats"]
-    assert theirs["ngram_backoff"]["nats"] > mine["ngram_backoff"]["nats"]
+    mine, theirs = folder.read_summary().score, other.read_summary().score
+    assert theirs["adapted"].nats == mine["adapted"].nats
+    assert theirs["ngram_backoff"].nats > mine["ngram_backoff"].nats
 
 
 def test_the_summary_of_a_scoring(folder):
     summary = folder.read_summary()
-    score = summary["score"]
+    score = summary.score
     results = {"non_overlapping", "sliding", "adapted", "ngram_backoff", "ngrams", "published", "adapted_published"}
-    assert results <= score.keys() and summary["main"] in score and score[summary["main"]]["legal"]
-    assert summary["main"] == [name for name, result in score.items() if result["legal"]][-1]
-    assert {"over", "gain", "gain_error"} <= score["ngram_backoff"].keys()
-    scoring = summary["scoring"]
-    assert scoring["gave_up"] == {} and scoring["replayed"] is False and scoring["adaptation_steps"] > 0
-    assert {"loading", "scoring", "writing"} <= scoring["parts"].keys()
+    assert results <= score.keys() and summary.main in score and summary.main_score.legal
+    assert summary.main == [name for name, result in score.items() if result.legal][-1]
+    assert score["ngram_backoff"].baseline == "adapted" and score["ngram_backoff"].gain_error
+    scoring = summary.scoring
+    assert scoring.gave_up == {} and scoring.replayed is False and scoring.adaptation_steps > 0
+    assert {"loading", "scoring", "writing"} <= scoring.parts.keys()
     words = json.loads(folder.words.read_text())
-    assert len(words["excerpts"]) == 2 and set(words["excerpts"][0]["guesses"]) >= {"adapted", summary["main"]}
-    peers = summary["compressors"]
+    assert len(words["excerpts"]) == 2 and set(words["excerpts"][0]["guesses"]) >= {"adapted", summary.main}
+    peers = summary.compressors
     assert {"xz -9e", "bzip2 -9", "zstd --ultra -22", "pgolf and its artifact"} <= peers.keys()
-    assert len({peer["of"] for peer in peers.values()}) == 1 and all(0 < peer["bytes"] for peer in peers.values())
-    own = math.ceil(score[summary["main"]]["nats"] / math.log(2) / 8) + folder.artifact.stat().st_size
-    assert peers["pgolf and its artifact"]["bytes"] == own
+    assert len({peer.text_bytes for peer in peers.values()}) == 1 and all(0 < peer.bytes for peer in peers.values())
+    own = math.ceil(score[summary.main].nats / math.log(2) / 8) + folder.artifact.stat().st_size
+    assert peers["pgolf and its artifact"].bytes == own
     traces = [json.loads(line) for line in folder.weights_log.read_text().splitlines()]
     assert traces[-1]["target"] == 900 and {"ngram_backoff", "ngrams", "published"} <= traces[-1].keys()
 
@@ -88,13 +89,13 @@ def test_a_plan_is_repeated(folder, tmp_path, capsys):
     plan, scores = json.loads(folder.plan.read_text()), folder.scores.read_text()
     assert [span[1:] for span in plan["spans"]] == [[32, 1]] * 4
     main(["score", str(folder.path), "--device", "cpu", "--plan", str(folder.plan)])
-    assert folder.scores.read_text() == scores and folder.read_summary()["scoring"]["replayed"] is True
+    assert folder.scores.read_text() == scores and folder.read_summary().scoring.replayed is True
     # another plan gives another score, and says what it did not do
     other = tmp_path / "plan.json"
     other.write_text(json.dumps(plan | {"spans": [[start, 64, 0] for start, *_ in plan["spans"]], "choices": {}}))
     assert main(["score", str(folder.path), "--device", "cpu", "--plan", str(other)]) == 0
     assert folder.scores.read_text() != scores
-    assert folder.read_summary()["scoring"]["gave_up"] == {"coarser_stride": 1.0, "adaptation": 1.0, "results": ["sliding"]}
+    assert folder.read_summary().scoring.gave_up == {"coarser_stride": 1.0, "adaptation": 1.0, "results": ["sliding"]}
     assert "given up for the clock" in capsys.readouterr().out
     assert main(["score", str(folder.path), "--plan", str(tmp_path / "none.json")]) == 1
     assert "cannot be read" in capsys.readouterr().err
@@ -134,9 +135,9 @@ def test_a_preset_runs_from_end_to_end_with_finite_numbers(preset, tmp_path):
     expected |= {"temperature"} if asked.temperature.method != "none" else set()
     expected |= {"published"} if asked.mixer.published != "none" else set()
     expected |= {name + "_honest" * (name in ("boost", "bias")) for name in asked.mixer.honest}
-    assert expected <= summary["score"].keys()
-    assert all(math.isfinite(result["bpb"]) and result["bpb"] > 0 for result in summary["score"].values())
+    assert expected <= summary.score.keys()
+    assert all(math.isfinite(result.bpb) and result.bpb > 0 for result in summary.score.values())
     head, *lines = [json.loads(line) for line in run.scores.read_text().splitlines()]
     assert all(np.isfinite(line[name]).all() for line in lines for name in head["results"])
-    assert summary["scoring"]["gave_up"] == {}
-    assert "ngram_backoff" not in expected or summary["artifact"]["parts"]["ngram_backoff"] > 1
+    assert summary.scoring.gave_up == {}
+    assert "ngram_backoff" not in expected or summary.artifact.parts["ngram_backoff"] > 1

@@ -78,8 +78,8 @@ def trained(path: Path, *, seed=1, rate=0.04, steps=120, ended=True) -> Path:
     if ended:
         events.append({"kind": "end", "steps": steps})
         summary = {
-            "preset": "quick", "seed": seed, "corpus": {"name": "builtin", "digest": "ab" * 32}, "parameters": 1234,
-            "device": "a CPU", "versions": {"pgolf": "0.1.0"},
+            "version": 2, "preset": "quick", "seed": seed, "corpus": {"name": "builtin", "digest": "ab" * 32},
+            "parameters": 1234, "device": "a CPU", "versions": {"pgolf": "0.1.0"},
             "train": {"seconds": 55.0, "limit": 60.0, "parts": {"steps": 52.0, "rounding": 2.5, "other": 0.5},
                       "untimed": {"warm-up": 3.0}, "steps": steps, "tokens": 2048 * steps, "loss": 3.1, "weights": "ema"},
         }  # fmt: skip
@@ -123,13 +123,13 @@ def scored(path: Path, *, shift=0.0, partial=False, **options) -> Path:
             "legal": name != "published", "seconds": 2.0, "partial": partial,
         }  # fmt: skip
         if below:
-            score[name] |= {"over": below, "gain": score[below]["bpb"] - bpb, "gain_error": 0.01}
+            score[name] |= {"baseline": below, "gain": score[below]["bpb"] - bpb, "gain_error": 0.01}
         below = name
     compressors = {
-        name: {"bytes": int(size.sum() * rate / 8), "bpb": rate, "of": int(size.sum())}
+        name: {"bytes": int(size.sum() * rate / 8), "bpb": rate, "text_bytes": int(size.sum())}
         for name, rate in (("xz -9e", 2.3), ("zstd --ultra -22", 2.5), ("bzip2 -9", 2.2), ("brotli -11", 2.4))
     }
-    compressors["with the artifact"] = {"bytes": 99_000, "bpb": 52.6, "of": int(size.sum())}
+    compressors["with the artifact"] = {"bytes": 99_000, "bpb": 52.6, "text_bytes": int(size.sum())}
     scoring = {
         "seconds": 30.0, "limit": 120.0, "parts": {"loading": 2.0, "scoring": 27.0, "other": 1.0}, "replayed": False,
         "adaptation_steps": 5, "gave_up": {"coarser_stride": 0.25, "adaptation": 0.5, "results": ["sliding"]},

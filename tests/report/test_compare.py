@@ -40,7 +40,7 @@ def test_the_table_of_differences(runs):
     rows = [[cell.text for cell in row.all("td") + row.all("th")] for row in section.one("table").all("tr")[1:]]
     assert len(rows) == 4
     for unit, key in (("nats per token", "loss"), ("bits per byte", "bpb")):
-        ours, theirs = ([run.summary["score"]["ngram_backoff"][key] for run in part] for part in (runs[3:5], runs[:3]))
+        ours, theirs = ([getattr(run.summary.score["ngram_backoff"], key) for run in part] for part in (runs[3:5], runs[:3]))
         t, p = welch(ours, theirs)
         (row,) = (row for row in rows if row[-1] == "B" and unit in row)
         assert row[:7] == [

@@ -25,8 +25,7 @@ from pgolf.evaluation.codec.stream import DIGEST, TEXT, TOKENS, Stream, computer
 from pgolf.evaluation.codec.token_predictor import StreamPredictor
 from pgolf.evaluation.evaluate import evaluate
 from pgolf.evaluation.predictors.ngram_backoff import learnt_of
-from pgolf.files import sha256_of
-from pgolf.folder import write_whole
+from pgolf.files import sha256_of, write_whole
 from pgolf.kernels.threads import torch_threads
 from pgolf.model.rounding import FakeRounding
 

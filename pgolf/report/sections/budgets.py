@@ -28,10 +28,10 @@ def body(run: Run) -> Html:
 
 
 def _bytes(run: Run) -> Chart | None:
-    artifact = run.summary.get("artifact")
+    artifact = run.summary.artifact
     if not artifact:
         return None
-    parts, total, limit = dict(artifact["parts"]), artifact["total_bytes"], artifact["limit"]
+    parts, total, limit = dict(artifact.parts), artifact.total_bytes, artifact.limit
     matrices, embeddings = _split_codes(run, parts.pop("codes", 0))
     scales, small = parts.pop("scales", 0), parts.pop("small", 0)
     parts.pop("tokenizer", 0)
@@ -41,7 +41,7 @@ def _bytes(run: Run) -> Chart | None:
         ("scales", scales, 2),
         ("small tensors", small, 3),
         ("everything else in the file", sum(parts.values()), 4),
-        ("code", artifact["code_bytes"], 5),
+        ("code", artifact.code_bytes, 5),
     ]
     bar = Bar(
         "model and code",
@@ -51,7 +51,7 @@ def _bytes(run: Run) -> Chart | None:
         limit=limit,
     )
     note = (
-        f"{artifact['margin']:,} bytes are left. The tokenizer, {artifact['tokenizer_bytes']:,} bytes, is not counted, as in "
+        f"{artifact.margin:,} bytes are left. The tokenizer, {artifact.tokenizer_bytes:,} bytes, is not counted, as in "
         "the challenge. Codes are divided between matrices and embeddings by their entropy."
     )
     return BarRows(TITLES["bytes"], Axis("size", "bytes"), [bar], note=note, show=lambda size: f"{size:,.0f}")
@@ -68,18 +68,17 @@ def _split_codes(run: Run, codes: int) -> tuple[int, int]:
 
 
 def _clocks(run: Run) -> Chart | None:
-    rows, off = [], []
-    for name, key in (("training", "train"), ("scoring", "scoring")):
-        clock = run.summary.get(key)
+    rows = []
+    for name, clock in (("training", run.summary.train), ("scoring", run.summary.scoring)):
         if not clock:
             continue
-        parts = [(label(part), seconds, i) for i, (part, seconds) in enumerate(clock["parts"].items()) if seconds > 0]
-        says = f"{clock['seconds']:.1f} of {clock['limit']:.0f} s"
-        rows.append(Bar(name, parts, says=says, strong=True, limit=clock["limit"]))
-        untimed = {part: seconds for part, seconds in clock.get("untimed", {}).items() if seconds >= 0.05}
-        off += [f"{label(part)} {seconds:.1f} s" for part, seconds in untimed.items()]
+        parts = [(label(part), seconds, i) for i, (part, seconds) in enumerate(clock.parts.items()) if seconds > 0]
+        says = f"{clock.seconds:.1f} of {clock.limit:.0f} s"
+        rows.append(Bar(name, parts, says=says, strong=True, limit=clock.limit))
     if not rows:
         return None
+    untimed = run.summary.train.untimed if run.summary.train else {}
+    off = [f"{label(part)} {seconds:.1f} s" for part, seconds in untimed.items() if seconds >= 0.05]
     note = f"Off the clock: {', '.join(off)}." if off else ""
     return BarRows(TITLES["clocks"], Axis("time", "seconds"), rows, note=note, show=lambda seconds: f"{seconds:.1f} s")
 

@@ -7,10 +7,11 @@ from pgolf.report.files import Run
 from pgolf.report.html import Html, join
 from pgolf.report.scales import Axis
 from pgolf.report.sections.section import Section, label
+from pgolf.summary import Score
 
 
 def charts(run: Run) -> dict[str, Chart]:
-    main = run.summary.get("score", {}).get(run.main)
+    main = run.summary.score.get(run.main)
     return {"compression": _sizes(run, main)} if main else {}
 
 
@@ -19,11 +20,9 @@ def body(run: Run) -> Html:
     return join(found.values() or [missing("Against general compressors", "The run has not been scored.")])
 
 
-def _sizes(run: Run, main: dict) -> Chart:
-    rows = [("pgolf: " + label(run.main), main["bpb"], main["nats"] / math.log(2) / 8, True)]
-    for name, peer in run.summary.get("compressors", {}).items():
-        if isinstance(peer, dict) and "bpb" in peer:
-            rows.append((name, peer["bpb"], peer["bytes"], False))
+def _sizes(run: Run, main: Score) -> Chart:
+    rows = [("pgolf: " + label(run.main), main.bpb, main.nats / math.log(2) / 8, True)]
+    rows += [(name, peer.bpb, peer.bytes, False) for name, peer in run.summary.compressors.items()]
     rows.sort(key=lambda row: row[1])
     # a bar longer than the text itself would leave nothing to see of the others
     beyond = [row for row in rows if row[1] > 8]

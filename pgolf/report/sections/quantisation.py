@@ -39,7 +39,7 @@ def body(run: Run) -> Html:
         why = "There is no quantisation.json: the run has not been packed, or by an earlier version."
         return missing("What rounding did", why)
     weights = sum(math.prod(matrix["shape"]) for matrix in matrices)
-    codes = run.summary.get("artifact", {}).get("parts", {}).get("codes")
+    codes = run.summary.artifact.parts.get("codes") if run.summary.artifact else None
     says = f"{len(matrices)} matrices with {weights:,} weights, rounded by {run.quantisation.get('rounding', '?')}"
     says += f"; the file needs {8 * codes / weights:.3f} bits a weight for their codes." if codes else "."
     for title, axis, key, form, _ in QUANTITIES.values():

@@ -13,13 +13,13 @@ WORDS = {True: "holds", False: "broken", None: "not known"}
 
 
 def head(run: Run) -> Html:
-    score = run.summary.get("score", {}).get(run.main)
+    score = run.summary.score.get(run.main)
     lost = given_up(run.summary)
     return h(
         "section",
         h(
             "div",
-            h("div", h("span", f"{score['bpb']:.4f}" if score else "no score yet", class_="score"), class_="figure"),
+            h("div", h("span", f"{score.bpb:.4f}" if score else "no score yet", class_="score"), class_="figure"),
             h("p", "bits per byte" if score else stage_reached(run), class_="unit"),
             h("p", f"Given up for the clock: {', '.join(lost)}.", class_="lost-work") if lost else None,
             h("p", sentence(run), class_="sentence"),
@@ -34,9 +34,9 @@ def head(run: Run) -> Html:
 
 def stage_reached(run: Run) -> str:
     summary = run.summary
-    if "artifact" in summary:
+    if summary.artifact:
         return "trained and packed, not scored"
-    if "train" in summary:
+    if summary.train:
         return "trained, not packed"
     steps = run.steps
     return f"in training, or cut off after step {steps[-1]['step']:,}" if steps else "not trained"
@@ -44,15 +44,15 @@ def stage_reached(run: Run) -> str:
 
 def sentence(run: Run) -> str:
     """What the score means."""
-    score = run.summary.get("score", {}).get(run.main)
+    score = run.summary.score.get(run.main)
     if not score:
         return "The score is known once the run is scored; what is there so far is below."
-    share = score["bpb"] / 8
-    whole = "a part of the validation text" if score.get("partial") else "the whole validation text"
-    model = run.summary.get("artifact", {}).get("total_bytes")
+    share = score.bpb / 8
+    whole = "a part of the validation text" if score.partial else "the whole validation text"
+    model = run.summary.artifact.total_bytes if run.summary.artifact else None
     given = f"Given this artifact of {model:,} bytes" if model else "Given this artifact"
     return (
-        f"{given}, {whole}, {score['bytes']:,} bytes long, comes down to {score['nats'] / math.log(2) / 8:,.0f} bytes: "
+        f"{given}, {whole}, {score.bytes:,} bytes long, comes down to {score.nats / math.log(2) / 8:,.0f} bytes: "
         f"{100 * share:.1f} % of its length, with the predictor “{label(run.main)}”."
     )
 
@@ -60,24 +60,23 @@ def sentence(run: Run) -> str:
 def checks(run: Run) -> list[tuple[str, bool | None, str]]:
     """What makes a score legal: the rule, whether it holds (None: not known), and the figures."""
     summary = run.summary
-    score = summary.get("score", {}).get(run.main)
+    score = summary.score.get(run.main)
     found: list[tuple[str, bool | None, str]] = []
     if score:
-        found.append(("a code length", bool(score["legal"]), "the predictor sums to one over the vocabulary"))
-        part = bool(score.get("partial"))
-        found.append(("the whole stream", not part, f"{score['tokens']:,} tokens" + (", a part of it" if part else "")))
+        found.append(("a code length", bool(score.legal), "the predictor sums to one over the vocabulary"))
+        part = bool(score.partial)
+        found.append(("the whole stream", not part, f"{score.tokens:,} tokens" + (", a part of it" if part else "")))
     else:
         found.append(("a code length", None, "not scored"))
-    artifact = summary.get("artifact")
+    artifact = summary.artifact
     if artifact:
-        total, limit = artifact["total_bytes"], artifact["limit"]
+        total, limit = artifact.total_bytes, artifact.limit
         found.append(("fits", total <= limit, f"{total:,} of {limit:,} bytes"))
     else:
         found.append(("fits", None, "not packed"))
-    for name, key in (("training clock", "train"), ("scoring clock", "scoring")):
-        clock = summary.get(key)
+    for name, clock in (("training clock", summary.train), ("scoring clock", summary.scoring)):
         if clock:
-            found.append((name, clock["seconds"] <= clock["limit"], f"{clock['seconds']:.1f} of {clock['limit']:.0f} s"))
+            found.append((name, clock.seconds <= clock.limit, f"{clock.seconds:.1f} of {clock.limit:.0f} s"))
         else:
             found.append((name, None, "not run"))
     passed = run.audit.get("passed")
@@ -121,17 +120,16 @@ def verdict(run: Run) -> Html:
 
 def facts(run: Run) -> Html:
     summary = run.summary
-    corpus, train = summary.get("corpus", {}), summary.get("train", {})
-    versions = summary.get("versions", {})
+    corpus, train = summary.corpus, summary.train
     rows = [
-        ("preset", summary.get("preset") or run.config.get("preset")),
-        ("seed", summary.get("seed", run.config.get("seed"))),
-        ("corpus", f"{corpus['name']} ({corpus['digest'][:12]})" if "name" in corpus else None),
-        ("parameters", f"{summary['parameters']:,}" if "parameters" in summary else None),
-        ("trained on", f"{train['tokens']:,} tokens in {train['steps']:,} steps" if "tokens" in train else None),
-        ("weights", train.get("weights")),
-        ("device", summary.get("device")),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or None),
+        ("preset", summary.preset or run.config.get("preset")),
+        ("seed", run.config.get("seed") if summary.seed is None else summary.seed),
+        ("corpus", f"{corpus.name} ({corpus.digest[:12]})" if corpus else None),
+        ("parameters", None if summary.parameters is None else f"{summary.parameters:,}"),
+        ("trained on", f"{train.tokens:,} tokens in {train.steps:,} steps" if train else None),
+        ("weights", train.weights if train else None),
+        ("device", summary.device),
+        ("versions", ", ".join(f"{name} {version}" for name, version in summary.versions.items()) or None),
     ]
     return h(
         "dl",

@@ -13,11 +13,11 @@ TWO_SIDED_95 = 1.96
 
 
 def charts(run: Run) -> dict[str, Chart]:
-    return {"score_breakdown": breakdown(run), **_decisions(run)} if run.summary.get("score") else {}
+    return {"score_breakdown": breakdown(run), **_decisions(run)} if run.summary.score else {}
 
 
 def body(run: Run) -> Html:
-    if not run.summary.get("score"):
+    if not run.summary.score:
         return missing("Not scored", "There is no score yet: pgolf score RUN")
     notes = []
     if run.config.get("evaluation", {}).get("adaptation", {}).get("method", "none") == "none":
@@ -29,40 +29,40 @@ def body(run: Run) -> Html:
 
 def text(run: Run) -> str:
     rows = []
-    for name, score in run.summary.get("score", {}).items():
-        if "over" not in score:
+    for name, score in run.summary.score.items():
+        if score.baseline is None or score.gain is None:
             continue
-        error = score.get("gain_error")
+        error = score.gain_error
         better = ""
-        if run.scores and {name, score["over"]} <= set(run.scores.results):
-            better = f"{run.scores.paired(score['over'], name):.0%}"
+        if run.scores and {name, score.baseline} <= set(run.scores.results):
+            better = f"{run.scores.paired(score.baseline, name):.0%}"
         spread = f"{error:.5f}" if error is not None else "–"
-        rows.append([f"  {label(name)}", label(score["over"]), f"{score['gain']:+.5f}", spread, better])
+        rows.append([f"  {label(name)}", label(score.baseline), f"{score.gain:+.5f}", spread, better])
     head = ["gain in bits per byte", "over", "gain", "standard error", "documents better"]
     parts = [columns([head, *rows])] if rows else []
-    if "scoring" in run.summary:
+    if run.summary.scoring:
         parts.append("given up for the clock: " + (", ".join(given_up(run.summary)) or "nothing"))
     return "\n\n".join(parts)
 
 
 def breakdown(run: Run) -> Chart:
     """Every predictor's score, with its gain over the one that it builds on."""
-    scores = run.summary["score"]
+    scores = run.summary.score
     rows = []
     for name, score in scores.items():
-        says, error, origin = f"{score['bpb']:.4f}", None, None
-        if "over" in score:
-            error = score.get("gain_error")
+        says, error, origin = f"{score.bpb:.4f}", None, None
+        if score.baseline is not None and score.gain is not None:
+            error = score.gain_error
             spread = f" ± {error:.4f}" if error is not None else ""
-            says += f", {0.0 - score['gain']:+.4f}{spread} on {label(score['over'])}"
-            if run.scores and {name, score["over"]} <= set(run.scores.results) and len(run.scores.document_bytes) > 1:
-                share = run.scores.paired(score["over"], name)
+            says += f", {0.0 - score.gain:+.4f}{spread} on {label(score.baseline)}"
+            if run.scores and {name, score.baseline} <= set(run.scores.results) and len(run.scores.document_bytes) > 1:
+                share = run.scores.paired(score.baseline, name)
                 says += f"; better in {share:.0%} of {len(run.scores.document_bytes):,} documents"
-            origin = scores.get(score["over"], {}).get("bpb")
+            origin = scores[score.baseline].bpb if score.baseline in scores else None
         main = name == run.main
-        dot = Dot(score["bpb"], 1 if main else 0 if score["legal"] else 5, TWO_SIDED_95 * error if error else None, origin)
-        note = "" if score["legal"] else " (as published; no code length)"
-        rows.append(Row(label(name) + note, [dot], says, strong=main, quiet=not score["legal"]))
+        dot = Dot(score.bpb, 1 if main else 0 if score.legal else 5, TWO_SIDED_95 * error if error else None, origin)
+        note = "" if score.legal else " (as published; no code length)"
+        rows.append(Row(label(name) + note, [dot], says, strong=main, quiet=not score.legal))
     published = any(row.quiet for row in rows)
     return DotRows(
         "Score breakdown: every predictor over the one it builds on",

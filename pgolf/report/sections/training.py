@@ -88,7 +88,7 @@ def cost(run: Run) -> str:
     per_token, parts = flops_per_token(run), []
     if per_token and speeds:
         rate = per_token * float(np.median(speeds))
-        share = utilisation(rate, str(run.summary.get("device", "")))
+        share = utilisation(rate, run.summary.device or "")
         parts.append(f"{number(per_token, 3)}FLOP a token, {number(rate, 3)}FLOP/s" + (f", MFU {share:.1%}" if share else ""))
     memory = next((event["peak_memory_bytes"] for event in run.events if event.get("peak_memory_bytes")), 0)
     if memory:

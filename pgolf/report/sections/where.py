@@ -17,7 +17,7 @@ KINDS = "By kind of token"
 
 
 def charts(run: Run) -> dict[str, Chart]:
-    if not run.scores or not run.summary.get("score"):
+    if not run.scores or not run.summary.score:
         return {}
     found = {"by_position": _by("position", run), "by_length": _by("length", run), "along_the_stream": _along(run)}
     if run.scores.by_kind is not None and run.main in run.scores.results:
@@ -59,8 +59,8 @@ def predictors_shown(run: Run, most: int = 5) -> list[tuple[int, str, int]]:
     """Predictors worth a curve, as (column, name, style): the plain ones, what adapts, the run's score; no published ones."""
     if not run.scores:
         return []
-    scores = run.summary["score"]
-    names = [name for name in run.scores.results if scores.get(name, {}).get("legal", True)]
+    scores = run.summary.score
+    names = [name for name in run.scores.results if name not in scores or scores[name].legal]
     while len(names) > most:
         # from the middle: the first and the last ones say most
         middle = [name for name in names[1:] if name != run.main]
