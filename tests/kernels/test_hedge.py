@@ -2,6 +2,8 @@
 
 import math
 
+import numba
+import numpy as np
 import pytest
 import torch
 
@@ -189,6 +191,43 @@ def test_boost(buckets):
         assert cache.weights.tolist() == pytest.approx(weights.tolist(), abs=1e-12)
     assert contexts.tolist() == cache.contexts.tolist() and fulls.tolist() == cache.fulls.tolist()
     assert weights[1] > 0.51
+
+
+@numba.njit
+def published_boost(contexts, fulls):
+    """The lines of #1014's compiled loop that turn the counts of one target into its boost: int() of a uint32 is unsigned
+    there, so that a difference below zero wraps around."""
+    boost = 0.0
+    for order in range(len(contexts)):
+        context, full = int(contexts[order]), int(fulls[order])
+        if context > 0 and full > 0:
+            boost = max(boost, math.log(1.0 + full) - math.log(1.0 + max(context - full, 1)))
+    return boost
+
+
+@pytest.mark.parametrize("seen, hits", [(3, 2), (5, 5), (5, 6), (1, 9), (7, 0), (0, 4)])
+def test_boost_of_a_shared_bucket_is_lost_as_published(seen, hits):
+    """Where two contexts share the bucket of context and target, it may have been counted more often than the context."""
+    tokens, numbers = [0, 1, 2], (torch.tensor([-2.0], dtype=torch.float64), torch.tensor([4.0], dtype=torch.float64))
+    beta = published_boost(np.array([seen], np.uint32), np.array([hits], np.uint32))
+    assert (beta == 0) == (seen < hits or not hits)
+    expected = 2 - (0.05 + 0.55 / 2) * beta
+    context, full = boost_buckets_reference(tokens, 2, 2, 64)
+    contexts, fulls = (torch.zeros(9, 64, dtype=torch.int64) for _ in range(2))
+    contexts[0, context], fulls[0, full] = seen, hits
+    weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    cache = BoostedCache(buckets=64)
+    cache.contexts[0, context], cache.fulls[0, full] = seen, hits
+    assert float(boost_window_reference(tokens, 2, 3, 1, *numbers, contexts, fulls, weights)[0, 2]) == pytest.approx(expected)
+    assert float(cache.score(torch.tensor(tokens), 2, 3, *numbers)[0, 2]) == pytest.approx(expected)
+
+
+def test_boost_clips_a_probability_at_1e_12_as_published():
+    for log_prob in (-20.0, -27.7, -80.0):
+        losses = BoostedCache(buckets=64).score(
+            torch.tensor([0, 1, 2]), 2, 3, torch.tensor([log_prob], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        )
+        assert losses[0].tolist() == pytest.approx([-max(log_prob, math.log(1e-12))] * 3, rel=1e-9)
 
 
 def test_online_bias():
