@@ -22,11 +22,11 @@ from pgolf.data import ByteTable, default_dataset, open_dataset
 from pgolf.evaluation.documents import document_starts
 from pgolf.evaluation.evaluate import Result
 from pgolf.evaluation.metric import score_of
-from pgolf.evaluation.pipeline import Pass
 from pgolf.evaluation.planner import Steady
 from pgolf.evaluation.predictors.base import Predictor
 from pgolf.evaluation.predictors.ngram_backoff import as_neural, as_tensor
 from pgolf.evaluation.records import paired_gain
+from pgolf.evaluation.scoring_pass import ScoringPass
 from pgolf.evaluation.statistics import Statistics, join
 from pgolf.kernels.logit_stats import LogitStats
 from pgolf.kernels.ngram import FLOOR_FOR_TABLES, Evidence, NgramBackoff
@@ -40,7 +40,7 @@ EDGES = (0, 64, 256, 1024, 4096, 16_384, 65_536)
 class Recorder(Predictor):
     """Keeps what every level and the neural model know of each target, and some whole rows."""
 
-    name, wants_rows, levels = "neural", True, len(LOCAL + SHARED)
+    name, needs_logits, num_candidates = "neural", True, len(LOCAL + SHARED)
 
     def __init__(self, vocab: int, granularity: int, every: int):
         self.stream, self.every = NgramBackoff(LOCAL, SHARED, granularity=granularity).stream(vocab), every
@@ -51,14 +51,14 @@ class Recorder(Predictor):
     def begin(self, token):
         self.stream.read(torch.tensor([token], dtype=torch.int32), torch.tensor([True]))
 
-    def look(self, span):
+    def candidates(self, span):
         self.evidence.append(self.stream.read(as_tensor(span.targets), torch.from_numpy(span.starts)))
         return self.evidence[-1].top.numpy()
 
     def score(self, span, statistics):
-        self.statistics.append(replace(statistics, rows=None))
+        self.statistics.append(replace(statistics, logits=None))
         chosen = range(-span.start % self.every, len(span), self.every)
-        self.rows |= {span.start + i: statistics.rows[i].copy() for i in chosen}
+        self.rows |= {span.start + i: statistics.logits[i].copy() for i in chosen}
         return statistics.nats
 
     def known(self, levels: int) -> tuple[LogitStats, Evidence]:
@@ -71,7 +71,7 @@ class Recorder(Predictor):
 
 def record(model, tokens: np.ndarray, settings, bos: int, stride: int, device: str) -> Recorder:
     recorder = Recorder(model.settings.vocab_size, settings.mixer.granularity, max(1, len(tokens) // PLACES))
-    one_pass = Pass(model, tokens, [recorder], bos=bos, window=settings.window, batch=settings.batch, device=device)
+    one_pass = ScoringPass(model, tokens, [recorder], bos=bos, window=settings.window, batch=settings.batch, device=device)
     one_pass.run(Steady(Clock(), len(tokens) - 1, stride))
     return recorder
 

@@ -12,7 +12,7 @@ from bench.eager import markov_stream
 from pgolf.budget import Budget, phase
 from pgolf.config import Settings, at_scale, load_preset
 from pgolf.distributed import World
-from pgolf.evaluation.evaluate import Scorer, predictors_of
+from pgolf.evaluation.evaluate import Scorer
 from pgolf.evaluation.planner import Decision, Rate
 from pgolf.evaluation.predictors.temperature import policy
 from pgolf.kernels import attention, lora_adam
@@ -230,18 +230,14 @@ def scoring_rates(settings: Settings, device: str, spans: int = 2) -> ScoringRat
     model = build_model(settings.model, device=device, seed=settings.seed).eval()
     tokens = stream_for(settings, targets_for(settings, spans))
     budget = Budget(1e9)
-    scorer = Scorer(model, tokens, OneByte(), options, BOS, budget, torch.device(device), World(), lambda *said: None)
+    scorer = Scorer(model, tokens, OneByte(), options, bos=BOS, budget=budget, device=torch.device(device))
     loading = time.perf_counter() - begun
     begun = time.perf_counter()
     scorer.warm_up()
     warm_up = time.perf_counter() - begun
     watch = Stopwatch(budget, options.stride, options.adaptation.epochs if options.adaptation.method == "chunks" else 0)
     temperature = policy(options.temperature)
-    predictors = predictors_of(options, settings.model.vocab_size, len(tokens) - 1, temperature)
-    if options.adaptation.method == "lora":
-        scorer.by_documents(predictors, temperature, watch)
-    else:
-        scorer.sliding(predictors, temperature, watch, np.zeros(len(tokens) - 1))
+    scorer.main(scorer.predictors(temperature), temperature, watch, np.zeros(len(tokens) - 1))
     found = watch.rates()
     if len(watch.spans) > 1:  # what the first span took beyond its like was compiling
         windows, targets, *seconds = watch.spans[0]

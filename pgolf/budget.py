@@ -82,10 +82,6 @@ class Budget:
     def left(self) -> float:
         return self.limit - self.reserve - self.elapsed()
 
-    def open_reserve(self) -> None:
-        """From here on the reserve may be spent."""
-        self.reserve = 0.0
-
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         start = self.elapsed()

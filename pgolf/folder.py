@@ -24,7 +24,7 @@ class RunFolder:
         self.quantisation = self.path / "quantisation.json"
         self.scores = self.path / "score.jsonl"
         self.weights_log = self.path / "weights.jsonl"
-        self.words = self.path / "words.json"
+        self.top_predictions = self.path / "top_predictions.json"
         self.plan = self.path / "plan.json"
         self.summary = self.path / "summary.json"
         self.log = self.path / "log.txt"

@@ -61,13 +61,11 @@ def test_a_clock_goes_on_from_anothers_state(time):
     assert other.elapsed() == 8.5
 
 
-def test_what_is_left_excludes_the_reserve_until_it_is_opened(time):
+def test_what_is_left_excludes_the_reserve(time):
     budget = Budget(600, reserve=18, now=time)
     time.time += 500
     assert budget.left() == 82
-    budget.open_reserve()
-    assert budget.left() == 100
-    time.time += 150
+    time.time += 132
     assert budget.left() == -50
 
 

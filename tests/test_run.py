@@ -51,7 +51,7 @@ def test_the_files_of_a_run(run):
     folder, said = run
     names = {path.name for path in folder.iterdir()}
     assert {"config.toml", "train.jsonl", "checkpoint.safetensors", "model.pgolf"} <= names
-    assert {"score.jsonl", "summary.json", "log.txt", "words.json", "quantisation.json", "report.html"} <= names
+    assert {"score.jsonl", "summary.json", "log.txt", "top_predictions.json", "quantisation.json", "report.html"} <= names
     assert not [name for name in names if name.startswith(".")]
     assert {path.name for path in (folder / "pictures").iterdir()} >= {"loss.svg", "learning_rates.svg", "clocks.svg"}
     assert "bits per byte" in said and "xz -9e" in said

@@ -12,6 +12,8 @@ import pgolf
 from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.rounding import FORMS
 from pgolf.config import Settings, to_toml
+from pgolf.config.adaptation import CHUNK_ADAPTERS
+from pgolf.config.predictors import HONEST_PREDICTORS
 
 # the driver, and the stages that it loads by name
 ROOTS = ("pgolf.run", *(f"pgolf.cli.{stage}" for stage in ("run", "train", "pack", "score", "show")))
@@ -29,12 +31,20 @@ LEFT_OUT = (
 KEPT = ("pgolf.report", "pgolf.report.tables")
 
 
-def _reads(name: str) -> Callable[[Settings], bool]:
-    return lambda settings: name in settings.evaluation.mixer.honest
-
-
 def _gptq(settings: Settings) -> bool:
     return FORMS[settings.artifact.rounding].needs_hessians
+
+
+def _backs_off(settings: Settings) -> bool:
+    return "ngram_backoff" in settings.evaluation.mixer.honest
+
+
+def _named(settings: Settings) -> list[str]:
+    """Modules that settings name, and that are imported by their names: predictors, and what adapts between chunks."""
+    rooms = [f"pgolf.evaluation.predictors.{HONEST_PREDICTORS[name].module}" for name in settings.evaluation.mixer.honest]
+    if settings.evaluation.adaptation.method in CHUNK_ADAPTERS:
+        rooms.append(f"pgolf.evaluation.adaptation.{CHUNK_ADAPTERS[settings.evaluation.adaptation.method][0]}")
+    return rooms
 
 
 def _by_documents(settings: Settings) -> bool:
@@ -45,13 +55,9 @@ def _by_documents(settings: Settings) -> bool:
 ENTERED: dict[str, Callable[[Settings], bool]] = {
     "pgolf.artifact.calibration": _gptq,
     "pgolf.artifact.fitting": lambda settings: settings.artifact.fit,
-    "pgolf.evaluation.adaptation.chunks": lambda settings: settings.evaluation.adaptation.method == "chunks",
     "pgolf.evaluation.adaptation.lora": _by_documents,
-    "pgolf.evaluation.predictors.bias": _reads("bias"),
-    "pgolf.evaluation.predictors.ngram_backoff": _reads("ngram_backoff"),
-    "pgolf.evaluation.predictors.ngrams": _reads("ngrams"),
-    "pgolf.evaluation.predictors.table": _reads("ngram_backoff"),
-    "pgolf.evaluation.predictors.tilt": lambda settings: _reads("tilt")(settings) or _reads("boost")(settings),
+    "pgolf.evaluation.predictors.ngram_backoff": _backs_off,
+    "pgolf.evaluation.predictors.table": _backs_off,
     "pgolf.kernels.lora": _by_documents,
     "pgolf.model.decoder": lambda settings: _gptq(settings) and settings.artifact.calibration == "generated",
 }
@@ -102,7 +108,7 @@ def needed_sources(settings: Settings) -> dict[str, tuple[str, str]]:
     """
     sources: dict[str, tuple[str, str]] = {}
     faces: dict[str, Face] = {}
-    waiting: list[tuple[str, str]] = [(root, "") for root in ROOTS]
+    waiting: list[tuple[str, str]] = [(name, "") for name in (*ROOTS, *_named(settings))]
     while waiting:
         name, asked = waiting.pop()
         if name in faces:

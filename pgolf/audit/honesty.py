@@ -9,12 +9,12 @@ from pgolf.audit.interface import AuditError
 from pgolf.audit.runs import RunSubject
 from pgolf.audit.trials import Effort, Trials
 from pgolf.config import read_toml
+from pgolf.config.predictors import HONEST_COUNTERPARTS
 from pgolf.data import Dataset
+from pgolf.evaluation.predictors.selection import honest_class
 from pgolf.folder import RunFolder
 
 SYSTEMS = ("pr549", "pr688", "pr745", "pr953", "pr1014")
-# what is left of a published mixture when it sums to one
-COUNTERPARTS = {"hedge": "ngrams", "boost": "boost_honest", "none": "adapted"}
 PROBES = 64
 
 
@@ -22,8 +22,10 @@ def honest_row(folder: RunFolder, dataset: Dataset, decoded: int) -> dict:
     """`decoded` tokens go through the codec and back; 0 leaves that out."""
     settings, summary = read_toml(folder.config), folder.read_summary()
     mixture = settings.evaluation.mixer.published
-    published = "published" if mixture != "none" else f"{COUNTERPARTS[mixture]}_published"
-    honest = COUNTERPARTS[mixture]
+    if mixture == "none":
+        published, honest = "adapted_published", "adapted"
+    else:
+        published, honest = "published", honest_class(HONEST_COUNTERPARTS[mixture]).name
     for result in (published, honest):
         if result not in summary.score:
             raise AuditError(f"{folder.path} has no score {result!r}; score it again")

@@ -5,31 +5,30 @@ copy of each predictor is asked as it stood before the span was scored.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pgolf.artifact.pack import read_artifact
 from pgolf.audit.interface import Claims, Scored
 from pgolf.audit.published import boost_row, hedge_row
 from pgolf.budget import Budget, Clock
 from pgolf.config import EvaluationSettings, Settings, read_toml
 from pgolf.data import ByteTable, Tokenizer
-from pgolf.distributed import World
-from pgolf.evaluation import evaluate
+from pgolf.evaluation.evaluate import PassResult, Scorer
+from pgolf.evaluation.load import load_scorer
+from pgolf.evaluation.observer import Observer
 from pgolf.evaluation.planner import Decision, Planner, Steady
 from pgolf.evaluation.predictors.base import Predictor, Span
-from pgolf.evaluation.predictors.ngram_backoff import learnt_of
 from pgolf.evaluation.predictors.published import Published, PublishedBoost, PublishedHedge
-from pgolf.evaluation.predictors.temperature import Plain, policy
+from pgolf.evaluation.predictors.selection import predictors_of
+from pgolf.evaluation.predictors.temperature import Plain, Temperature, policy
 from pgolf.evaluation.statistics import Statistics, log_probabilities
+from pgolf.evaluation.top_predictions import Snapshot, distributions_at
 from pgolf.evaluation.windows import Window
-from pgolf.evaluation.words import Watched, Words, expectations
 from pgolf.folder import RunFolder
-from pgolf.model.rounding import FakeRounding
 
 # in batches of documents of other lengths, a document is computed in other company
 DOCUMENT_NOISE = 2e-4
@@ -54,15 +53,11 @@ class RunSubject:
         device="cpu",
     ):
         settings = read_toml(folder.config)
-        artifact = read_artifact(folder.artifact)
         self.device = torch.device(device)
-        self.model = artifact.build_model(self.device)
-        if settings.training.qat_threshold:
-            self.model.rounding = FakeRounding.of(settings.training, self.device)
+        self.model, self.ngram_table, artifact = load_scorer(folder.artifact, settings, self.device)
         self.vocab = artifact.model_settings.vocab_size
         self.tokenizer = Tokenizer(folder.artifact, artifact.tokenizer)
         self.table = ByteTable(self.tokenizer)
-        self.ngram_table = learnt_of(artifact.sections)
         self.published, self.plan = published, plan
         self.settings = settings_of(settings.evaluation, published)
         named = ["published"] if published else results if results is not None else self._all_results()
@@ -76,7 +71,7 @@ class RunSubject:
         )
 
     def _all_results(self) -> list[str]:
-        predictors = evaluate.predictors_of(self.settings, self.vocab, 1, policy(self.settings.temperature), self.ngram_table)
+        predictors = predictors_of(self.settings, self.vocab, 1, policy(self.settings.temperature), self.ngram_table)
         plain = ["non_overlapping", *(["sliding"] if self.settings.sliding else [])]
         return list(dict.fromkeys([*plain, *(predictor.name for predictor in predictors)]))
 
@@ -128,144 +123,115 @@ class Unhurried(Planner):
         return not self.plain.intersection(documents)
 
 
-class Witness(Words):
-    """What every predictor committed to at the probed targets. It stands where `Words` stands: told of each span before it is
-    read, and of its statistics afterwards."""
+class Witness(Observer):
+    """The distributions that every predictor committed to at the probed targets."""
 
-    def __init__(self, probes: Sequence[int], targets: int, predictors: Sequence[Predictor]):
-        super().__init__()
+    def __init__(self, probes: Sequence[int], targets: int):
         self.probes = np.unique(np.asarray(probes, dtype=np.int64))
         self.distributions: dict[str, dict[int, np.ndarray]] = {}
         self.entropy = np.zeros(targets)
-        for predictor in predictors:
-            if isinstance(predictor, (PublishedHedge, PublishedBoost)):
-                self._attend(predictor)
+        self._snapshot: Snapshot | None = None
+        self._temperature: Temperature | None = None
 
-    def among(self, targets: np.ndarray) -> np.ndarray:
+    def wanted(self, targets: np.ndarray) -> np.ndarray:
         return np.flatnonzero(np.isin(targets, self.probes))
 
-    def watch(self, predictors, temperature, start, stop):
-        self.temperature = copy.deepcopy(temperature)
-        if not len(self.among(np.arange(start, stop))):
-            return None
-        return Watched([copy.deepcopy(r) for r in predictors if not isinstance(r, Published)], self.temperature)
+    def before_span(self, predictors: Sequence[Predictor], temperature: Temperature | None, start: int, stop: int) -> None:
+        self._temperature, self._snapshot = copy.deepcopy(temperature), None
+        if len(self.wanted(np.arange(start, stop))):
+            self._snapshot = Snapshot.of([p for p in predictors if not isinstance(p, Published)], temperature)
 
-    def take(self, watched, span, statistics, columns) -> None:
+    def after_span(self, span: Span, statistics: Statistics, columns: dict[str, slice]) -> None:
         self.entropy[span.start : span.start + len(span)] = statistics.entropy
-        if watched is None:
+        if self._snapshot is None or statistics.kept_logits is None:
             return
-        places = self.among(span.start + np.arange(len(span)))
-        logits = torch.from_numpy(statistics.kept)
-        for predictor in watched.predictors:
-            rows = log_probabilities(logits, watched.temperature if predictor.tempered else None)
-            said = expectations(predictor, span, statistics.of_candidates(columns[predictor.name]), places, rows)
+        places = self.wanted(span.start + np.arange(len(span)))
+        logits = torch.from_numpy(statistics.kept_logits)
+        for predictor in self._snapshot.predictors:
+            rows = log_probabilities(logits, self._snapshot.temperature if predictor.tempered else None)
+            said = distributions_at(predictor, span, statistics.of_candidates(columns[predictor.name]), places, rows)
             self._keep(predictor.name, span.start + places, said)
+
+    def before_windows(self, predictor: Predictor, span: Span, windows: Sequence[Window], statistics: Statistics) -> None:
+        """A published mixture changes from window to window, so it is asked when it scores them."""
+        if statistics.kept_logits is None:
+            return
+        probed = span.start + self.wanted(span.start + np.arange(len(span)))
+        context, base = span.context, span.context_start
+        for window in windows:
+            for target in probed[(probed >= window.score_from) & (probed < window.stop)].tolist():
+                logits = torch.from_numpy(statistics.kept_logits[np.searchsorted(probed, target)])[None]
+                if isinstance(predictor, PublishedHedge):
+                    before = int(context[target - 1 - base]) if target > window.start else 0
+                    neural = log_probabilities(logits, self._temperature)[0]
+                    row = hedge_row(predictor.mixer, neural, before, int(context[target - base]))
+                else:
+                    assert isinstance(predictor, PublishedBoost) and predictor.cache is not None
+                    neural = log_probabilities(logits + predictor.batch_bias)[0]
+                    row = boost_row(predictor.cache, context, target + 1 - base, neural)
+                self._keep(predictor.name, [target], [row])
 
     def _keep(self, name: str, targets: Iterable[int], rows: Iterable[np.ndarray]) -> None:
         found = self.distributions.setdefault(name, {})
         found.update((int(target), np.asarray(row)) for target, row in zip(targets, rows, strict=True))
 
-    def _attend(self, predictor: PublishedHedge | PublishedBoost) -> None:
-        """A published mixture changes from window to window, so it is asked when it scores them."""
-        if isinstance(predictor, PublishedBoost):
-            opens = predictor.open_batch
 
-            def open_batch(windows):
-                opens(windows)
-                # what the batch teaches the bias comes after its forward pass and before its scores
-                self.bias = predictor.bias.clone()
-
-            predictor.open_batch = open_batch  # type: ignore[method-assign]
-        predictor.watch = lambda *known: self._published(predictor, *known)  # type: ignore[method-assign]
-
-    def _published(
-        self, predictor: PublishedHedge | PublishedBoost, span: Span, windows: Sequence[Window], statistics: Statistics
-    ) -> None:
-        if statistics.kept is None:
-            return
-        probed = span.start + self.among(span.start + np.arange(len(span)))
-        context, base = span.context, span.context_start
-        for window in windows:
-            for target in probed[(probed >= window.score_from) & (probed < window.stop)].tolist():
-                logits = torch.from_numpy(statistics.kept[np.searchsorted(probed, target)])[None]
-                if isinstance(predictor, PublishedHedge):
-                    before = int(context[target - 1 - base]) if target > window.start else 0
-                    neural = log_probabilities(logits, self.temperature)[0]
-                    row = hedge_row(predictor.mixer, neural, before, int(context[target - base]))
-                else:
-                    assert predictor.cache is not None
-                    row = boost_row(predictor.cache, context, target + 1 - base, log_probabilities(logits + self.bias)[0])
-                self._keep(predictor.name, [target], [row])
-
-
-class Bench(evaluate.Scorer):
+class Bench:
     """The run's passes over one of the auditor's streams."""
 
     def __init__(self, subject: RunSubject, tokens: np.ndarray, probes: Sequence[int], total: int | None, before):
-        unlimited = Budget(1e9)
-        super().__init__(
-            subject.model, tokens, subject.table, subject.settings, subject.tokenizer.bos, unlimited, subject.device,
-            World(), lambda name, share: None,
-        )  # fmt: skip
-        self.subject, self.probes, self.total, self.before = subject, probes, total or self.targets, before
+        self.subject, self.tokens, self.probes, self.total, self.before = subject, tokens, probes, total, before
+        self.targets = len(tokens) - 1
         self.made: dict[str, Scored] = {}
 
+    def scorer(self) -> Scorer:
+        """With a witness of its own. Schedules are told how long the whole stream would have been."""
+        subject = self.subject
+        self.witness = Witness(self.probes, self.targets)
+        return Scorer(
+            subject.model, self.tokens, subject.table, subject.settings, bos=subject.tokenizer.bos,
+            ngram_table=subject.ngram_table, budget=Budget(1e9), device=subject.device, observer=self.witness,
+            total_targets=self.total or self.targets,
+        )  # fmt: skip
+
     def results(self) -> dict[str, Scored]:
-        subject, settings = self.subject, self.settings
+        subject, settings = self.subject, self.subject.settings
         wanted = subject.results
-        borrowed = np.full(self.targets, np.nan)
+        fallback_nats = np.full(self.targets, np.nan)
         if "non_overlapping" in wanted or any(span[1] == 0 for span in (subject.plan or {}).get("spans", ())):
-            borrowed = self.run_plain("non_overlapping", settings.window)
+            fallback_nats = self.run_plain("non_overlapping", settings.window)
         temperature = policy(settings.temperature)
-        predictors = evaluate.predictors_of(settings, subject.vocab, self.targets, temperature, subject.ngram_table)
+        scorer = self.scorer()
+        predictors = scorer.predictors(temperature)
         for predictor in predictors:
             if self.before is not None and isinstance(predictor, PublishedHedge):
                 predictor.mixer.count(torch.from_numpy(self.before.astype(np.int32)))
-        planner = Unhurried(settings, self.targets, subject.plan)
         if any(predictor.name in wanted for predictor in predictors):
-            self.begin(predictors)
-            if settings.adaptation.method == "lora":
-                nats = self.by_documents(predictors, temperature, planner)
-            else:
-                nats = self.sliding(predictors, temperature, planner, borrowed)
-            self.finish(predictors, nats)
+            planner = Unhurried(settings, self.targets, subject.plan)
+            self.keep(predictors, scorer.main(predictors, temperature, planner, fallback_nats))
         if "sliding" in wanted and "sliding" not in self.made:
             self.run_plain("sliding", settings.stride)
         return {name: scored for name, scored in self.made.items() if name in wanted}
 
     def run_plain(self, name: str, stride: int) -> np.ndarray:
         predictors = [Plain(name)]
-        self.begin(predictors)
-        plain = self.new_pass(predictors)
-        nats = plain.run(Steady(Clock(), self.targets, stride))
-        self.found.ledger = plain.stream.ledger
-        self.finish(predictors, nats)
-        return nats[name]
+        passed = self.scorer().plain(predictors, Steady(Clock(), self.targets, stride))
+        self.keep(predictors, passed)
+        return passed.nats[name]
 
-    def begin(self, predictors: Sequence[Predictor]) -> None:
-        self.found.words = self.witness = Witness(self.probes, self.targets, predictors)
-
-    def finish(self, predictors: Sequence[Predictor], nats: Mapping[str, np.ndarray]) -> None:
-        assert self.found.ledger is not None
-        plain = nats[predictors[0].name]
+    def keep(self, predictors: Sequence[Predictor], passed: PassResult) -> None:
+        plain = passed.nats[predictors[0].name]
         for predictor in predictors:
             remarkable = {"entropy": self.witness.entropy}
             if predictor is not predictors[0]:
                 # where it says something else than the model its weight is large
-                remarkable["its part"] = np.abs(nats[predictor.name] - plain)
+                remarkable["its part"] = np.abs(passed.nats[predictor.name] - plain)
             self.made[predictor.name] = Scored(
-                nats[predictor.name],
+                passed.nats[predictor.name],
                 self.witness.distributions.get(predictor.name, {}),
-                self.found.ledger.events,
+                passed.ledger.events,
                 remarkable=remarkable,
             )
-
-    def new_pass(self, predictors, tokens=None, **options):
-        made = super().new_pass(predictors, tokens, **options)
-        if made.chunk_tokens:
-            # a schedule may know how long the stream would have been
-            made.chunks = -(-self.total // made.chunk_tokens)
-        return made
 
 
 def run_subject(path: str | Path, **options) -> RunSubject:

@@ -36,13 +36,12 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     # loading torch and numba is on the clock
     import numpy as np
 
-    from pgolf.artifact.pack import read_artifact
     from pgolf.cli.common import chosen_device, dataset_of
     from pgolf.data import ByteTable
     from pgolf.distributed import launch
     from pgolf.evaluation.evaluate import evaluate
-    from pgolf.evaluation.records import read_plan, results_table, write_traces, write_words
-    from pgolf.model.rounding import FakeRounding
+    from pgolf.evaluation.load import load_scorer
+    from pgolf.evaluation.records import read_plan, results_table, write_top_predictions, write_traces
     from pgolf.score_log import write_scores
 
     options = settings.evaluation
@@ -51,11 +50,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     replay = read_plan(Path(plan)) if plan else None
     with launch(chosen_device(device), "score") as world, Display(folder.log, active=world.is_first) as display:
         with budget.part("loading"):
-            artifact = read_artifact(folder.artifact)
-            model = artifact.build_model(world.device)
-            if settings.training.qat_threshold:
-                # training has left it on: whoever adapts in training mode rounds on
-                model.rounding = FakeRounding.of(settings.training, world.device)
+            loaded = load_scorer(folder.artifact, settings, world.device)
             dataset = dataset_of(settings)
             tokens = np.asarray(dataset.val_tokens())
             partial = 0 < options.max_tokens < len(tokens) - 1
@@ -63,13 +58,13 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             table = ByteTable(dataset.tokenizer)
         with budget.part("scoring"):
             found = evaluate(
-                model,
+                loaded.model,
                 tokens,
                 table,
                 options,
                 bos=dataset.tokenizer.bos,
                 budget=budget,
-                ngram_table=ngram_table(artifact),
+                ngram_table=loaded.ngram_table,
                 replay=replay,
                 device=world.device,
                 world=world,
@@ -88,7 +83,8 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             write_scores(
                 folder.scores, tokens, per_target, columns, bos=dataset.tokenizer.bos, pieces=dataset.tokenizer.pieces
             )
-            write_words(folder.words, found.words, tokens, per_target, columns, dataset.tokenizer.pieces)
+            pieces, top = dataset.tokenizer.pieces, found.top_predictions
+            write_top_predictions(folder.top_predictions, top, tokens, per_target, columns, pieces)
             write_traces(folder.weights_log, found.traces)
             write_whole(folder.plan, json.dumps(found.plan) + "\n")
         spent = budget.report()
@@ -112,15 +108,6 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             ),
         )
     return 0
-
-
-def ngram_table(artifact):
-    """The n-gram back-off table that the artifact carries, if any."""
-    if "ngram_backoff" not in artifact.sections:
-        return None
-    from pgolf.evaluation.predictors.ngram_backoff import learnt_of
-
-    return learnt_of(artifact.sections)
 
 
 def result_line(name: str, score: Score) -> str:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+# evaluation.adaptation.method -> module and class of pgolf/evaluation/adaptation/ that learns between chunks of the stream;
+# imported only by runs that name it
+CHUNK_ADAPTERS = {"chunks": ("chunks", "ChunkAdapter")}
+
 
 @dataclass(frozen=True)
 class AdaptationSettings:

@@ -26,8 +26,8 @@ class EvaluationSettings:
     whole_windows: bool = False
     """Score a whole number of windows, as the challenge's scripts do: at most window - 1 targets at the stream's end are left
     out."""
-    words: int = 256
-    """Tokens of each of two documents for which the report shows what was expected before them; 0 leaves that out."""
+    top_predictions: int = 256
+    """Tokens of each of two documents before which the likeliest tokens are kept for the report; 0: of none."""
     adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     temperature: TemperatureSettings = field(default_factory=TemperatureSettings)
@@ -40,8 +40,9 @@ class EvaluationSettings:
 
     def validate(self) -> None:
         """Raise one line for the first value that nothing can be scored with."""
-        at_least(0, "evaluation", self, "max_tokens", "words")
+        at_least(0, "evaluation", self, "max_tokens", "top_predictions")
         at_least(1, "evaluation", self, "window", "batch")
         above(0, "evaluation", self, "seconds")
         if not 0 < self.stride <= self.window:
             raise SettingsError(f"evaluation.stride {self.stride} must be from 1 to the window's {self.window}")
+        self.mixer.validate()

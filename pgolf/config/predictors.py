@@ -1,7 +1,28 @@
 """[evaluation.temperature] and [evaluation.mixer]: what stands beside the network in a scored distribution."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from pgolf.config.checks import SettingsError, nearest
+
+
+class PredictorEntry(NamedTuple):
+    """Where a predictor's class is: a module of pgolf/evaluation/predictors/, imported only by runs that name it."""
+
+    module: str
+    cls: str
+
+
+# The list of predictors that evaluation.mixer.honest can name. Each class has a `create(vocab, mixer, ngram_table)`.
+HONEST_PREDICTORS = {
+    "ngram_backoff": PredictorEntry("ngram_backoff", "NgramBackoffPredictor"),
+    "boost": PredictorEntry("tilt", "BoostPredictor"),
+    "bias": PredictorEntry("bias", "BiasPredictor"),
+    "tilt": PredictorEntry("tilt", "TiltPredictor"),
+    "ngrams": PredictorEntry("ngrams", "NgramsPredictor"),
+}
+# of each published mixture, the honest predictor that is left of it when its probabilities are made to sum to one
+HONEST_COUNTERPARTS = {"hedge": "ngrams", "boost": "boost"}
 
 
 @dataclass(frozen=True)
@@ -17,7 +38,7 @@ class MixerSettings:
     published: Literal["none", "hedge", "boost"] = "none"
     """The submission's own mixture, for comparison, marked not legal: #688's five experts or #1014's logit boost."""
     honest: tuple[str, ...] = ()
-    """Normalised mixers scored beside it: chain, boost, bias, tilt, ngrams."""
+    """Normalised predictors, scored in this order: ngram_backoff, boost, bias, tilt, ngrams. The last is the run's score."""
     orders: int = 4
     """Levels of the document-local n-gram back-off."""
     online_weights: bool = True
@@ -30,3 +51,9 @@ class MixerSettings:
     """Step of #1014's online bias; 0 switches it off."""
     ranks: int = 8
     """Processes that the submission ran on: its published mixture had weights of their own on each."""
+
+    def validate(self) -> None:
+        for name in self.honest:
+            if name not in HONEST_PREDICTORS:
+                hint = nearest(name, HONEST_PREDICTORS) or f"; there are {', '.join(HONEST_PREDICTORS)}"
+                raise SettingsError(f"evaluation.mixer.honest names {name!r}{hint}")

@@ -1,8 +1,8 @@
-"""What a scoring run leaves behind: the predictors with their paired gains, and every target's cost.
+"""What a scoring run leaves behind beside score.jsonl: the table of results with their paired gains, and
 
-weights.jsonl   the weights of temperature and mixers, span by span
-words.json      what was expected before each token of two stretches of text
-plan.json       what the clock decided; `score RUN --plan FILE` repeats it
+weights.jsonl          the weights of temperature and mixers, span by span
+top_predictions.json   the likeliest tokens before each token of two excerpts
+plan.json              what the clock decided; `score RUN --plan FILE` repeats it
 """
 
 import json
@@ -15,13 +15,13 @@ import numpy as np
 from pgolf.evaluation.documents import document_starts
 from pgolf.evaluation.evaluate import Evaluation, Result
 from pgolf.evaluation.planner import PlanError
-from pgolf.evaluation.words import Words
+from pgolf.evaluation.top_predictions import TopPredictions
 from pgolf.files import write_whole
 
 
-def write_words(
+def write_top_predictions(
     path: Path,
-    words: Words,
+    top: TopPredictions,
     tokens: np.ndarray,
     bytes_per_target: np.ndarray,
     results: dict[str, np.ndarray],
@@ -31,9 +31,9 @@ def write_words(
     Where the guesses stop, the time for them was used up."""
     seen: set[int] = set()
     found = []
-    for excerpt in words.excerpts:
+    for excerpt in top.excerpts:
         targets = range(excerpt.start, excerpt.stop)
-        guesses = {name: [known[at] for at in targets if at in known] for name, known in words.guesses.items()}
+        guesses = {name: [known[at] for at in targets if at in known] for name, known in top.guesses.items()}
         mine = tokens[excerpt.start + 1 : excerpt.stop + 1].tolist()
         seen.update(mine, (token for places in guesses.values() for place in places for token, _ in place))
         span = slice(excerpt.start, excerpt.stop)

@@ -1,4 +1,4 @@
-"""What the predictors know of the neural distribution at some targets, and how ranks put theirs together."""
+"""What predictors are told of the network's distribution at some targets, and how ranks put theirs together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import torch
 
 from pgolf.kernels.logit_stats import logit_stats
 
-COLUMNS = ("nats", "target", "entropy", "candidates")
+COLUMNS = ("nats", "target", "entropy", "candidate_log_probs")
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,23 @@ class Statistics:
     """(n,) log p(target)"""
     entropy: np.ndarray
     """(n,) in nats"""
-    candidates: np.ndarray
-    """(n, K) log-probabilities of the symbols that predictors asked for, -inf where they asked for none"""
-    rows: np.ndarray | None = None
+    candidate_log_probs: np.ndarray
+    """(n, K) of the symbols that predictors asked for, -inf where they asked for none"""
+    logits: np.ndarray | None = None
     """(n, V) logits / temperature in float32, only for predictors that want them"""
-    everywhere: list[dict] | None = None
+    by_window: list[dict] | None = None
     """of each window, what the published predictors keep, by their names; None where there are none"""
-    kept: np.ndarray | None = None
-    """(m, V) logits in float32 of the targets that somebody watches, in order; None where nobody does"""
+    kept_logits: np.ndarray | None = None
+    """(m, V) in float32 of the targets that an observer wants, in order; None where it wants none"""
 
     def __getitem__(self, part: slice) -> "Statistics":
         """Some of the targets."""
-        rows = None if self.rows is None else self.rows[part]
-        return Statistics(self.nats[part], self.target[part], self.entropy[part], self.candidates[part], rows)
+        logits = None if self.logits is None else self.logits[part]
+        return Statistics(self.nats[part], self.target[part], self.entropy[part], self.candidate_log_probs[part], logits)
 
     def of_candidates(self, columns: slice) -> "Statistics":
         """As one predictor sees it: only the candidates it asked for itself."""
-        return replace(self, candidates=self.candidates[:, columns])
+        return replace(self, candidate_log_probs=self.candidate_log_probs[:, columns])
 
 
 def statistics_of(
@@ -46,13 +46,14 @@ def statistics_of(
     candidates: np.ndarray | None = None,
     *,
     temperature=None,
-    keep_rows: bool = False,
-    watched: np.ndarray | None = None,
+    whole_rows: bool = False,
+    kept: np.ndarray | None = None,
 ) -> Statistics:
     """From logits (n, V), softcap applied, targets (n,) and candidates (n, K), -1 for none.
 
     temperature  None for one, or a policy of pgolf.evaluation.predictors.temperature
-    watched      indices of targets whose logits are kept
+    whole_rows   keep the logits of all targets
+    kept         indices of targets whose logits are kept for an observer
     """
     device = logits.device
     ids = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64)).to(device)
@@ -65,13 +66,13 @@ def statistics_of(
         picked = np.empty((len(targets), 0))
     else:
         symbols = torch.from_numpy(np.ascontiguousarray(candidates, dtype=np.int64)).to(device)
-        found = scaled.gather(1, symbols.clamp_min(0)).to(used.lse.dtype) - used.lse[:, None]
-        picked = array(torch.where(symbols >= 0, found, -torch.inf))
-    rows = scaled.float().cpu().numpy() if keep_rows else None
-    kept = None
-    if watched is not None and len(watched):
-        kept = logits[torch.from_numpy(watched).to(device)].detach().float().cpu().numpy()
-    return Statistics(array(-plain.target), array(used.target), array(used.entropy), picked, rows, kept=kept)
+        log_probs = scaled.gather(1, symbols.clamp_min(0)).to(used.lse.dtype) - used.lse[:, None]
+        picked = array(torch.where(symbols >= 0, log_probs, -torch.inf))
+    rows = scaled.float().cpu().numpy() if whole_rows else None
+    kept_logits = None
+    if kept is not None and len(kept):
+        kept_logits = logits[torch.from_numpy(kept).to(device)].detach().float().cpu().numpy()
+    return Statistics(array(-plain.target), array(used.target), array(used.entropy), picked, rows, kept_logits=kept_logits)
 
 
 def array(values: torch.Tensor) -> np.ndarray:
@@ -101,13 +102,13 @@ def join(parts: Sequence[Statistics]) -> Statistics:
     if len(parts) == 1:
         return parts[0]
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
-    if parts[0].rows is not None:
-        columns["rows"] = np.concatenate([part.rows for part in parts])
+    if parts[0].logits is not None:
+        columns["logits"] = np.concatenate([part.logits for part in parts])
     windows = None
-    if parts[0].everywhere is not None:
-        windows = [window for part in parts for window in part.everywhere or ()]
-    kept = [part.kept for part in parts if part.kept is not None]
-    return Statistics(**columns, everywhere=windows, kept=np.concatenate(kept) if kept else None)
+    if parts[0].by_window is not None:
+        windows = [window for part in parts for window in part.by_window or ()]
+    kept = [part.kept_logits for part in parts if part.kept_logits is not None]
+    return Statistics(**columns, by_window=windows, kept_logits=np.concatenate(kept) if kept else None)
 
 
 def gathered(mine: Sequence, world: int) -> list:

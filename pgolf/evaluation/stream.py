@@ -54,7 +54,7 @@ class Ledger:
         return self.scores
 
 
-class Opened:
+class OpenSpan:
     """A span open for scoring: its tokens and what came before them can be read, nothing after."""
 
     def __init__(self, tokens: np.ndarray, floor: int, start: int, stop: int):
@@ -91,18 +91,18 @@ class ScoredStream:
             raise StreamError(f"targets {first} to {last} are not within a stream of {len(tokens)} tokens")
         self.ledger = ledger or Ledger(self.last)
         self.cursor = first
-        self.__open: Opened | None = None
+        self.__open: OpenSpan | None = None
 
     def __len__(self) -> int:
         return self.last - self.first
 
-    def open(self, stop: int) -> Opened:
+    def open(self, stop: int) -> OpenSpan:
         """Open the targets from the cursor to `stop`. Only one span can be open."""
         if self.__open is not None:
             raise StreamError(f"targets {self.__open.start} to {self.__open.stop} are still open: commit them first")
         if not self.cursor < stop <= self.last:
             raise StreamError(f"cannot open up to target {stop}: the cursor is at {self.cursor} of {self.last}")
-        self.__open = Opened(self.__tokens, self.first, self.cursor, stop)
+        self.__open = OpenSpan(self.__tokens, self.first, self.cursor, stop)
         return self.__open
 
     def commit(self, scores: dict[str, np.ndarray]) -> None:

@@ -21,7 +21,7 @@ class Run:
     plan: dict = field(default_factory=dict)
     audit: dict = field(default_factory=dict)
     quantisation: dict = field(default_factory=dict)
-    words: dict = field(default_factory=dict)
+    top_predictions: dict = field(default_factory=dict)
     scores: Breakdown | None = None
     damaged: list[str] = field(default_factory=list)
     """What could not be read, one line each."""
@@ -51,7 +51,7 @@ def read_run(path: Path, *, scores: bool = True) -> Run:
         run.summary = read_summary(path / "summary.json")
     except SummaryError as error:
         run.damaged.append(str(error))
-    for name in ("plan", "audit", "quantisation", "words"):
+    for name in ("plan", "audit", "quantisation", "top_predictions"):
         setattr(run, name, _read(run, f"{name}.json", json.loads))
     run.events = read_events(path / "train.jsonl")
     run.traces = read_traces(path / "weights.jsonl")

@@ -10,7 +10,7 @@ from pgolf.report.page import page
 
 HOST = "127.0.0.1"
 WATCHED = (
-    "config.toml", "train.jsonl", "summary.json", "quantisation.json", "score.jsonl", "weights.jsonl", "words.json",
+    "config.toml", "train.jsonl", "summary.json", "quantisation.json", "score.jsonl", "weights.jsonl", "top_predictions.json",
     "plan.json", "audit.json",
 )  # fmt: skip
 STATE = "/state"

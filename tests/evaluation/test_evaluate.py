@@ -26,7 +26,6 @@ from pgolf.config import (
 from pgolf.distributed import World, launch
 from pgolf.evaluation.evaluate import Result, evaluate
 from pgolf.evaluation.metric import score_of
-from pgolf.evaluation.pipeline import Collector
 from pgolf.evaluation.predictors.ngram_backoff import NgramBackoffPredictor
 from pgolf.evaluation.predictors.ngrams import NgramsPredictor
 from pgolf.evaluation.predictors.table import learn_ngram_table
@@ -35,11 +34,12 @@ from pgolf.evaluation.records import (
     paired_gain,
     read_plan,
     results_table,
+    write_top_predictions,
     write_traces,
-    write_words,
 )
+from pgolf.evaluation.scoring_pass import DocumentScores
 from pgolf.evaluation.stream import ScoredStream
-from pgolf.evaluation.words import excerpts
+from pgolf.evaluation.top_predictions import excerpts
 from pgolf.model import build_model
 from pgolf.score_log import write_scores
 from tests.evaluation.toy import BOS, Bytes, Toy, text
@@ -150,7 +150,7 @@ def test_only_what_is_asked_for(settings, names):
 
 def test_an_unknown_mixer_is_named():
     with pytest.raises(SettingsError, match="'ngram_bakoff'; did you mean 'ngram_backoff'"):
-        run(settings_with(honest=("ngram_bakoff",)))
+        settings_with(honest=("ngram_bakoff",)).validate()
 
 
 def test_scores_are_those_of_the_windows():
@@ -234,22 +234,22 @@ def test_one_rank_or_two_is_the_same_score(tmp_path):
 # ---- documents
 
 
-def test_a_collector_gives_what_the_stream_gives_in_any_order():
+def test_document_scores_give_what_the_stream_gives_in_any_order():
     tokens, model = text(900, document=60), Toy()
     logits = model.logits(torch.from_numpy(tokens[:-1].astype(np.int64))[None])[0]
     stream = ScoredStream(tokens)
     bounds = [int(i) for i in np.flatnonzero(tokens[:-1] == BOS) if i]
     assert len(bounds) > 5
-    collector = Collector([Plain("adapted"), NgramBackoffPredictor(24, 3, 4), NgramsPredictor(24)], bos=BOS)
+    documents = DocumentScores([Plain("adapted"), NgramBackoffPredictor(24, 3, 4), NgramsPredictor(24)], bos=BOS)
     going = list(reversed(stream.split(bounds)))
     while going:
         for document in list(going):
             opened = document.open(min(document.cursor + 25, document.last))
-            scores = collector.take(opened, logits[opened.start : opened.stop])
+            scores = documents.take(opened, logits[opened.start : opened.stop])
             document.commit(scores)
             assert scores.keys() == {"adapted"}
         going = [document for document in going if document.cursor < document.last]
-    nats = collector.scores(tokens)
+    nats = documents.scores(tokens)
     found = evaluate(
         model, tokens, Bytes(), settings_with(honest=("ngram_backoff", "ngrams"), window=32), bos=BOS, budget=Budget(1e6)
     )
@@ -332,7 +332,7 @@ def test_the_spread_of_gains_is_that_of_other_streams():
     assert np.std(gains) == pytest.approx(np.mean(errors), rel=0.15)
 
 
-# ---- the words
+# ---- the top predictions
 
 
 def test_which_documents_are_shown():
@@ -345,14 +345,14 @@ def test_which_documents_are_shown():
 
 
 WAYS = {
-    "fixed": settings_with("none", "online", ("tilt", "bias", "ngram_backoff"), words=40),
-    "chunks": settings_with("chunks", "entropy", ("ngram_backoff", "ngrams"), "hedge", words=40),
+    "fixed": settings_with("none", "online", ("tilt", "bias", "ngram_backoff"), top_predictions=40),
+    "chunks": settings_with("chunks", "entropy", ("ngram_backoff", "ngrams"), "hedge", top_predictions=40),
     "lora": settings_with(
         "lora",
         "fixed",
         ("ngram_backoff",),
         published_tail=False,
-        words=40,
+        top_predictions=40,
         lora=LoraSettings(rank=2, lr=0.01, chunk_tokens=8, context_tokens=32, batch_documents=4, minimum_tokens=1),
     ),
 }
@@ -361,19 +361,22 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_the_expectations_are_those_that_were_scored(way, monkeypatch):
     """The whole distribution that is written down gives each target what was committed for it, and changes nothing."""
-    monkeypatch.setattr("pgolf.evaluation.words.GUESSES", MODEL.vocab_size)
+    monkeypatch.setattr("pgolf.evaluation.top_predictions.TOP", MODEL.vocab_size)
     tokens, found = run(WAYS[way], 500)
     plain = ["sliding"] if way == "fixed" else ["sliding", "adapted"]
     main = [name for name in found.results if found.results[name].score.legal][-1]
-    assert set(found.words.guesses) == {"non_overlapping", *plain, main}
-    for name, known in found.words.guesses.items():
-        assert sorted(known) == sorted(t for e in found.words.excerpts for t in range(e.start, e.stop)) and len(known) > 60
+    assert set(found.top_predictions.guesses) == {"non_overlapping", *plain, main}
+    for name, known in found.top_predictions.guesses.items():
+        assert (
+            sorted(known) == sorted(t for e in found.top_predictions.excerpts for t in range(e.start, e.stop))
+            and len(known) > 60
+        )
         for target, guesses in known.items():
             said = dict(guesses)
             assert len(said) == MODEL.vocab_size and sum(said.values()) == pytest.approx(1, abs=1e-6)
             assert -math.log(said[int(tokens[target + 1])]) == pytest.approx(found.results[name].nats[target], abs=2e-5)
-    _, without = run(dataclasses.replace(WAYS[way], words=0), 500)
-    assert not without.words.guesses
+    _, without = run(dataclasses.replace(WAYS[way], top_predictions=0), 500)
+    assert not without.top_predictions.guesses
     for name, result in found.results.items():
         assert np.array_equal(result.nats, without.results[name].nats)
 
@@ -383,27 +386,27 @@ def test_the_expectations_are_those_that_were_scored(way, monkeypatch):
 ], ids=str)  # fmt: skip
 def test_adapters_that_a_documents_length_decides_are_no_code_length(gates, legal):
     lora = dataclasses.replace(WAYS["lora"].lora, **{"minimum_tokens": 0, **gates})
-    _, found = run(dataclasses.replace(WAYS["lora"], lora=lora, words=0), 300)
+    _, found = run(dataclasses.replace(WAYS["lora"], lora=lora, top_predictions=0), 300)
     of_the_model = {"non_overlapping", "sliding"}
     built_on_it = [result.score.legal for name, result in found.results.items() if name not in of_the_model]
     assert built_on_it == [legal] * 3
 
 
-def test_words_stop_when_their_time_is_up(tmp_path):
+def test_top_predictions_stop_when_their_time_is_up(tmp_path):
     ticks = iter(range(100_000))
     settings = dataclasses.replace(WAYS["fixed"], seconds=1500.0)
     _, short = run(settings, 500, budget=Budget(1e6, now=lambda: float(next(ticks))))
-    assert 0 < sum(map(len, short.words.guesses.values())) < 80
+    assert 0 < sum(map(len, short.top_predictions.guesses.values())) < 80
     pieces = [b"", b"", *[b" w%d" % i for i in range(MODEL.vocab_size - 2)]]
     tokens = text(500, document=90)
     columns = {"ngram_backoff": short.results["ngram_backoff"].nats}
-    write_words(tmp_path / "words.json", short.words, tokens, np.full(500, 3), columns, pieces)
-    written = json.loads((tmp_path / "words.json").read_text())
+    write_top_predictions(tmp_path / "top_predictions.json", short.top_predictions, tokens, np.full(500, 3), columns, pieces)
+    written = json.loads((tmp_path / "top_predictions.json").read_text())
     first, second = written["excerpts"]
     assert len(first["tokens"]) == 40 == len(first["nats"]["ngram_backoff"]) == len(first["bytes"])
     assert first["tokens"] == tokens[first["start"] + 1 : first["start"] + 41].tolist()
     assert sum(len(places) for e in (first, second) for places in e["guesses"].values()) == sum(
-        map(len, short.words.guesses.values())
+        map(len, short.top_predictions.guesses.values())
     )
     for excerpt in (first, second):
         for places in excerpt["guesses"].values():

@@ -43,7 +43,7 @@ def stream_of(lengths=(29, 13, 7, 51, 33, 21, 64, 5), seed=0, vocabulary=TINY.vo
     return np.array([token for document in documents for token in document] + [BOS], np.uint16)
 
 
-class Collector:
+class DocumentScores:
     """Plain scores, and what was asked in which order."""
 
     def __init__(self):
@@ -56,7 +56,7 @@ class Collector:
 
 def scored(model, tokens, settings, **options):
     stream = ScoredStream(tokens)
-    score_documents(model, stream, document_bounds(tokens, BOS), settings, Collector(), **options)
+    score_documents(model, stream, document_bounds(tokens, BOS), settings, DocumentScores(), **options)
     return stream.ledger.finished()["adapted"]
 
 
@@ -222,7 +222,7 @@ def test_nor_on_the_number_of_ranks(model, form):
     together = np.full(len(alone), np.nan)
     for rank in range(3):
         stream = ScoredStream(tokens)
-        score_documents(model, stream, bounds, lora(**BOTH[form]), Collector(), rank=rank, world=3)
+        score_documents(model, stream, bounds, lora(**BOTH[form]), DocumentScores(), rank=rank, world=3)
         mine = stream.ledger.scores["adapted"]
         assert np.isnan(together[~np.isnan(mine)]).all() and not np.isnan(mine).all()
         together = np.where(np.isnan(mine), together, mine)
@@ -266,7 +266,7 @@ def test_a_replay_gives_the_same_bits_and_the_network_stays_as_it_was(model):
 def test_learning_comes_after_the_commit_and_never_from_a_last_chunk(model):
     tokens = stream_of((29, 16, 7))
     stream = ScoredStream(tokens)
-    score_documents(model, stream, document_bounds(tokens, BOS), LORA, Collector())
+    score_documents(model, stream, document_bounds(tokens, BOS), LORA, DocumentScores())
     committed = set()
     learnt = []
     for kind, start, stop, _ in stream.ledger.events:
@@ -313,7 +313,7 @@ def test_the_bos_of_the_next_document_is_the_last_target_of_the_one_before():
     assert document_bounds(np.array([1, 5, 6, 1, 7, 1, 1, 8, 1]), 1) == [3, 5, 6]
     assert document_bounds(np.array([5, 6, 1, 7]), 1) == [2]
     assert document_bounds(np.array([1]), 1) == []
-    collector, tokens = Collector(), stream_of((9, 5))
+    collector, tokens = DocumentScores(), stream_of((9, 5))
     stream = ScoredStream(tokens)
     score_documents(random_model(TINY), stream, document_bounds(tokens, BOS), lora(minimum_tokens=1), collector)
     assert sorted(collector.taken) == [(0, 8), (8, 9), (9, 14)]
@@ -368,5 +368,5 @@ def test_a_chunk_must_fit_into_its_window(model):
 def test_no_more_is_computed_than_can_have_changed(model, options, wanted):
     scorer = LoraScorer(model, lora(**options))
     adapted = options.get("minimum_tokens", 0) <= 21
-    scorer.score([ScoredStream(stream_of((20,)))], Collector(), adapted=adapted)
+    scorer.score([ScoredStream(stream_of((20,)))], DocumentScores(), adapted=adapted)
     assert scorer.network.token_layers == wanted

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pgolf.budget import Budget, Clock
-from pgolf.evaluation.pipeline import Pass
 from pgolf.evaluation.planner import Decision, OutOfTime, PlanError, Planner, Rate, Steady, ladder
 from pgolf.evaluation.predictors.ngram_backoff import NgramBackoffPredictor
 from pgolf.evaluation.predictors.temperature import Plain
+from pgolf.evaluation.scoring_pass import ScoringPass
 from pgolf.evaluation.windows import sliding_windows
 from tests.evaluation.toy import BOS, Toy, text
 
@@ -57,12 +57,12 @@ def run(limit, machine, replay=None):
     adapter = FakeAdapter(machine)
     options = dict(bos=BOS, window=WINDOW, batch=16)
     steady = Steady(budget.clock, COUNT, WINDOW)
-    first = Pass(adapter.model, tokens, [Plain("plain")], **options).run(steady)["plain"]
+    first = ScoringPass(adapter.model, tokens, [Plain("plain")], **options).run(steady)["plain"]
     planner = Planner(
         budget, targets=COUNT, window=WINDOW, stride=STRIDE, epochs=EPOCHS, seconds_per_window=steady.forward(), replay=replay
     )
     predictors = [Plain("adapted"), NgramBackoffPredictor(24, 3, 8)]
-    nats = Pass(adapter.model, tokens, predictors, adapter=adapter, borrowed=first, **options).run(planner)
+    nats = ScoringPass(adapter.model, tokens, predictors, adapter=adapter, fallback_nats=first, **options).run(planner)
     return nats, planner, adapter
 
 
@@ -165,9 +165,9 @@ def test_strides_that_change_leave_no_target_out():
             return self.wanted
 
     model = Toy()
-    one = Pass(model, tokens, [Plain("plain")], bos=BOS, window=WINDOW, batch=8, chunk_tokens=100)
+    one = ScoringPass(model, tokens, [Plain("plain")], bos=BOS, window=WINDOW, batch=8, chunk_tokens=100)
     nats = one.run(Changing(Clock(machine), 1000, 4))["plain"]
-    fixed = Pass(model, tokens, [Plain("plain")], bos=BOS, window=WINDOW, batch=8, chunk_tokens=100)
+    fixed = ScoringPass(model, tokens, [Plain("plain")], bos=BOS, window=WINDOW, batch=8, chunk_tokens=100)
     # this model looks one token further back, so only the first targets of windows without context differ
     same = np.isclose(nats, fixed.run(Steady(Clock(machine), 1000, 4))["plain"])
     assert 0 < (~same).sum() <= 6 and np.isfinite(nats).all()
@@ -187,7 +187,7 @@ def test_every_chunk_but_the_last_teaches(count, learnt):
     adapter = Recorder(machine)
     planner = Planner(Budget(1e6, now=machine), targets=count, window=64, stride=4, epochs=1)
     options = dict(bos=BOS, window=64, batch=8)
-    Pass(adapter.model, text(count), [Plain("adapted")], adapter=adapter, **options).run(planner)
+    ScoringPass(adapter.model, text(count), [Plain("adapted")], adapter=adapter, **options).run(planner)
     assert adapter.calls == learnt
 
 
@@ -222,7 +222,7 @@ def test_a_pass_that_may_be_left_out_stops_when_it_cannot_end():
     budget = Budget(1.0, now=machine)
     model = Toy(on_forward=lambda windows: machine.work(WINDOW_SECONDS * windows))
     steady = Steady(budget.clock, 6000, STRIDE, first=1e-6, within=budget)
-    one = Pass(model, text(6000), [Plain("plain")], bos=BOS, window=WINDOW, batch=8)
+    one = ScoringPass(model, text(6000), [Plain("plain")], bos=BOS, window=WINDOW, batch=8)
     with pytest.raises(OutOfTime):
         one.run(steady)
     assert machine.time <= 2 * 4096 / STRIDE * WINDOW_SECONDS

@@ -1,5 +1,6 @@
 """Honest predictors are distributions, know the past alone, and say the same span by span, token by token and on two ranks."""
 
+import copy
 import math
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 import zstandard
 
 from pgolf.budget import Clock
-from pgolf.evaluation.pipeline import Pass
+from pgolf.config import MixerSettings
+from pgolf.config.predictors import HONEST_PREDICTORS
 from pgolf.evaluation.planner import Steady
 from pgolf.evaluation.predictors.base import Span
 from pgolf.evaluation.predictors.bias import BiasPredictor
@@ -21,8 +23,10 @@ from pgolf.evaluation.predictors.ngram_backoff import (
     learnt_to_bytes,
 )
 from pgolf.evaluation.predictors.ngrams import NgramsPredictor
+from pgolf.evaluation.predictors.selection import honest_class
 from pgolf.evaluation.predictors.temperature import ByEntropy, ByGrid, Online, Plain, Temperature, Tempered, policy
 from pgolf.evaluation.predictors.tilt import BoostPredictor, TiltPredictor
+from pgolf.evaluation.scoring_pass import ScoringPass
 from pgolf.evaluation.statistics import log_probabilities, statistics_of
 from tests.evaluation.toy import BOS, Toy, text
 
@@ -32,23 +36,18 @@ VOCAB, LENGTH, STRIDE = 24, 48, 16
 TABLE = Learnt(torch.full((3, 9, 33), 0.3), torch.full((3, 9, 33), 40))
 
 
-def honest():
-    heat = ByEntropy(0.9)
-    return [
-        Plain("sliding"),
-        Tempered(heat),
-        NgramBackoffPredictor(VOCAB, 4, 8),
-        NgramBackoffPredictor(VOCAB, 3, 5, TABLE, online=False),
-        NgramBackoffPredictor(VOCAB, 3, 5, TABLE),
-        BoostPredictor(),
-        BiasPredictor(VOCAB, 8, rate=0.1),
-        TiltPredictor(),
-        NgramsPredictor(VOCAB),
-    ]
-
-
-NAMES = ["plain", "tempered", "ngram_backoff", "frozen chain", "taught chain", "boost", "bias", "tilt", "ngrams"]
 heat = ByEntropy(0.9)
+MIXER = MixerSettings(orders=4, granularity=8)
+MADE = {
+    "plain": lambda: Plain("sliding"),
+    "tempered": lambda: Tempered(heat),
+    # every predictor that settings can name, and further forms of some
+    **{name: lambda name=name: honest_class(name).create(VOCAB, MIXER) for name in HONEST_PREDICTORS},
+    "fast bias": lambda: BiasPredictor(VOCAB, 8, rate=0.1),
+    "frozen n-gram back-off": lambda: NgramBackoffPredictor(VOCAB, 3, 5, TABLE, online=False),
+    "taught n-gram back-off": lambda: NgramBackoffPredictor(VOCAB, 3, 5, TABLE),
+}
+every_predictor = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 
 
 def known(tokens):
@@ -65,66 +64,66 @@ def score(predictor, tokens, pieces=()):
     found, begin = [], 0
     for end in (*pieces, len(span)):
         part = span[begin:end]
-        symbols = predictor.look(part)
+        symbols = predictor.candidates(part)
         found.append(predictor.score(part, statistics(logits[begin:end], part, symbols)))
         begin = end
     return np.concatenate(found)
 
 
 def statistics(logits, span, symbols):
-    return statistics_of(logits, span.targets, symbols, temperature=heat, keep_rows=True)
+    return statistics_of(logits, span.targets, symbols, temperature=heat, whole_rows=True)
 
 
 def rows_for(predictor, logits):
     return log_probabilities(logits, heat if predictor.tempered else None)
 
 
-@pytest.mark.parametrize("index", range(len(NAMES)), ids=NAMES)
-def test_a_predictor_is_a_distribution_at_a_thousand_places(index):
+@every_predictor
+def test_a_predictor_is_a_distribution_at_a_thousand_places(make):
     tokens = text(1601)
-    predictor = honest()[index]
+    predictor = make()
     predictor.begin(int(tokens[0]))
     span, logits = known(tokens)
     at = list(range(601, 1601))
     first = span[:601]
-    predictor.score(first, statistics(logits[:601], first, predictor.look(first)))
+    predictor.score(first, statistics(logits[:601], first, predictor.candidates(first)))
     rest = span[601:]
     probe, rows = [i - 601 for i in at], rows_for(predictor, logits[601:])
-    looker = honest()[index]
+    looker = make()
     looker.begin(int(tokens[0]))
-    symbols = looker.look(span)[601:]
+    symbols = looker.candidates(span)[601:]
     given = statistics(logits[601:], rest, symbols)
     log_probs = predictor.distributions(rest, given, probe, rows)
     assert log_probs.shape == (1000, VOCAB)
     assert np.abs(np.exp(log_probs).sum(1) - 1).max() < 1e-6
     # the audit leaves the predictor as it was, and the scores are entries of these distributions
-    predictor.look(rest)
+    predictor.candidates(rest)
     nats = predictor.score(rest, given)
     np.testing.assert_allclose(nats, -log_probs[np.arange(1000), rest.targets], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("index", range(len(NAMES)), ids=NAMES)
-def test_future_tokens_do_not_change_earlier_scores(index):
+@every_predictor
+def test_future_tokens_do_not_change_earlier_scores(make):
     tokens = text(900)
     changed = tokens.copy()
     changed[501:] = np.random.default_rng(3).integers(0, VOCAB, len(changed) - 501)
-    before, after = score(honest()[index], tokens), score(honest()[index], changed)
+    before, after = score(make(), tokens), score(make(), changed)
     assert np.array_equal(before[:500], after[:500])
     assert not np.array_equal(before[500:], after[500:])
 
 
-@pytest.mark.parametrize("index", range(len(NAMES)), ids=NAMES)
-def test_pieces_of_any_size_give_the_same(index):
+@every_predictor
+def test_pieces_of_any_size_give_the_same(make):
     tokens = text(700)
-    whole = score(honest()[index], tokens)
-    np.testing.assert_allclose(score(honest()[index], tokens, (1, 2, 170, 171, 333, 699)), whole, rtol=0, atol=1e-12)
+    whole = score(make(), tokens)
+    np.testing.assert_allclose(score(make(), tokens, (1, 2, 170, 171, 333, 699)), whole, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("index", range(len(NAMES)), ids=NAMES)
-def test_token_by_token_gives_the_same(index):
+@every_predictor
+def test_token_by_token_gives_the_same(make):
     tokens = text(420)
-    whole = score(honest()[index], tokens)
-    predictor = honest()[index]
+    whole = score(make(), tokens)
+    predictor = make()
     span, logits = known(tokens)
     predictor.begin(int(tokens[0]))
     nats = []
@@ -134,11 +133,11 @@ def test_token_by_token_gives_the_same(index):
     np.testing.assert_allclose(nats, whole, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("index", range(2, len(NAMES)), ids=NAMES[2:])
-def test_what_predictors_know_is_worth_something(index):
+@pytest.mark.parametrize("make", list(MADE.values())[2:], ids=list(MADE)[2:])
+def test_what_predictors_know_is_worth_something(make):
     """On a text with phrases that come back, each predictor is better than the model it reads."""
     tokens = text(4000, document=900)
-    assert score(honest()[index], tokens).sum() < score(honest()[1], tokens).sum() - 1
+    assert score(make(), tokens).sum() < score(MADE["tempered"](), tokens).sum() - 1
 
 
 # ---- each one's own mathematics
@@ -170,7 +169,7 @@ def test_boost_raises_majorities_only_and_agreeing_orders_once():
     top = np.array([[7, 7, 8, 9], [7, -1, 5, 5]], dtype=np.int32)
     total = np.array([[4, 3, 4, 1], [2, 0, 6, 9]], dtype=np.int32)
     predictor = BoostPredictor()
-    predictor.levels = 4
+    predictor.num_candidates = 4
     symbols, gains = predictor.gains(top, counts, total)
     beta = lambda full, context: math.log1p(full) - math.log1p(max(context - full, 1))
     # a symbol that followed once, or half the time, is not raised
@@ -319,14 +318,14 @@ def test_policies_by_their_names():
 def test_candidates_are_read_at_the_temperature():
     logits = torch.randn(5, VOCAB, dtype=torch.float64)
     wanted = np.array([[3, -1], [0, 23], [5, 5], [-1, -1], [1, 2]])
-    found = statistics_of(logits, np.arange(5), wanted, temperature=Temperature(0.7), keep_rows=True)
+    found = statistics_of(logits, np.arange(5), wanted, temperature=Temperature(0.7), whole_rows=True)
     rows = (logits / 0.7).log_softmax(-1).numpy()
     for i, symbols in enumerate(wanted):
         for k, symbol in enumerate(symbols):
-            assert found.candidates[i, k] == (pytest.approx(rows[i, symbol]) if symbol >= 0 else -math.inf)
+            assert found.candidate_log_probs[i, k] == (pytest.approx(rows[i, symbol]) if symbol >= 0 else -math.inf)
     np.testing.assert_allclose(found.target, rows[np.arange(5), np.arange(5)])
     np.testing.assert_allclose(found.nats, -logits.log_softmax(-1).numpy()[np.arange(5), np.arange(5)])
-    np.testing.assert_allclose(found.rows, (logits / 0.7).float().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(found.logits, (logits / 0.7).float().numpy(), rtol=1e-6)
     np.testing.assert_allclose(log_probabilities(logits, Temperature(0.7)), rows, atol=1e-12)
 
 
@@ -366,7 +365,7 @@ def test_a_ngram_backoff_begins_with_what_was_learnt_and_goes_on_from_there():
     learner = NgramBackoffPredictor(VOCAB, 3, 8)
     plain = score(learner, tokens)
     frozen = NgramBackoffPredictor(VOCAB, 4, 8, learner.learnt(), online=False)
-    assert frozen.levels == 3
+    assert frozen.num_candidates == 3
     assert score(frozen, tokens).sum() < plain.sum()
     # two halves, one after the other, are the whole
     first, second = tokens[:1001], tokens[1000:]
@@ -390,13 +389,19 @@ def test_results_are_the_same_from_a_pass():
     """What the pass gives its predictors is what the whole stream's statistics are, whatever the spans and batches."""
     tokens = text(1234)
     for batch in (3, 8):
-        predictors = honest()
         # a pass holds one predictor of each name
-        del predictors[3:5]
-        one = Pass(Toy(VOCAB), tokens, predictors, bos=BOS, window=LENGTH, batch=batch, temperature=heat, chunk_tokens=200)
+        predictors = list({predictor.name: predictor for predictor in (make() for make in MADE.values())}.values())
+        one = ScoringPass(
+            Toy(VOCAB),
+            tokens,
+            copy.deepcopy(predictors),
+            bos=BOS,
+            window=LENGTH,
+            batch=batch,
+            temperature=heat,
+            chunk_tokens=200,
+        )
         nats = one.run(Steady(Clock(), 1234, STRIDE))
-        for index, name in enumerate(NAMES):
-            if name in ("frozen chain", "taught chain"):
-                continue
-            predictor = honest()[index]
-            np.testing.assert_allclose(nats[predictor.name][48:], score(predictor, tokens)[48:], atol=2e-5, err_msg=name)
+        for predictor in predictors:
+            expected = score(predictor, tokens)[48:]
+            np.testing.assert_allclose(nats[predictor.name][48:], expected, atol=2e-5, err_msg=predictor.name)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from pgolf.budget import Clock
-from pgolf.evaluation.pipeline import Pass
 from pgolf.evaluation.planner import Steady
 from pgolf.evaluation.predictors.published import PublishedBoost, PublishedHedge, PublishedTail
 from pgolf.evaluation.predictors.temperature import ByEntropy, Plain
+from pgolf.evaluation.scoring_pass import ScoringPass
 from pgolf.evaluation.windows import published_tail, sliding_windows
 from tests.evaluation.toy import BOS, Toy, text
 from tests.evaluation.transcription import boosted, five_experts
@@ -17,7 +17,7 @@ LENGTH, STRIDE, VOCAB = 64, 16, 24
 
 
 def run(model, tokens, predictors, stride=STRIDE, **options):
-    one = Pass(model, tokens, predictors, bos=BOS, window=LENGTH, batch=8, **options)
+    one = ScoringPass(model, tokens, predictors, bos=BOS, window=LENGTH, batch=8, **options)
     return one, one.run(Steady(Clock(), len(tokens) - 1, stride))
 
 
@@ -101,7 +101,9 @@ def test_the_tail_without_a_mixer(count):
 def test_without_the_tail_published_and_honest_score_the_same_targets():
     count = 1500
     predictor = PublishedHedge(VOCAB, 0.1, targets=count, window=LENGTH, stride=STRIDE, tail=False, batch=8, ranks=2)
-    one, nats = run(Toy(VOCAB), text(count), [Plain("sliding"), predictor], chunk_tokens=512)
-    assert not predictor.repeated and one.windows_scored == len(sliding_windows(count, LENGTH, STRIDE))
+    forwarded: list[int] = []
+    model = Toy(VOCAB, on_forward=forwarded.append)
+    _, nats = run(model, text(count), [Plain("sliding"), predictor], chunk_tokens=512)
+    assert not predictor.repeated and sum(forwarded) == len(sliding_windows(count, LENGTH, STRIDE))
     # in the warm-up the neural model scores alone
     np.testing.assert_allclose(nats["published"], nats["sliding"], rtol=1e-6)

@@ -74,8 +74,8 @@ def test_the_summary_of_a_scoring(folder):
     scoring = summary.scoring
     assert scoring.gave_up == {} and scoring.replayed is False and scoring.adaptation_steps > 0
     assert {"loading", "scoring", "writing"} <= scoring.parts.keys()
-    words = json.loads(folder.words.read_text())
-    assert len(words["excerpts"]) == 2 and set(words["excerpts"][0]["guesses"]) >= {"adapted", summary.main}
+    top = json.loads(folder.top_predictions.read_text())
+    assert len(top["excerpts"]) == 2 and set(top["excerpts"][0]["guesses"]) >= {"adapted", summary.main}
     peers = summary.compressors
     assert {"xz -9e", "bzip2 -9", "zstd --ultra -22", "pgolf and its artifact"} <= peers.keys()
     assert len({peer.text_bytes for peer in peers.values()}) == 1 and all(0 < peer.bytes for peer in peers.values())

@@ -158,7 +158,7 @@ def write_words(path: Path, tokens, size, nats, text=" w"):
             "why": why, "start": start, "document": document, "tokens": tokens[span].tolist(), "bytes": size[span].tolist(),
             "nats": {name: values[span].tolist() for name, values in nats.items()}, "guesses": guesses,
         })  # fmt: skip
-    (path / "words.json").write_text(json.dumps({"pieces": pieces, "excerpts": excerpts}))
+    (path / "top_predictions.json").write_text(json.dumps({"pieces": pieces, "excerpts": excerpts}))
 
 
 def audited(path: Path, *, passed=True, **options) -> Path:

@@ -316,7 +316,7 @@ def test_no_adaptation_no_mixer_no_words(tmp_path):
     path = scored(tmp_path / "run")
     config = (path / "config.toml").read_text().replace('"chunks"', '"none"').replace('["ngram_backoff"]', "[]")
     (path / "config.toml").write_text(config)
-    for name in ("weights.jsonl", "words.json", "score.jsonl"):
+    for name in ("weights.jsonl", "top_predictions.json", "score.jsonl"):
         (path / name).unlink()
     root = read(path)
     told = section(root, "scoring").text
@@ -330,17 +330,17 @@ def test_damaged_files_are_named(tmp_path):
     path = audited(tmp_path / "run")
     for name in ("summary.json", "plan.json", "audit.json", "config.toml"):
         (path / name).write_text("{[")
-    (path / "words.json").write_text("[1]")
+    (path / "top_predictions.json").write_text("[1]")
     (path / "score.jsonl").write_text("")
     root = read(path)
     lines = section(root, "damaged").text
-    for name in ("summary.json", "plan.json", "audit.json", "config.toml", "words.json", "score.jsonl"):
+    for name in ("summary.json", "plan.json", "audit.json", "config.toml", "top_predictions.json", "score.jsonl"):
         assert f"{name} is damaged" in lines
 
 
 def test_a_file_of_another_form_costs_one_section(tmp_path, whole):
     path = audited(tmp_path / "run")
-    for name, content in (("words.json", {"excerpts": [{}]}), ("quantisation.json", {"matrices": [{"name": 3}]})):
+    for name, content in (("top_predictions.json", {"excerpts": [{}]}), ("quantisation.json", {"matrices": [{"name": 3}]})):
         (path / name).write_text(json.dumps(content))
     root = read(path)
     assert [one.attributes["id"] for one in root.all("section") if "could not be drawn" in one.text] == [

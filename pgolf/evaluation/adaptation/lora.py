@@ -18,13 +18,13 @@ from pgolf.config import LoraSettings
 from pgolf.errors import PgolfError
 from pgolf.evaluation.adaptation.pieces import Pieces
 from pgolf.evaluation.adaptation.windows import Windows
-from pgolf.evaluation.stream import Opened, ScoredStream
+from pgolf.evaluation.stream import OpenSpan, ScoredStream
 from pgolf.kernels.lora import lora_adam, lora_reset
 from pgolf.model import Adapters, Network
 
 
-class Collector(Protocol):
-    def take(self, opened: Opened, logits: Tensor) -> dict[str, np.ndarray]:
+class Scores(Protocol):
+    def take(self, opened: OpenSpan, logits: Tensor) -> dict[str, np.ndarray]:
         """The scores to commit for the opened targets of one document, from logits (targets, V)."""
 
 
@@ -67,7 +67,7 @@ def score_documents(
     stream: ScoredStream,
     bounds: Sequence[int],
     settings: LoraSettings,
-    collector: Collector,
+    scores: Scores,
     *,
     window: int = 0,
     planner: Planner | None = None,
@@ -77,7 +77,7 @@ def score_documents(
     now: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Score this rank's documents of a stream that is split at `bounds`. What they cost is in the stream's ledger, and
-    what the collector has made of it."""
+    what `scores` has made of it."""
     documents = stream.split(list(bounds))
     scorer = LoraScorer(model, settings, window=window)
     plan = batches_of([len(document) for document in documents], settings, world)[rank]
@@ -89,7 +89,7 @@ def score_documents(
         if adapted and planner:
             adapted = planner.adapts([document.first for document in some], size, total - done - size)
         begun = now()
-        scorer.score(some, collector, adapted=adapted)
+        scorer.score(some, scores, adapted=adapted)
         if planner:
             planner.documents_done(size, now() - begun, adapted)
         done += size
@@ -111,7 +111,7 @@ class LoraScorer:
         self.network = Pieces(model, window or settings.context_tokens)
         self.capacity = 0
 
-    def score(self, documents: Sequence[ScoredStream], collector: Collector, *, adapted: bool) -> None:
+    def score(self, documents: Sequence[ScoredStream], scores: Scores, *, adapted: bool) -> None:
         """All targets of these documents, longest first, which are committed chunk by chunk."""
         learner = self._learner(len(documents)) if adapted else None
         floor = learner.floor if learner else len(self.network.blocks)
@@ -128,7 +128,7 @@ class LoraScorer:
                 adapters = learner.adapters(len(active)) if learner else None
                 logits = self.network.logits_of(windows.states(adapters), adapters)
             for document, span, count, found in zip(active, opened, counts, logits.detach(), strict=True):
-                document.commit(collector.take(span, found[:count]))
+                document.commit(scores.take(span, found[:count]))
             if learner and adapters and going_on:
                 final = np.stack([d.learn(d.first + at, d.first + stop)[1:] for d in going_on]).astype(np.int64)
                 targets = torch.from_numpy(final).to(logits.device)
@@ -139,15 +139,15 @@ class LoraScorer:
             windows.keep(len(going_on))
             active, at = going_on, stop
 
-    def _learner(self, documents: int) -> "Learner":
+    def _learner(self, documents: int) -> "LoraTrainer":
         if documents > self.capacity:
             self.capacity = max(documents, self.settings.batch_documents)
-            self._kept = Learner(self.network, self.settings, self.capacity)
+            self._kept = LoraTrainer(self.network, self.settings, self.capacity)
         self._kept.reset(documents)
         return self._kept
 
 
-class Learner:
+class LoraTrainer:
     """The adapters of up to `capacity` documents, and their optimiser."""
 
     def __init__(self, network: Network, settings: LoraSettings, capacity: int):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pgolf.evaluation.adaptation.pieces import Carried, Past, Pieces
-from pgolf.evaluation.stream import Opened
+from pgolf.evaluation.stream import OpenSpan
 from pgolf.model import Adapters
 
 
@@ -54,7 +54,7 @@ class Windows:
         self.origins: tuple[int, ...] = ()
         self.memory: Memory | None = None
 
-    def open(self, opened: Sequence[Opened], starts: Sequence[int], stop: int) -> None:
+    def open(self, opened: Sequence[OpenSpan], starts: Sequence[int], stop: int) -> None:
         """Take in the spans that were opened of documents that begin at `starts`; `stop` is where the longest span ends,
         counted from there."""
         before = self.memory
@@ -106,7 +106,7 @@ class Windows:
         return self.memory
 
     @torch.no_grad()
-    def _extended(self, before: Memory | None, opened: Sequence[Opened]) -> Memory:
+    def _extended(self, before: Memory | None, opened: Sequence[OpenSpan]) -> Memory:
         """What was remembered, and the new tokens brought up to the first adapted layer."""
         known = before.known if before else 0
         lead = min(2, known)

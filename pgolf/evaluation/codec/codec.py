@@ -24,10 +24,9 @@ from pgolf.evaluation.codec.coding import CodecError, believable, decode, encode
 from pgolf.evaluation.codec.stream import DIGEST, TEXT, TOKENS, Stream, computer
 from pgolf.evaluation.codec.token_predictor import StreamPredictor
 from pgolf.evaluation.evaluate import evaluate
-from pgolf.evaluation.predictors.ngram_backoff import learnt_of
+from pgolf.evaluation.load import load_scorer
 from pgolf.files import sha256_of, write_whole
 from pgolf.kernels.threads import torch_threads
-from pgolf.model.rounding import FakeRounding
 
 NO_CLOCK = 1e9
 MOST_SETTINGS, MOST_THREADS, LARGEST_WINDOW = 100_000, 256, 27
@@ -131,15 +130,16 @@ class Codec:
 
     def predictor(self, table: dict, first: int, targets: int) -> StreamPredictor:
         settings = self._settings(table)
+        loaded = load_scorer(self.artifact, settings)
         try:
             return StreamPredictor(
-                self._model(settings),
+                loaded.model,
                 settings.evaluation,
                 self.tokenizer.byte_table,
                 bos=self.tokenizer.bos,
                 first=first,
                 targets=targets,
-                ngram_table=learnt_of(self.artifact.sections),
+                ngram_table=loaded.ngram_table,
             )
         except (SettingsError, ValueError) as error:
             raise CodecError(f"{self.path} cannot be scored with these settings: {error}") from None
@@ -148,17 +148,18 @@ class Codec:
         """The bits that the scorer itself finds for these tokens, without a clock, and the name of its predictor."""
         settings = self._settings(self.table)
         options = settings.evaluation
-        # the fixed model's reading, beside an adapting one, is not asked for
+        # the fixed network's result, beside an adapting one's, is not asked for
         sliding = options.sliding and options.adaptation.method == "none"
-        options = replace(options, words=0, published_tail=False, sliding=sliding)
+        options = replace(options, top_predictions=0, published_tail=False, sliding=sliding)
+        loaded = load_scorer(self.artifact, settings)
         found = evaluate(
-            self._model(settings),
+            loaded.model,
             tokens,
             self.tokenizer.byte_table,
             options,
             bos=self.tokenizer.bos,
             budget=Budget(NO_CLOCK),
-            ngram_table=learnt_of(self.artifact.sections),
+            ngram_table=loaded.ngram_table,
         )
         return found.results[found.main].score.nats / math.log(2), found.main
 
@@ -170,12 +171,6 @@ class Codec:
         except (SettingsError, TypeError, AttributeError) as error:
             raise CodecError(f"{self.path} cannot be scored with these settings: {error}") from None
         return settings
-
-    def _model(self, settings: Settings):
-        model = self.artifact.build_model()
-        if settings.training.qat_threshold:
-            model.rounding = FakeRounding.of(settings.training)
-        return model
 
 
 # ---- what a tokenizer that normalises has lost

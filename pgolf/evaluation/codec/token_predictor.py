@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from pgolf.config import EvaluationSettings
-from pgolf.evaluation.adaptation import ChunkAdapter
-from pgolf.evaluation.evaluate import predictors_of, wants_main_pass
 from pgolf.evaluation.predictors.base import Predictor
 from pgolf.evaluation.predictors.ngram_backoff import Learnt
+from pgolf.evaluation.predictors.selection import main_predictor, predictors_of, wants_main_pass
 from pgolf.evaluation.predictors.temperature import Plain, Temperature, policy
+from pgolf.evaluation.scoring_pass import make_adapter, span_chunk_tokens
 from pgolf.evaluation.statistics import Statistics, heat_of
 from pgolf.evaluation.windows import Window, begins_span, targets_per_span, windows_from
 from pgolf.model import Decoder
@@ -56,7 +56,9 @@ class StreamPredictor:
             predictors += predictors_of(
                 settings, model.settings.vocab_size, targets, policy(settings.temperature), ngram_table
             )
-        self.predictor = [predictor for predictor in predictors if predictor.legal][-1]
+        main = main_predictor(predictors)
+        assert main is not None  # the first one is always a code length
+        self.predictor = main
         self.predictor.begin(first)
 
     def predict(self) -> np.ndarray:
@@ -108,12 +110,9 @@ class ChunkwiseNetwork:
         self.model, self.settings, self.targets = model, settings, targets
         self.history = History(first)
         self.temperature = policy(settings.temperature)
-        self.adapter = None
-        if settings.adaptation.method == "chunks":
-            self.adapter = ChunkAdapter(model, settings.adaptation, sequence_length=settings.window, byte_table=byte_table)
-        by_chunks = self.adapter or settings.mixer.published == "hedge" or settings.temperature.method == "grid"
-        self.chunk_tokens = settings.adaptation.chunk_tokens if by_chunks else 0
-        self.chunks = -(-targets // self.chunk_tokens) if by_chunks else 0
+        self.adapter = make_adapter(model, settings, byte_table)
+        self.chunk_tokens = span_chunk_tokens(settings)
+        self.chunks = -(-targets // self.chunk_tokens) if self.chunk_tokens else 0
         self.learnt = 0
         self.stride = settings.stride if wants_main_pass(settings) else settings.window
         self.windows = windows_from(0, targets, settings.window, self.stride)
@@ -136,7 +135,7 @@ class ChunkwiseNetwork:
         return self.log_probs
 
     def observe(self, token: int) -> None:
-        if self.settings.temperature.method == "online":
+        if self.temperature and self.temperature.learns:
             entropy = -float(np.exp(self.log_probs) @ self.log_probs)
             self.of_span.append((self.log_probs[token], entropy))
         self.history.add(token)

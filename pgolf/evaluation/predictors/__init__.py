@@ -1,8 +1,6 @@
-"""Ways of scoring, one class a file: honest ones that a decoder could follow, and the submissions' own for comparison.
+"""Ways of scoring: honest ones that a decoder can follow, and the submissions' own for comparison.
 
-A new honest one is a subclass of `Predictor` (base.py) with a name, `score` for spans, and `predict` and `observe` for single
-tokens; a line in `readers_of` (pgolf/evaluation/evaluate.py) gives it a name in the settings, and a line in `honest()` of
-tests/evaluation/test_predictors.py has it checked: that it sums to one, knows the past alone, and says the same in pieces,
-token by token, and on any number of ranks. If it wants to know the model's opinion of particular symbols, `look` names
-them before the model is asked.
+A new honest predictor is a file here with a subclass of `Predictor` (base.py), and one line in HONEST_PREDICTORS
+(pgolf/config/predictors.py), which gives it its name in evaluation.mixer.honest. The tests of tests/evaluation read that list
+too: that it sums to one, depends on the past alone, and gives the same in pieces, token by token, and on any number of ranks.
 """

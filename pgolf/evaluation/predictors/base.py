@@ -1,11 +1,13 @@
-"""What a predictor is: one way to turn the neural distribution and the past into the distribution that is scored."""
+"""What a predictor is: one way to turn the network's distribution and the past into the distribution that is scored."""
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 
+from pgolf.config import MixerSettings
 from pgolf.evaluation.statistics import Statistics
 from pgolf.evaluation.windows import Window
 
@@ -21,7 +23,7 @@ class Span:
     starts: np.ndarray
     """(n,) bool: this target opens a document"""
     windows: Sequence[Window] = ()
-    """The windows whose statistics are in `everywhere`, in that order; empty for a decoder and an audit."""
+    """The windows whose statistics are in `by_window`, in that order; empty for a decoder and an audit."""
     context: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     """(m,) the tokens of the stream from some way before those windows to the last target"""
     context_start: int = 0
@@ -38,31 +40,39 @@ class Span:
 class Predictor:
     """One way of scoring. A stream is read in order: `begin` with its first token, then spans, or single tokens.
 
-    Spans:   symbols = predictor.look(span)             before the model's statistics: what it wants to know of
-             nats = predictor.score(span, statistics)   statistics.candidates are those symbols' log-probabilities
+    Spans:   symbols = predictor.candidates(span)       before the network runs: whose log-probabilities it needs
+             nats = predictor.score(span, statistics)   statistics.candidate_log_probs are those of these symbols
     Tokens:  log_probs = predictor.predict(log_probs)   the whole distribution, before the token is known
              predictor.observe(token, start)
 
-    Both give the same numbers, in pieces of any size, and both learn on the way: what is known at a target comes from
-    the targets before it, never from itself. `predict` makes a predictor decodable; one that is no distribution has none.
+    Both give the same numbers, in pieces of any size, and both learn on the way: the distribution of a target depends on
+    the targets before it alone. `predict` makes a predictor decodable; one that is no distribution has none.
     """
 
     name = ""
+    """Of its result in the summary."""
     legal = True
+    """Its scores are code lengths."""
     tempered = True
     """The log-probabilities it is given have the temperature applied."""
-    levels = 0
-    """Candidate symbols it asks for at each target."""
-    wants_rows = False
+    num_candidates = 0
+    """Symbols whose log-probabilities it asks for at each target."""
+    needs_logits = False
     """It needs whole rows of logits."""
     document_local = True
-    """What it knows is of the document at hand, so that documents can be scored in any order."""
+    """Its state is of the document at hand alone, so that documents can be scored in any order."""
+
+    @classmethod
+    def create(cls, vocab: int, mixer: MixerSettings, ngram_table=None) -> Self:
+        """As the settings want it; `ngram_table` is what an artifact carries for the n-gram back-off, if it does."""
+        return cls()
 
     def begin(self, token: int) -> None:
         """The stream's first token, which is not scored."""
 
-    def look(self, span: Span) -> np.ndarray:
-        """(n, levels) int32: symbols whose log-probabilities are wanted at each target, -1 for none."""
+    def candidates(self, span: Span) -> np.ndarray:
+        """(n, num_candidates) int32: symbols whose log-probabilities are wanted at each target, -1 for none. Called once
+        before the span's `score`, because a predictor may count the span's tokens on the way."""
         return np.empty((len(span), 0), dtype=np.int32)
 
     def score(self, span: Span, statistics: Statistics) -> np.ndarray:
@@ -83,12 +93,12 @@ class Predictor:
     def distributions(self, span: Span, statistics: Statistics, at: Sequence[int], log_probs: np.ndarray) -> np.ndarray:
         """(P, V): the log-probabilities it committed to at places `at`, rising, of a span, given the neural ones (P, V)
         there. For an audit: the predictor must stand where it stood before the span, and is left as it is."""
-        predictor, done, found = copy.deepcopy(self), 0, []
+        predictor, done, rows = copy.deepcopy(self), 0, []
         for place, row in zip(at, log_probs, strict=True):
             if done < place:
                 piece = span[done:place]
-                predictor.look(piece)
+                predictor.candidates(piece)
                 predictor.score(piece, statistics[done:place])
                 done = place
-            found.append(copy.deepcopy(predictor).predict(row))
-        return np.stack(found)
+            rows.append(copy.deepcopy(predictor).predict(row))
+        return np.stack(rows)

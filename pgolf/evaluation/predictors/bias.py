@@ -1,5 +1,4 @@
-"""A bias on the logits that each document teaches: softmax(z + o), o moved towards what came and away from what was
-expected, and forgotten where the next document begins."""
+"""An online bias on the logits z of each document: softmax(z + o), the honest form of the bias of #1014."""
 
 import numpy as np
 from numba import njit
@@ -36,19 +35,24 @@ def follow(rows, targets, starts, bias, surplus, waiting, granularity, rate, nat
 
 
 class BiasPredictor(Predictor):
-    """o <- o - rate * sum over the group (p - onehot), after every `granularity` targets of a document."""
+    """o <- o - rate * sum over the group (p - onehot), the gradient of -log p, after every `granularity` targets of a
+    document; o = 0 where a document begins."""
 
     name = "bias_honest"
-    wants_rows = True
+    needs_logits = True
 
     def __init__(self, vocab: int, granularity: int, rate: float = 0.02):
         self.granularity, self.rate = granularity, rate
         self.bias, self.surplus = np.zeros(vocab), np.zeros(vocab)
         self.waiting = np.zeros(1, np.int64)
 
+    @classmethod
+    def create(cls, vocab, mixer, ngram_table=None):
+        return cls(vocab, mixer.granularity)
+
     def score(self, span: Span, statistics: Statistics) -> np.ndarray:
         nats = np.empty(len(span))
-        self._follow(statistics.rows, span, nats)
+        self._follow(statistics.logits, span, nats)
         return nats
 
     def predict(self, log_probs):

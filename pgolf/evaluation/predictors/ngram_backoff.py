@@ -1,4 +1,4 @@
-"""The n-gram back-off over the neural distribution, and what it has learnt, as bytes."""
+"""The n-gram back-off below the network's distribution, and the weights it has learnt, as bytes."""
 
 from typing import NamedTuple
 
@@ -33,7 +33,8 @@ class TableError(PgolfError):
 
 class NgramBackoffPredictor(Predictor):
     """Levels of order 1 to `orders` (or as many as the table has) on the counts of the document at hand, each mixed into
-    what the ones below left.
+    the distribution of the levels below: p_n = (1 - w) p_(n-1) + w (counts / total), p_0 the network's
+    (pgolf.kernels.hedge.NgramBackoff).
 
     learnt  what it begins with; None for the same small weight everywhere
     online  learn the weights on the way
@@ -42,18 +43,22 @@ class NgramBackoffPredictor(Predictor):
     name = "ngram_backoff"
 
     def __init__(self, vocab: int, orders: int, granularity: int, learnt: Learnt | None = None, online: bool = True):
-        self.levels, self.online = len(learnt.table) if learnt else orders, online
-        local, table = tuple(range(1, self.levels + 1)), learnt.table if learnt else None
+        self.num_candidates, self.online = len(learnt.table) if learnt else orders, online
+        local, table = tuple(range(1, self.num_candidates + 1)), learnt.table if learnt else None
         self.ngram_backoff = NgramBackoff(local=local, granularity=granularity, table=table, floor=FLOOR_FOR_TABLES)
         if learnt:
             self.ngram_backoff.visits.copy_(learnt.visits)
         self.stream = self.ngram_backoff.stream(vocab, learn=online)
         self._evidence: Evidence
 
+    @classmethod
+    def create(cls, vocab, mixer, ngram_table=None):
+        return cls(vocab, mixer.orders, mixer.granularity, ngram_table, mixer.online_weights)
+
     def begin(self, token: int) -> None:
         self.stream.read(torch.tensor([token], dtype=torch.int32), torch.tensor([True]))
 
-    def look(self, span: Span) -> np.ndarray:
+    def candidates(self, span: Span) -> np.ndarray:
         self._evidence = self.stream.read(as_tensor(span.targets), torch.from_numpy(np.ascontiguousarray(span.starts)))
         return self._evidence.top.numpy()
 
@@ -88,7 +93,7 @@ def as_tensor(tokens: np.ndarray) -> torch.Tensor:
 
 def as_neural(statistics: Statistics) -> LogitStats:
     target = torch.from_numpy(np.ascontiguousarray(statistics.target))
-    candidates = torch.from_numpy(np.ascontiguousarray(statistics.candidates))
+    candidates = torch.from_numpy(np.ascontiguousarray(statistics.candidate_log_probs))
     return LogitStats(target, torch.from_numpy(statistics.entropy), target, candidates)
 
 
@@ -103,14 +108,8 @@ def learnt_to_bytes(learnt: Learnt) -> bytes:
     return bytes([len(learnt.table)]) + zstandard.ZstdCompressor(level=19).compress(plain)
 
 
-def learnt_of(sections: dict[str, bytes]) -> Learnt | None:
-    """What an artifact's sections hold for the n-gram back-off to begin with, if they do."""
-    carried = sections.get("ngram_backoff")
-    return learnt_from_bytes(carried, "the artifact's section ngram_backoff") if carried else None
-
-
 def learnt_from_bytes(data: bytes, where: str = "the n-gram back-off's table") -> Learnt:
-    """Checked as a stranger's bytes."""
+    """The inverse of `learnt_to_bytes`; the bytes are checked, for the file may be anybody's."""
     levels = data[0] if data else 0
     size = 2 * levels * 9 * 33
     try:

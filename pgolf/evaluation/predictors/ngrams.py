@@ -122,6 +122,10 @@ class NgramsPredictor(Predictor):
         self.weights = np.tile([0.91, 0.03, 0.03, 0.03], (CELLS, 1))
         self.visits = np.zeros(CELLS, np.int64)
 
+    @classmethod
+    def create(cls, vocab, mixer, ngram_table=None):
+        return cls(vocab)
+
     def begin(self, token):
         self._reserve(1)
         self.unigram[token] += 1

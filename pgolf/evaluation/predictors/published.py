@@ -7,6 +7,7 @@ are reproduced here one after another, on any number of real ranks.
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from pgolf.evaluation.statistics import Statistics, array, heat_of
 from pgolf.evaluation.windows import Window, share
 from pgolf.kernels.hedge import BoostedCache, HedgeMixer
 from pgolf.kernels.logit_stats import LogitStats, logit_stats
+
+if TYPE_CHECKING:
+    from pgolf.evaluation.observer import Observer
 
 
 class Published(Predictor):
@@ -29,6 +33,8 @@ class Published(Predictor):
 
     legal = False
     document_local = False
+    observer: "Observer | None" = None
+    """Told of windows before they are scored; the pass sets it."""
     batchwise = False
     """A span is one batch of one rank, because what a batch teaches changes how the next one is forwarded."""
 
@@ -78,19 +84,21 @@ class Published(Predictor):
     def of_window(self, logits: torch.Tensor, targets: np.ndarray, temperature) -> tuple:
         """What is kept of one window: logits (T, V) and targets (T,) of all its positions, padding included."""
         ids = torch.from_numpy(targets).to(logits.device)
-        found = logit_stats(logits, ids, temperature=heat_of(temperature, logits))
+        neural = logit_stats(logits, ids, temperature=heat_of(temperature, logits))
         # float32: there are 32 times as many of these as there are targets, and all ranks get all of them
-        return array(found.target).astype(np.float32), array(found.entropy).astype(np.float32)
+        return array(neural.target).astype(np.float32), array(neural.entropy).astype(np.float32)
 
     def close_batch(self, everywhere: list[tuple]) -> None:
         """After a batch was forwarded, with what `of_window` kept of its windows, on every rank."""
 
-    def watch(self, span: Span, windows: Sequence[Window], statistics: Statistics) -> None:
-        """For an audit: these windows of the span are scored next, by the mixture as it is now."""
+    def announce(self, span: Span, windows: Sequence[Window], statistics: Statistics) -> None:
+        """These windows of the span are scored next, by the mixture as it is now."""
+        if self.observer:
+            self.observer.before_windows(self, span, windows, statistics)
 
     def kept(self, statistics: Statistics) -> list:
         """What `of_window` kept of each window of the span; None of a window it did not want."""
-        return [window.get(self.name) for window in statistics.everywhere or ()]
+        return [window.get(self.name) for window in statistics.by_window or ()]
 
     # ---- where scores go
 
@@ -103,11 +111,11 @@ class Published(Predictor):
         done = 0
         for window in windows:
             again = window.score_from - self.scored_from(window)
-            found = nats[done : done + again + window.scored]
-            out[window.score_from - span.start : window.stop - span.start] = found[again:]
-            done += len(found)
+            own = nats[done : done + again + window.scored]
+            out[window.score_from - span.start : window.stop - span.start] = own[again:]
+            done += len(own)
             if again:
-                self.repeated.append((window.score_from - again, found[:again]))
+                self.repeated.append((window.score_from - again, own[:again]))
 
 
 class PublishedTail(Published):
@@ -160,7 +168,7 @@ class PublishedHedge(Published):
                 plan, known = zip(*mine[at : at + self.batch], strict=True)
                 target, entropy = (torch.from_numpy(np.stack(kind)) for kind in zip(*known, strict=True))
                 scored = [window.stop - self.scored_from(window) for window in plan]
-                self.watch(span, plan, statistics)
+                self.announce(span, plan, statistics)
                 scores = mixer.score_windows(
                     LogitStats(target, entropy, target, target), ngrams, [w.start - base for w in plan],
                     [w.stop - w.start for w in plan], scored,
@@ -194,6 +202,8 @@ class PublishedBoost(Published):
         total = math.ceil(reach / self.stride)
         self.firsts = [total * rank // self.ranks for rank in range(self.ranks)]
         self.bias, self.bias_rank = torch.zeros(vocab), -1
+        self.batch_bias = self.bias
+        """The one that the last batch was forwarded with; what the batch teaches `bias` comes before its scores."""
         self.cache: BoostedCache | None = None
         self.cache_rank = -1
 
@@ -207,13 +217,14 @@ class PublishedBoost(Published):
         rank = self.rank_of(windows[0])
         if rank != self.bias_rank:
             self.bias, self.bias_rank = torch.zeros(self.vocab), rank
+        self.batch_bias = self.bias
 
     def of_window(self, logits, targets, temperature):
         raised = logits + self.bias.to(logits.device)
         ids = torch.from_numpy(targets).to(logits.device)
-        found = logit_stats(raised, ids)
-        predicted = (raised - found.lse[:, None]).exp().sum(0)
-        return array(found.target), array(found.entropy), array(predicted), np.bincount(targets, minlength=self.vocab)
+        neural = logit_stats(raised, ids)
+        predicted = (raised - neural.lse[:, None]).exp().sum(0)
+        return array(neural.target), array(neural.entropy), array(predicted), np.bincount(targets, minlength=self.vocab)
 
     def close_batch(self, everywhere):
         _, _, predicted, came = (sum(kind) for kind in zip(*everywhere, strict=True))
@@ -227,7 +238,7 @@ class PublishedBoost(Published):
             rank = self.rank_of(window)
             if self.cache is None or rank != self.cache_rank:
                 self.cache, self.cache_rank = BoostedCache(buckets=self.buckets, eta=self.eta), rank
-            self.watch(span, [window], statistics)
+            self.announce(span, [window], statistics)
             scored = slice(self.scored_from(window) - window.start, window.stop - window.start)
             known = [torch.from_numpy(numbers[scored]) for numbers in (target, entropy)]
             losses = self.cache.score(context, window.start + 1 - base, window.stop + 1 - base, *known)

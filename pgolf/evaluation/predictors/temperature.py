@@ -1,4 +1,8 @@
-"""What the logits are divided by. Every policy is a function of the model's own distribution and of committed tokens."""
+"""Policies of the temperature that logits are divided by: functions of the network's distribution and of committed tokens.
+
+A new policy is a subclass of `Temperature` with a line in `policy`, and a name in TemperatureSettings
+(pgolf/config/predictors.py).
+"""
 
 import math
 from collections.abc import Callable
@@ -16,6 +20,11 @@ GRID_SEQUENCES = 8
 
 class Temperature:
     """One temperature for all targets; the policies below choose it, or vary it."""
+
+    learns = False
+    """It has a `learn`, to be called with every span of the stream."""
+    calibrates = False
+    """It has a `calibrate`, to be called after every chunk, so that spans have to end with chunks."""
 
     def __init__(self, value: float):
         self.value = value
@@ -44,6 +53,8 @@ class ByGrid(ByEntropy):
     """#953's: T0 is, of seven temperatures, the best one for the first sequences of the last chunk, by the weights that
     have just been trained on it. Causal, and biased towards sharpness."""
 
+    calibrates = True
+
     @torch.inference_mode()
     def calibrate(self, logits_of, tokens, length):
         count = min(GRID_SEQUENCES, (len(tokens) - 1) // length)
@@ -59,6 +70,8 @@ class ByGrid(ByEntropy):
 class Online(Temperature):
     """Learnt from committed targets. With beta = 1 / T, the gradient of -log p(y) by log beta is -log p(y) - H, and its
     expected square is the curvature: so each span moves log beta by Newton's step on everything seen so far."""
+
+    learns = True
 
     def __init__(self, value: float, doubt: float = 2000.0):
         super().__init__(value)

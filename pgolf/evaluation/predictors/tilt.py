@@ -1,4 +1,5 @@
-"""Two sparse predictors that raise symbols which long contexts point at: p'(a) = p(a) e^(g(a)) / Z, Z in closed form."""
+"""Two sparse predictors that raise the logits of symbols which contexts predict: p'(a) = p(a) e^(g(a)) / Z with
+Z = 1 + sum_a p(a) (e^(g(a)) - 1), so that only the raised symbols' probabilities are needed."""
 
 import numpy as np
 
@@ -11,17 +12,18 @@ BOOST_CONTEXTS = tuple(range(1, 10))
 
 
 class Raised(Predictor):
-    """The symbols that `gains` names get their logit raised, all others keep theirs; what is left is to divide by Z."""
+    """The logits of the symbols that `gains` names are raised, the others stay; divided by Z."""
 
     document_local = False
 
     def __init__(self, contexts: tuple[int, ...]):
-        self.levels = len(contexts)
+        self.num_candidates = len(contexts)
         self.counts = TopCounts(contexts)
-        self._known: tuple[np.ndarray, np.ndarray]
+        self._raised: tuple[np.ndarray, np.ndarray]
+        """Symbols and gains of the span at hand."""
 
     def gains(self, top: np.ndarray, count: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, levels) symbols, no symbol twice in a row, -1 for none; and how far each is raised before `strength`."""
+        """(n, num_candidates) symbols, no symbol twice in a row, -1 for none; and how far each is raised before `strength`."""
         raise NotImplementedError
 
     def strength(self, entropy: np.ndarray) -> np.ndarray:
@@ -31,14 +33,14 @@ class Raised(Predictor):
     def begin(self, token):
         self.counts.read(np.array([token]))
 
-    def look(self, span: Span) -> np.ndarray:
-        self._known = self.gains(*self.counts.read(span.targets))
-        return self._known[0]
+    def candidates(self, span: Span) -> np.ndarray:
+        self._raised = self.gains(*self.counts.read(span.targets))
+        return self._raised[0]
 
     def score(self, span: Span, statistics: Statistics) -> np.ndarray:
-        symbols, gains = self._known
+        symbols, gains = self._raised
         gains = gains * self.strength(statistics.entropy)[:, None]
-        surplus = np.where(symbols >= 0, np.exp(statistics.candidates) * np.expm1(gains), 0).sum(1)
+        surplus = np.where(symbols >= 0, np.exp(statistics.candidate_log_probs) * np.expm1(gains), 0).sum(1)
         own = np.where(symbols == span.targets[:, None], gains, 0).sum(1)
         return np.log1p(surplus) - own - statistics.target
 
@@ -54,7 +56,7 @@ class Raised(Predictor):
 
 
 class TiltPredictor(Raised):
-    """The token-only tilt: where the last 15 tokens were followed by one symbol in four of five cases, it gains 2.625."""
+    """Where the last 15 tokens were followed by one symbol in at least four of five cases, its logit gains 2.625."""
 
     name = "tilt"
 
@@ -82,7 +84,7 @@ class BoostPredictor(Raised):
     def gains(self, top, count, total):
         beta = np.log1p(count) - np.log1p(np.maximum(total - count, 1))
         symbols, gains = np.where(beta > 0, top, -1), np.where(beta > 0, beta, 0.0)
-        for level in range(1, self.levels):
+        for level in range(1, self.num_candidates):
             for lower in range(level):
                 same = (symbols[:, lower] == symbols[:, level]) & (symbols[:, level] >= 0)
                 gains[:, lower] = np.where(same, np.maximum(gains[:, lower], gains[:, level]), gains[:, lower])

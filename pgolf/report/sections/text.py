@@ -14,11 +14,11 @@ HEAT_BITS = 12.0
 
 
 def body(run: Run) -> Html:
-    excerpts = run.words.get("excerpts", [])
+    excerpts = run.top_predictions.get("excerpts", [])
     if not excerpts:
-        why = "No excerpts were recorded: the run is not scored, or evaluation.words is 0."
+        why = "No excerpts were recorded: the run is not scored, or evaluation.top_predictions is 0."
         return missing("The text itself", why)
-    pieces = run.words.get("pieces", {})
+    pieces = run.top_predictions.get("pieces", {})
     says = (
         "The validation text, each token shaded by its cost. Point at a token, or move with the arrow keys, to see what was "
         "predicted there. Which documents are shown depends on their lengths alone: the end of the longest one, and the "

@@ -1,12 +1,13 @@
-"""One pass over a stream: windows through the model, statistics to every predictor, scores committed, then learning.
+"""One pass over a stream: windows through the network, statistics to every predictor, scores committed, then learning.
 
-    for each span:  open -> symbols wanted -> forward -> statistics -> predictors score -> commit -> adapter learns
+    for each span:  open -> candidates -> forward -> statistics -> predictors score -> commit -> adapter learns
 
 Two ways to adapt plug in here. An `Adapter` learns between chunks of one stream. Documents with adapters of their own
-(pgolf.evaluation.adaptation.lora) run their own loop and hand each scored span to a `Collector`.
+(pgolf.evaluation.adaptation.lora) are scored by a loop of their own, which hands each span to `DocumentScores`.
 """
 
 import copy
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,21 +16,24 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from pgolf.config import EvaluationSettings
+from pgolf.config.adaptation import CHUNK_ADAPTERS
+from pgolf.distributed import World
+from pgolf.evaluation.observer import Observer
 from pgolf.evaluation.planner import Planner, Steady
 from pgolf.evaluation.predictors.base import Predictor, Span
 from pgolf.evaluation.predictors.published import Published
-from pgolf.evaluation.predictors.temperature import Temperature
+from pgolf.evaluation.predictors.temperature import Temperature, policy
 from pgolf.evaluation.statistics import Statistics, gathered, join, statistics_of
-from pgolf.evaluation.stream import Opened, ScoredStream
+from pgolf.evaluation.stream import OpenSpan, ScoredStream
 from pgolf.evaluation.windows import Window, begins_span, share, targets_per_span, windows_from
-from pgolf.evaluation.words import Words
 
-# how far the hashes of #1014 reach back before a window
-REACH = 16
+# how many tokens before a window the hashes of #1014 reach
+CONTEXT_BEFORE_WINDOW = 16
 
 
 class Adapter(Protocol):
-    """Learns from committed chunks. Its model is its own: nobody else scores with those weights."""
+    """Learns from committed chunks, on a model of its own: no other pass scores with those weights."""
 
     chunk_tokens: int
     """Targets of one chunk."""
@@ -49,12 +53,33 @@ class Adapter(Protocol):
         """
 
 
-class Pass:
-    """The model's statistics over one stream, in sliding windows, and all predictors of them.
+def make_adapter(model, settings: EvaluationSettings, byte_table, world: World | None = None) -> Adapter | None:
+    """What learns between chunks, if the settings want that; its module is imported only then."""
+    if settings.adaptation.method not in CHUNK_ADAPTERS:
+        return None
+    module, cls = CHUNK_ADAPTERS[settings.adaptation.method]
+    adapter = getattr(importlib.import_module(f"pgolf.evaluation.adaptation.{module}"), cls)
+    return adapter(model, settings.adaptation, sequence_length=settings.window, byte_table=byte_table, world=world)
 
-    chunk_tokens  spans end with these chunks (of the first target that a window scores); 0: spans of a few thousand targets
-    borrowed      nats of all targets by some earlier pass, for a planner that runs out of time
-    words         keeps what was expected before the tokens of a few stretches
+
+def span_chunk_tokens(settings: EvaluationSettings) -> int:
+    """Targets of a chunk, where spans end with chunks because something learns between them; 0: they do not."""
+    temperature = policy(settings.temperature)
+    by_chunks = (
+        settings.adaptation.method in CHUNK_ADAPTERS
+        or settings.mixer.published == "hedge"
+        or (temperature is not None and temperature.calibrates)
+    )
+    return settings.adaptation.chunk_tokens if by_chunks else 0
+
+
+class ScoringPass:
+    """The network's statistics over one stream, in sliding windows, and all predictors of them.
+
+    chunk_tokens   spans end with these chunks (of the first target that a window scores); 0: spans of a few thousand targets
+    fallback_nats  of all targets by an earlier pass, for a planner that runs out of time
+    observer       watches every span
+    total_targets  of the whole stream, where `tokens` are only its beginning: how many chunks schedules are told of
     """
 
     def __init__(
@@ -69,8 +94,9 @@ class Pass:
         temperature: Temperature | None = None,
         adapter: Adapter | None = None,
         chunk_tokens: int = 0,
-        borrowed: np.ndarray | None = None,
-        words: Words | None = None,
+        fallback_nats: np.ndarray | None = None,
+        observer: Observer | None = None,
+        total_targets: int = 0,
         device="cpu",
         rank: int = 0,
         world: int = 1,
@@ -78,18 +104,19 @@ class Pass:
     ):
         self.model, self.predictors, self.bos, self.window, self.batch = model, predictors, bos, window, batch
         self.temperature, self.adapter = temperature, adapter
-        self.borrowed = np.full(len(tokens) - 1, np.nan) if borrowed is None else borrowed
+        self.fallback_nats = np.full(len(tokens) - 1, np.nan) if fallback_nats is None else fallback_nats
         self.chunk_tokens = adapter.chunk_tokens if adapter else chunk_tokens
         self.device, self.rank, self.world, self.progress = device, rank, world, progress
-        self.words = words or Words()
+        self.observer = observer or Observer()
         self.stream = ScoredStream(tokens)
-        self.chunks = -(-len(self.stream) // self.chunk_tokens) if self.chunk_tokens else 0
+        self.chunks = -(-(total_targets or len(self.stream)) // self.chunk_tokens) if self.chunk_tokens else 0
         self.learnt = 0
         self.steps = 0
         self.published = [predictor for predictor in predictors if isinstance(predictor, Published)]
+        for predictor in self.published:
+            predictor.observer = self.observer
         self.batchwise = next((predictor for predictor in self.published if predictor.batchwise), None)
         self.traces: list[dict] = []
-        self.windows_scored = 0
         self._columns = columns_of(predictors)
 
     def run(self, planner: Planner | Steady) -> dict[str, np.ndarray]:
@@ -102,22 +129,22 @@ class Pass:
         while stream.cursor < len(stream):
             decision = planner.next(stream.cursor, self._about_to(planner.wanted.stride))
             if not decision.stride:
-                self._borrow()
+                self._fall_back()
                 break
             windows = self._next_windows(decision.stride)
-            watched = self.words.watch(self.predictors, self.temperature, stream.cursor, windows[-1].stop)
+            self.observer.before_span(self.predictors, self.temperature, stream.cursor, windows[-1].stop)
             begun = now()
             span, opened = self._open(windows)
-            symbols = [predictor.look(span) for predictor in self.predictors]
-            looked = now()
-            statistics = self._statistics(opened, windows, np.concatenate(symbols, 1))
+            candidates = [predictor.candidates(span) for predictor in self.predictors]
+            counted = now()
+            statistics = self._statistics(opened, windows, np.concatenate(candidates, 1))
             forwarded = now()
-            scores = {r.name: r.score(span, statistics.of_candidates(self._columns[r.name])) for r in self.predictors}
+            scores = {p.name: p.score(span, statistics.of_candidates(self._columns[p.name])) for p in self.predictors}
             stream.commit(scores)
             if self.temperature:
                 self.temperature.learn(statistics)
-            planner.scored(len(windows), len(span), forwarded - looked, now() - forwarded + looked - begun)
-            self.words.take(watched, span, statistics, self._columns)
+            planner.scored(len(windows), len(span), forwarded - counted, now() - forwarded + counted - begun)
+            self.observer.after_span(span, statistics, self._columns)
             self._trace()
             self._learn(planner)
             self.progress(stream.cursor / len(stream))
@@ -139,14 +166,14 @@ class Pass:
     def _next_windows(self, stride: int) -> list[Window]:
         """Of one span; at the stream's end also those that only the published rule has."""
         at, targets = self.stream.cursor, len(self.stream)
-        found: list[Window] = []
+        windows: list[Window] = []
         for window in windows_from(at, targets, self.window, stride):
-            if found and self._begins_span(found, window, stride):
+            if windows and self._begins_span(windows, window, stride):
                 break
-            found.append(window)
-        if self.published and found[-1].stop == targets:
-            found += self.published[0].further_windows(found[-1])
-        return found
+            windows.append(window)
+        if self.published and windows[-1].stop == targets:
+            windows += self.published[0].further_windows(windows[-1])
+        return windows
 
     def _begins_span(self, before: list[Window], window: Window, stride: int) -> bool:
         if self.batchwise and not self.chunk_tokens:
@@ -155,29 +182,29 @@ class Pass:
 
     # ---- one span
 
-    def _open(self, windows: list[Window]) -> tuple[Span, Opened]:
+    def _open(self, windows: list[Window]) -> tuple[Span, OpenSpan]:
         start, stop = self.stream.cursor, max(window.stop for window in windows)
         opened = self.stream.open(stop)
         targets = opened.targets(start, stop).astype(np.int32)
-        base = max(0, min(window.start for window in windows) - REACH)
+        base = max(0, min(window.start for window in windows) - CONTEXT_BEFORE_WINDOW)
         context = np.concatenate([opened.inputs(base, stop), opened.targets(stop - 1, stop)]).astype(np.int32)
         return Span(start, targets, targets == self.bos, windows, context, base), opened
 
-    def _statistics(self, opened: Opened, windows: list[Window], symbols: np.ndarray) -> Statistics:
+    def _statistics(self, opened: OpenSpan, windows: list[Window], candidates: np.ndarray) -> Statistics:
         """Each rank forwards its share of the windows; all ranks have all statistics in the end."""
-        found = []
+        parts = []
         with self.adapter.scoring_model() if self.adapter else nullcontext(self.model) as model:
             for batch in self.batchwise.batches(windows) if self.batchwise else [windows]:
                 if self.batchwise:
                     self.batchwise.open_batch(batch)
-                mine = list(self._forward(model, opened, share(batch, self.rank, self.world), symbols))
-                found.append(join(gathered(mine, self.world)))
+                mine = list(self._forward(model, opened, share(batch, self.rank, self.world), candidates))
+                parts.append(join(gathered(mine, self.world)))
                 if self.batchwise:
-                    self.batchwise.close_batch(self.batchwise.kept(found[-1]))
-        return join(found)
+                    self.batchwise.close_batch(self.batchwise.kept(parts[-1]))
+        return join(parts)
 
     @torch.inference_mode()
-    def _forward(self, model, opened: Opened, windows: Sequence[Window], symbols: np.ndarray) -> Iterator[Statistics]:
+    def _forward(self, model, opened: OpenSpan, windows: Sequence[Window], candidates: np.ndarray) -> Iterator[Statistics]:
         for at in range(0, len(windows), self.batch):
             group = windows[at : at + self.batch]
             # all windows have one length: what stands after a shorter one's end cannot reach back to its targets
@@ -188,33 +215,36 @@ class Pass:
             # first windows and last ones score other numbers of targets, so rows are gathered flat
             rows = torch.cat([hidden[i, w.score_from - w.start : w.stop - w.start] for i, w in enumerate(group)])
             targets = np.concatenate([opened.targets(w.score_from, w.stop) for w in group])
-            wanted = np.concatenate([symbols[w.score_from - opened.start : w.stop - opened.start] for w in group])
-            dense = any(predictor.wants_rows for predictor in self.predictors)
-            watched = self.words.among(np.concatenate([np.arange(w.score_from, w.stop) for w in group]))
-            found = statistics_of(
-                model.head(rows), targets, wanted, temperature=self.temperature, keep_rows=dense, watched=watched
+            asked = np.concatenate([candidates[w.score_from - opened.start : w.stop - opened.start] for w in group])
+            kept = self.observer.wanted(np.concatenate([np.arange(w.score_from, w.stop) for w in group]))
+            statistics = statistics_of(
+                model.head(rows),
+                targets,
+                asked,
+                temperature=self.temperature,
+                whole_rows=any(predictor.needs_logits for predictor in self.predictors),
+                kept=kept,
             )
             if self.published:
-                found = replace(found, everywhere=self._everywhere(model, opened, group, hidden))
-            self.windows_scored += len(group)
-            yield found
+                statistics = replace(statistics, by_window=self._by_window(model, opened, group, hidden))
+            yield statistics
 
-    def _everywhere(self, model, opened: Opened, group: Sequence[Window], hidden: torch.Tensor) -> list[dict]:
+    def _by_window(self, model, opened: OpenSpan, group: Sequence[Window], hidden: torch.Tensor) -> list[dict]:
         """What the published mixtures need of each window, one window at a time: whole windows of logits are large."""
-        found = []
+        by_window = []
         for states, window in zip(hidden, group, strict=True):
             wanting = [predictor for predictor in self.published if predictor.wants(window)]
             if wanting:
                 targets = np.zeros(self.window, np.int64)
                 targets[: window.stop - window.start] = opened.targets(window.start, window.stop)
                 logits = model.head(states)
-            found.append({predictor.name: predictor.of_window(logits, targets, self.temperature) for predictor in wanting})
-        return found
+            by_window.append({predictor.name: predictor.of_window(logits, targets, self.temperature) for predictor in wanting})
+        return by_window
 
-    def _borrow(self) -> None:
+    def _fall_back(self) -> None:
         """Out of time: the first pass's scores stand for the rest of the stream, under every predictor."""
         opened = self.stream.open(len(self.stream))
-        self.stream.commit({predictor.name: self.borrowed[opened.start :] for predictor in self.predictors})
+        self.stream.commit({predictor.name: self.fallback_nats[opened.start :] for predictor in self.predictors})
 
     def _trace(self) -> None:
         weights = {predictor.name: trace for predictor in self.predictors if (trace := predictor.trace())}
@@ -244,19 +274,21 @@ class Pass:
 
 def columns_of(predictors: Sequence[Predictor]) -> dict[str, slice]:
     """Where each predictor's candidates stand among those of all."""
-    ends = np.cumsum([predictor.levels for predictor in predictors]).tolist()
-    return {predictor.name: slice(end - predictor.levels, end) for predictor, end in zip(predictors, ends, strict=True)}
+    ends = np.cumsum([predictor.num_candidates for predictor in predictors]).tolist()
+    return {
+        predictor.name: slice(end - predictor.num_candidates, end) for predictor, end in zip(predictors, ends, strict=True)
+    }
 
 
-class Collector:
-    """Takes the statistics of documents that are scored side by side, in any order, at their places in the stream.
+class DocumentScores:
+    """Scores of documents that are forwarded side by side, in any order.
 
         for each document's stream:
             opened = stream.open(stop)
-            stream.commit(collector.take(opened, logits))      # logits (opened.stop - opened.start, V) of its targets
+            stream.commit(scores.take(opened, logits))      # logits (opened.stop - opened.start, V) of its targets
 
-    Documents are committed under one predictor. Predictors come later, in the stream's order: `scores` gives all of them, on
-    every rank. Symbols are asked of predictors that know the document alone.
+    Documents are committed under one name. The predictors run later, in the stream's order: `scores` gives all of theirs, on
+    every rank. Candidates are asked of document-local predictors only, so a copy for each document names them.
     """
 
     def __init__(
@@ -266,31 +298,36 @@ class Collector:
         bos: int,
         temperature: Temperature | None = None,
         name: str = "adapted",
-        words: Words | None = None,
+        observer: Observer | None = None,
     ):
         self.predictors, self.bos, self.temperature, self.name = predictors, bos, temperature, name
-        self.words = words or Words()
+        self.observer = observer or Observer()
         self._columns = columns_of(predictors)
-        self._found: list[tuple[int, Statistics]] = []
-        # by the target at which each document goes on
-        self._documents: dict[int, list[Predictor]] = {}
+        self._statistics: list[tuple[int, Statistics]] = []
+        """With the first target of each."""
+        self._unfinished: dict[int, list[Predictor]] = {}
+        """By the target at which each document goes on."""
 
-    def take(self, opened: Opened, logits: torch.Tensor) -> dict[str, np.ndarray]:
+    def take(self, opened: OpenSpan, logits: torch.Tensor) -> dict[str, np.ndarray]:
         """The scores to commit for the opened targets of one document, whose earlier targets were taken before."""
         targets = opened.targets(opened.start, opened.stop).astype(np.int32)
         span = Span(opened.start, targets, targets == self.bos)
-        lookers = self._documents.pop(opened.start, None)
-        if lookers is None:
-            lookers = [copy.deepcopy(predictor) for predictor in self.predictors if predictor.levels]
-            for predictor in lookers:
+        predictors = self._unfinished.pop(opened.start, None)
+        if predictors is None:
+            predictors = [copy.deepcopy(predictor) for predictor in self.predictors if predictor.num_candidates]
+            for predictor in predictors:
                 predictor.begin(int(opened.inputs(opened.start, opened.start + 1)[0]))
-        symbols = [predictor.look(span) for predictor in lookers]
-        wanted = np.concatenate(symbols, 1) if symbols else None
-        watched = self.words.among(np.arange(opened.start, opened.stop))
-        statistics = statistics_of(logits, targets, wanted, temperature=self.temperature, watched=watched)
+        candidates = [predictor.candidates(span) for predictor in predictors]
+        statistics = statistics_of(
+            logits,
+            targets,
+            np.concatenate(candidates, 1) if candidates else None,
+            temperature=self.temperature,
+            kept=self.observer.wanted(np.arange(opened.start, opened.stop)),
+        )
         if not span.starts[-1]:
-            self._documents[opened.stop] = lookers
-        self._found.append((opened.start, statistics))
+            self._unfinished[opened.stop] = predictors
+        self._statistics.append((opened.start, statistics))
         return {self.name: statistics.nats}
 
     def scores(self, tokens: np.ndarray, world: int = 1) -> dict[str, np.ndarray]:
@@ -298,15 +335,15 @@ class Collector:
         stream = ScoredStream(tokens)
         for predictor in self.predictors:
             predictor.begin(int(tokens[0]))
-        for start, statistics in sorted(gathered(self._found, world), key=lambda found: found[0]):
+        for start, statistics in sorted(gathered(self._statistics, world), key=lambda part: part[0]):
             opened = stream.open(start + len(statistics.nats))
             targets = opened.targets(opened.start, opened.stop).astype(np.int32)
             span = Span(start, targets, targets == self.bos)
-            watched = self.words.watch(self.predictors, self.temperature, start, opened.stop)
+            self.observer.before_span(self.predictors, self.temperature, start, opened.stop)
             scores = {}
             for predictor in self.predictors:
-                predictor.look(span)
+                predictor.candidates(span)
                 scores[predictor.name] = predictor.score(span, statistics.of_candidates(self._columns[predictor.name]))
             stream.commit(scores)
-            self.words.take(watched, span, statistics, self._columns)
+            self.observer.after_span(span, statistics, self._columns)
         return stream.ledger.finished()
