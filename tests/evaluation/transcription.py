@@ -132,7 +132,7 @@ def boosted(logits, tokens, *, vocab, length, stride, ranks, batch, rate, bucket
                         c, f = keys(n, g)
                         seen, hits = context[n].get(c, 0), full[n].get(f, 0)
                         if seen > 0 and hits > 0:
-                            best = max(best, math.log(1 + hits) - math.log(1 + max(seen - hits, 1)))
+                            best = max(best, math.log(1 + hits) - math.log(1 + max((seen - hits) % 2**64, 1)))
                     alpha = 0.05 + 0.55 / (1 + math.exp(2 * (entropy - 4))) if best else 0.0
                     raised = lp + alpha * best
                     losses.setdefault(start + i, []).append(
