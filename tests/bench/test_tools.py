@@ -2,8 +2,6 @@
 
 import importlib
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,32 +144,8 @@ def test_the_page_has_a_command_for_every_kernel():
 
 
 def test_the_page_of_profiling_and_the_scripts_name_files_that_exist():
-    text = (ROOT / "docs" / "profiling.md").read_text() + (ROOT / "bench" / "gpu.sh").read_text()
+    text = (ROOT / "docs" / "profiling.md").read_text() + (ROOT / "bench" / "gpu.py").read_text()
     for module in set(re.findall(r"-m (bench\.\w+)", text)):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
     for path in set(re.findall(r"(?<![\w/])((?:bench|tests)/[\w/]+\.?\w*)", text)):
         assert (ROOT / path).exists() or path == "bench/results", path
-
-
-def run(*command, **environment):
-    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, **environment}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-
-
-def test_the_script_runs_its_parts_and_says_what_failed(tmp_path):
-    """With a python that only says how it was called."""
-    fake = tmp_path / "python"
-    fake.write_text('#!/bin/sh\necho "$@"\ncase "$*" in *test_budgets*) exit 1;; *test_training*) sleep 60;; esac\n')
-    fake.chmod(0o755)
-    out = tmp_path / "out"
-    done = run("bash", "bench/gpu.sh", str(out), "tests", "steps", "budgets", PYTHON=str(fake), SECONDS_IN_ALL="26")
-    assert done.returncode == 1
-    log = (out / "log.txt").read_text()
-    assert "-m pytest -q -p no:cacheprovider tests/kernels/gpu" in log and "--benchmark-add bench/test_budgets.py" in log
-    assert "== steps: exit 124" in log and "cut off" in log and "== budgets: exit 1" in log
-    assert log.rstrip().endswith("s; steps budgets failed")
-
-
-def test_the_script_knows_its_parts(tmp_path):
-    done = run("bash", "bench/gpu.sh", str(tmp_path), "everything")
-    assert done.returncode == 2 and "no part everything" in done.stderr
