@@ -83,7 +83,13 @@ def parts_of(folder: Path, benchmarks: Mapping[str, Sequence[str]], presets: Seq
     sanitizer = ["compute-sanitizer", "--error-exitcode", "3", "--tool"]
     jobs = {
         "environment": (10, [Job("environment", [python, "-m", "bench.environment"])]),
-        "warm": (60, [Job("compile", [python, "-m", "bench.warm"])]),
+        "warm": (
+            60,
+            [
+                Job("compile", [python, "-m", "bench.warm"]),
+                Job("keys", [python, "-m", "bench.warm", "--check"], alone=True),
+            ],
+        ),
         "tests": (120, [Job(path.stem, [*pytest, "-v", str(path)]) for path in rooms]),
         "operators": (200, [Job(name, [*measured, *nodes], alone=True) for name, nodes in operators.items()]),
         "steps": (90, [Job(n, [*measured, "bench/test_training.py", "-k", words], alone=True) for n, words in steps.items()]),

@@ -7,6 +7,7 @@ Triton's build, its ptxas and the kernels' sources are the same. Set TRITON_CACH
 
 import argparse
 import functools
+import importlib.util
 import multiprocessing
 import os
 import sys
@@ -103,21 +104,37 @@ def entries_of(cache: Path) -> set[str]:
     return {path.parent.name for path in cache.glob("*/*.cubin")}
 
 
+def check(cache: Path, name: str = "XSA alone") -> int:
+    """Whether a launch on the device finds what was compiled ahead."""
+    from bench.benchmarks import BENCHMARKS, Place
+
+    entry = next(entry for entry in BENCHMARKS if entry.name == name)
+    before = entries_of(cache)
+    for form in entry.forms:
+        entry.build(Place("cuda", "full"), form, *entry.shapes["full"]).ours()
+    anew = entries_of(cache) - before
+    print(f"{name}: " + (f"{len(anew)} kernels were compiled again, the keys differ" if anew else "the keys match"))
+    return 1 if anew else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.warm", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of benchmarks; all if none is given")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: one a core")
+    parser.add_argument("--check", action="store_true", help="launch a benchmark on the GPU; say whether it finds its kernels")
     options = parser.parse_args()
-    if importlib_missing("triton"):
+    if importlib.util.find_spec("triton") is None:
         print("error: triton is not installed: there is nothing to compile with", file=sys.stderr)
         return 1
+    cache = Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))
+    if options.check:
+        return check(cache)
     from bench.benchmarks import BENCHMARKS
 
     names = options.names or [entry.name for entry in BENCHMARKS]
     unknown = set(names) - {entry.name for entry in BENCHMARKS}
     if unknown:
         parser.error(f"no benchmark {sorted(unknown)[0]!r}; python -m bench.once --list names them")
-    cache = Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))
     before, failed = entries_of(cache), 0
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(compile_one, name): name for name in names}
@@ -127,13 +144,7 @@ def main() -> int:
                 print(f"not compiled: {waiting[done]}, {form}: {why}", flush=True)
     after = entries_of(cache)
     print(f"cache {cache}: {len(before)} kernels before, {len(after - before)} compiled, {failed} forms failed")
-    return 0
-
-
-def importlib_missing(module: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(module) is None
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

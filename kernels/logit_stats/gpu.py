@@ -6,7 +6,6 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit(do_not_specialize=["count", "temperature_stride"])
@@ -60,7 +59,7 @@ def logit_stats_fwd_kernel(
     b_y = tl.load(p_targets + o_row, mask=m_row, other=0)
     m_y = (b_y >= 0) & (b_y < V)
     b_z_y = tl.load(p_row + b_y, mask=m_row & m_y, other=0).to(tl.float32)
-    tl.store(p_target + o_row, tl.where(m_y, b_z_y * b_inverse - b_lse, NAN), mask=m_row)
+    tl.store(p_target + o_row, tl.where(m_y, b_z_y * b_inverse - b_lse, float("nan")), mask=m_row)
     if K > 0:
         o_k = tl.arange(0, BK)  # [BK]
         m_k = m_row[:, None] & (o_k < K)[None, :]
@@ -68,7 +67,7 @@ def logit_stats_fwd_kernel(
         b_c = tl.load(p_candidates + o_picked, mask=m_k, other=-1)  # [BR, BK]
         m_c = (b_c >= 0) & (b_c < V)
         b_z_c = tl.load(p_row[:, None] + b_c, mask=m_k & m_c, other=0).to(tl.float32)
-        b_absent = tl.where(b_c == -1, -INFINITY, NAN)
+        b_absent = tl.where(b_c == -1, -INFINITY, float("nan"))
         tl.store(p_picked + o_picked, tl.where(m_c, b_z_c * b_inverse[:, None] - b_lse[:, None], b_absent), mask=m_k)
 
 
