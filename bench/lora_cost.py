@@ -17,7 +17,7 @@ import torch
 from pgolf.artifact.pack import read_artifact
 from pgolf.cli.common import CACHE
 from pgolf.config import LoraSettings, read_toml
-from pgolf.data import ByteTable, default_dataset, open_dataset
+from pgolf.data import default_dataset, open_dataset
 from pgolf.evaluation.adaptation import LoraScorer, batches_of
 from pgolf.evaluation.documents import document_bounds
 from pgolf.evaluation.metric import score_of
@@ -91,7 +91,7 @@ def main() -> None:
     vocab = settings.model.vocab_size
     data = open_dataset(settings.data.path) if settings.data.path else default_dataset(CACHE, vocab_size=vocab)
     tokens = np.asarray(data.val_tokens())
-    bos, table = data.tokenizer.bos, ByteTable(data.tokenizer)
+    bos, table = data.tokenizer.bos, data.tokenizer.byte_table
     # whole documents, so that the last one is none of a kind of its own
     ends = [0, *document_bounds(tokens, bos)]
     tokens = tokens[: max(end for end in ends if end <= options.targets) + 1]

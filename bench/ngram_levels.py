@@ -18,7 +18,7 @@ from pgolf.artifact.pack import read_artifact
 from pgolf.budget import Clock
 from pgolf.cli.common import CACHE
 from pgolf.config import read_toml
-from pgolf.data import ByteTable, default_dataset, open_dataset
+from pgolf.data import default_dataset, open_dataset
 from pgolf.evaluation.documents import document_starts
 from pgolf.evaluation.evaluate import Result
 from pgolf.evaluation.metric import score_of
@@ -123,7 +123,7 @@ def main() -> None:
     bos, granularity = data.tokenizer.bos, settings.mixer.granularity
     before, tokens = data.held_out(options.held_out or run.data.held_out_tokens), np.asarray(data.val_tokens())
     tokens = tokens[: options.targets + 1]
-    counts, starts = ByteTable(data.tokenizer).count(tokens[:-1], tokens[1:]), document_starts(tokens, bos)
+    counts, starts = data.tokenizer.byte_table.count(tokens[:-1], tokens[1:]), document_starts(tokens, bos)
     held_out, scored = (record(model, text, settings, bos, stride, options.device) for text in (before, tokens))
     print(f"{len(tokens) - 1:,} targets, windows of {settings.window}, stride {stride}, counts fresh to {granularity} tokens")
     print(f"beforehand: on the last {len(before):,} tokens of the training text, whose last {run.data.held_out_tokens:,} the")

@@ -15,7 +15,6 @@ import torch
 from pgolf.cli.common import dataset_of
 from pgolf.cli.flags import settings_from
 from pgolf.config import EvaluationSettings
-from pgolf.data import ByteTable
 from pgolf.evaluation.evaluate import evaluate
 from pgolf.model import build_model
 from pgolf.process import keep_freed_memory
@@ -40,7 +39,7 @@ def main(steps: str, *flags: str) -> None:
         model.load_state_dict(result.exported)
         options = EvaluationSettings(seconds=3600, window=settings.evaluation.window, stride=settings.evaluation.stride)
         tokens = np.asarray(dataset.val_tokens())
-        found = evaluate(model, tokens, ByteTable(dataset.tokenizer), options, bos=dataset.tokenizer.bos)
+        found = evaluate(model, tokens, dataset.tokenizer.byte_table, options, bos=dataset.tokenizer.bos)
         scores = ", ".join(f"{name} {result.score.bpb:.4f}" for name, result in found.results.items())
         display.settle()
         display.say(f"{result.tokens:,} tokens, {rate:,.0f} a CPU second; {scores}: {' '.join(flags) or 'no flags'}")

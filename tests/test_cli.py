@@ -3,6 +3,7 @@ import importlib
 
 import pytest
 
+from pgolf.cli.compress import Options as CodecOptions
 from pgolf.cli.data import Options as DataOptions
 from pgolf.cli.flags import resumed, run_path, settings_from
 from pgolf.cli.parse import DeviceOptions, FolderOptions, parse
@@ -66,8 +67,8 @@ def test_flags_are_checked_together():
 def test_stages_and_data():
     assert parse(DeviceOptions, ["runs/x", "--device", "cpu"], "pack") == DeviceOptions("runs/x", "cpu")
     assert parse(DataOptions, ["--out", "d", "--text", "a", "b"], "data").text == ("a", "b")
-    with pytest.raises(UsageError, match="data needs --out STR; see: pgolf data --help"):
-        parse(DataOptions, ["--text", "a"], "data")
+    with pytest.raises(UsageError, match="compress needs --artifact STR, --out STR; see: pgolf compress --help"):
+        parse(CodecOptions, ["a"], "compress")
     with pytest.raises(UsageError, match="pack needs RUN; see: pgolf pack --help"):
         parse(DeviceOptions, [], "pack")
 

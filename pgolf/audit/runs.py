@@ -16,7 +16,7 @@ from pgolf.audit.interface import Claims, Scored
 from pgolf.audit.published import boost_row, hedge_row
 from pgolf.budget import Budget, Clock
 from pgolf.config import EvaluationSettings, Settings, read_toml
-from pgolf.data import ByteTable, Tokenizer
+from pgolf.data import load_tokenizer
 from pgolf.evaluation.evaluate import PassResult, Scorer
 from pgolf.evaluation.load import load_scorer
 from pgolf.evaluation.observer import Observer
@@ -56,8 +56,8 @@ class RunSubject:
         self.device = torch.device(device)
         self.model, self.ngram_table, artifact = load_scorer(folder.artifact, settings, self.device)
         self.vocab = artifact.model_settings.vocab_size
-        self.tokenizer = Tokenizer(folder.artifact, artifact.tokenizer)
-        self.table = ByteTable(self.tokenizer)
+        self.tokenizer = load_tokenizer(folder.artifact, artifact.tokenizer)
+        self.table = self.tokenizer.byte_table
         self.published, self.plan = published, plan
         self.settings = settings_of(settings.evaluation, published)
         named = ["published"] if published else results if results is not None else self._all_results()

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -51,13 +51,14 @@ def parse_known(
     options: type[Options], words: list[str], stage: str, default: Options | None = None
 ) -> tuple[Options, list[str]]:
     """The same, with the words that belong to no option."""
-    settings = {"prog": f"pgolf {stage}"} | ({"default": default} if default is not None else {})
+    start: Any = tyro.MISSING_NONPROP if default is None else default
+    prog = f"pgolf {stage}"
     if {"-h", "--help"} & set(words):
-        tyro.cli(options, args=["--help"], **settings)
+        tyro.cli(options, args=["--help"], prog=prog, default=start)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return tyro.cli(options, args=words, return_unknown_args=True, **settings)
+            return tyro.cli(options, args=words, return_unknown_args=True, prog=prog, default=start)
     except SystemExit:
         raise UsageError(one_line(said.getvalue(), stage)) from None
 

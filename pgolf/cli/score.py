@@ -37,7 +37,6 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     import numpy as np
 
     from pgolf.cli.common import chosen_device, dataset_of
-    from pgolf.data import ByteTable
     from pgolf.distributed import launch
     from pgolf.evaluation.evaluate import evaluate
     from pgolf.evaluation.load import load_scorer
@@ -55,7 +54,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             tokens = np.asarray(dataset.val_tokens())
             partial = 0 < options.max_tokens < len(tokens) - 1
             tokens = tokens[: options.scored_targets(len(tokens) - 1) + 1]
-            table = ByteTable(dataset.tokenizer)
+            table = dataset.tokenizer.byte_table
         with budget.part("scoring"):
             found = evaluate(
                 loaded.model,

@@ -25,7 +25,9 @@ def checked(value, hint, where: str):
             raise SettingsError(f"{where} is {value!r}, but a table is wanted")
         return {key: checked(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
     if origin is list:
-        return list(checked(value, tuple[arguments[0], ...], where))
+        if not isinstance(value, list):
+            raise SettingsError(f"{where} is {value!r}, but a list is wanted")
+        return [checked(item, arguments[0], where) for item in value]
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise SettingsError(f"{where} is {value!r}, but a list is wanted")

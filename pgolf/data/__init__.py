@@ -5,7 +5,7 @@ from pgolf.data.dataset import Dataset, build_dataset, default_dataset, open_dat
 from pgolf.data.errors import DataError
 from pgolf.data.loader import CoprimeStrideLoader, Prefetch, Read, SequentialLoader
 from pgolf.data.shards import open_shard, write_shard
-from pgolf.data.tokenizer import ByteTable, Tokenizer, train_tokenizer
+from pgolf.data.tokenizer import ByteTable, Tokenizer, load_tokenizer, train_tokenizer
 
 __all__ = [
     "ByteTable",
@@ -21,6 +21,7 @@ __all__ = [
     "corpus_digest",
     "default_dataset",
     "is_validation",
+    "load_tokenizer",
     "open_dataset",
     "open_shard",
     "read_documents",

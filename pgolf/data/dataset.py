@@ -27,7 +27,7 @@ from pgolf.data.corpus import (
 from pgolf.data.errors import DataError
 from pgolf.data.passages import PASSAGE, shared_bytes
 from pgolf.data.shards import LARGEST_VOCAB, check_shard, open_shard, shard_writer, token_count, write_shard
-from pgolf.data.tokenizer import Tokenizer, train_tokenizer
+from pgolf.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pgolf.files import atomic_file, atomic_folder, sha256_of, system_error
 
 # Called as progress(what, done, total): bytes of text while reading and tokenizing; total is None while unknown.
@@ -61,7 +61,7 @@ class Dataset:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.tokenizer_path)
+        return load_tokenizer(self.tokenizer_path)
 
     def val_tokens(self, seq_len: int | None = None) -> np.ndarray:
         """The validation stream (uint16). With `seq_len`: its first n * seq_len + 1 tokens, n as large as possible."""
@@ -184,7 +184,7 @@ def _build(documents, folder, vocab_size, name, tokenizer, shard_tokens, progres
             train_tokenizer(survey.sample(), vocab_size, model, case_ops=case_ops)
         else:
             _copy(Path(tokenizer), model)
-        encoder = Tokenizer(model)
+        encoder = load_tokenizer(model)
         _check_vocab(encoder, vocab_size)
         if case_ops and not encoder.marks:
             raise DataError(f"tokenizer {tokenizer} has no CaseOps marks as pieces 4 to 7; leave case_ops out or give another")
@@ -412,7 +412,7 @@ def open_dataset(
     tokenizer_path = Path(tokenizer_path) if tokenizer_path is not None else folder / TOKENIZER
     if not tokenizer_path.is_file():
         raise DataError(f"no tokenizer at {tokenizer_path}; name the SentencePiece model that made the shards")
-    tokenizer = Tokenizer(tokenizer_path)
+    tokenizer = load_tokenizer(tokenizer_path)
     _check_vocab(tokenizer, vocab_size)
     if table is not None:
         _check_table(table, tokenizer)

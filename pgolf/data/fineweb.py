@@ -11,7 +11,7 @@ from pathlib import Path
 from pgolf.data.dataset import TABLE, TOKENIZER, Dataset, Progress, open_dataset, shard_entry, shards_digest, write_table
 from pgolf.data.errors import DataError
 from pgolf.data.shards import check_shard, token_count
-from pgolf.data.tokenizer import Tokenizer
+from pgolf.data.tokenizer import load_tokenizer
 from pgolf.files import sha256_of, system_error
 
 REPOSITORY = "willdepueoai/parameter-golf"
@@ -71,7 +71,7 @@ def fetch_fineweb(
     tokenizer_path = folder / TOKENIZER
     if not _is_whole(tokenizer_path, have):
         _name(_checked(fetch(f"{ROOT}/{model}")), tokenizer_path)
-    tokenizer = Tokenizer(tokenizer_path)
+    tokenizer = load_tokenizer(tokenizer_path)
     table["tokenizer"] = {"file": TOKENIZER, "sha256": sha256_of(tokenizer_path)}
     table |= {"vocab_size": tokenizer.vocab_size, "lossless": tokenizer.lossless}
     entries = {entry["file"]: entry for entry in table["shards"]}

@@ -1,7 +1,7 @@
 """The tokenizer, and how many bytes each token stands for.
 
 A tokenizer trained here is lossless: what it encodes it gives back byte for byte. SentencePiece writes a space as
-U+2581 inside, so two things need help, and `Tokenizer.encode` gives it:
+U+2581 inside, so two things need help, and `encode` gives it:
 
 * the character U+2581 itself is written as its three byte tokens;
 * a space that begins a text is written as its byte token, because the metric gives no byte to a piece's leading
@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
@@ -117,7 +118,40 @@ def _training_lines(documents: Iterable[str], vocab_size: int) -> Iterable[str]:
         yield from line.findall(document)
 
 
-class Tokenizer:
+class Tokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer. Another kind of one needs a class with these and a branch in
+    `load_tokenizer`."""
+
+    path: Path
+    """Where it came from, for messages."""
+    vocab_size: int
+    bos: int
+    """The token that begins each document."""
+    pieces: list[bytes]
+    """The text of each token; control and unknown tokens have none."""
+    lossless: bool
+    """Whether any text comes back byte for byte."""
+    marks: range
+    """The tokens that are marks of CaseOps; none where text is not written that way."""
+
+    @property
+    def byte_table(self) -> ByteTable: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def encode_bytes(self, data: bytes) -> list[int]: ...
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes: ...
+
+
+def load_tokenizer(path: str | Path, model: bytes | None = None) -> Tokenizer:
+    """The tokenizer in a file, or in bytes that `path` tells the origin of."""
+    return SentencePieceTokenizer(path, model)
+
+
+class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model from a file, or from its bytes, which `path` then tells the origin of."""
 
     def __init__(self, path: str | Path, model: bytes | None = None):
@@ -239,7 +273,7 @@ class ByteTable:
     A mark of CaseOps is no byte, unless it is escaped and so stands for itself.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: SentencePieceTokenizer):
         model, ids = tokenizer._model, range(tokenizer.vocab_size)
         spaced = [not model.is_byte(token) and model.id_to_piece(token).startswith(SPACE_MARK) for token in ids]
         self.boundary = np.array([tokenizer._silent(token) for token in ids])

@@ -1,6 +1,6 @@
 import pytest
 
-from pgolf.data import Tokenizer, build_dataset, builtin_documents, train_tokenizer
+from pgolf.data import build_dataset, builtin_documents, load_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def dataset(documents, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def lossless(dataset):
-    return Tokenizer(dataset.tokenizer_path)
+    return load_tokenizer(dataset.tokenizer_path)
 
 
 @pytest.fixture(scope="session")

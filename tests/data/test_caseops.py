@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.data import Tokenizer, build_dataset, caseops, train_tokenizer
+from pgolf.data import build_dataset, caseops, load_tokenizer, train_tokenizer
 from pgolf.data.caseops import ALLCAPS, CAPNEXT, ESC, TITLE
 from pgolf.data.dataset import byte_counts_of
 from pgolf.data.errors import DataError
@@ -82,7 +82,7 @@ def test_misplaced_marks_are_refused_and_excerpts_live_with_them(encoded):
 def tokenizer(documents, tmp_path_factory):
     path = tmp_path_factory.mktemp("caseops") / "t.model"
     train_tokenizer(documents[:40], 320, path, case_ops=True)
-    return Tokenizer(path)
+    return load_tokenizer(path)
 
 
 def test_the_marks_are_pieces_four_to_seven(tokenizer, lossless):

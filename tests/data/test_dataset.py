@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pgolf.data import (
-    Tokenizer,
     build_dataset,
     corpus_digest,
     default_dataset,
     is_validation,
+    load_tokenizer,
     open_dataset,
     open_shard,
     train_tokenizer,
@@ -58,7 +58,7 @@ def test_every_document_is_there_again(tmp_path, some, once):
 
 def test_equal_documents_never_stand_on_both_sides(dataset, tmp_path, tiny_tokenizer):
     assert dataset.shared_documents() == 0
-    tokenizer = Tokenizer(tiny_tokenizer)
+    tokenizer = load_tokenizer(tiny_tokenizer)
     texts = [[1, *tokenizer.encode(text)] for text in ("one", "two", "three")]
     write_shard(tmp_path / "x_train_000000.bin", sum(texts, []))
     write_shard(tmp_path / "x_val_000000.bin", texts[1] + [1, 5])

@@ -4,7 +4,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.data import ByteTable, Tokenizer, train_tokenizer
+from pgolf.data import load_tokenizer, train_tokenizer
 from pgolf.errors import PgolfError
 
 HARD = [
@@ -73,19 +73,19 @@ def test_the_bytes_of_a_stream_of_documents_are_exact(lossless, documents):
 @pytest.mark.parametrize("kind", ["lossless", "lossy"])
 def test_the_byte_table_is_the_challenges(kind, dataset, lossy_path):
     path = dataset.tokenizer_path if kind == "lossless" else lossy_path
-    tokenizer = Tokenizer(path)
+    tokenizer = load_tokenizer(path)
     targets = np.arange(tokenizer.vocab_size)
     ordinary = tokenizer.vocab_size - 1
     for previous in (0, 1, 2, 3, 4, ordinary):
         expected = [seeds_bytes(path, previous, int(target)) for target in targets[::7]]
         assert tokenizer.byte_table.count(np.full(len(expected), previous), targets[::7]).tolist() == expected
-    table = ByteTable(tokenizer)
+    table = tokenizer.byte_table
     assert table.boundary.tolist() == [True] * 4 + [False] * (tokenizer.vocab_size - 4)
     assert table.leading_space.any() and not table.leading_space[:260].any()
 
 
 def test_a_normalising_tokenizer_is_left_as_it_is(lossy_path):
-    tokenizer = Tokenizer(lossy_path)
+    tokenizer = load_tokenizer(lossy_path)
     model = sentencepiece.SentencePieceProcessor(model_file=str(lossy_path))
     for text in (" two  spaces ", "\ufb01ne\u2581", "plain text"):
         assert tokenizer.encode(text) == model.encode(text)
@@ -108,7 +108,7 @@ def test_training_is_deterministic_and_normal(tmp_path, documents):
 def test_text_with_more_characters_than_the_vocabulary_trains(tmp_path):
     rare = "".join(map(chr, range(0x4E00, 0x5E00)))
     train_tokenizer([rare + "the cat and the dog and the bird " * 200], 300, tmp_path / "t.model")
-    tokenizer = Tokenizer(tmp_path / "t.model")
+    tokenizer = load_tokenizer(tmp_path / "t.model")
     assert tokenizer.lossless and tokenizer.decode(tokenizer.encode(rare)) == rare
     assert len(tokenizer.encode("the cat and the dog")) < 10, "the rare characters left room for merges"
 
@@ -121,11 +121,11 @@ def test_errors_of_tokenizers(tmp_path, lossless, tiny_tokenizer):
     with pytest.raises(PgolfError, match="has 276 to 65536 entries, not 100"):
         train_tokenizer(["abc"], 100, tmp_path / "t.model")
     with pytest.raises(PgolfError, match="cannot read tokenizer .*t.model: No such file"):
-        Tokenizer(tmp_path / "t.model")
+        load_tokenizer(tmp_path / "t.model")
     for content in (b"", b"not a model", tiny_tokenizer.read_bytes()[:1000]):
         (tmp_path / "bad.model").write_bytes(content)
         with pytest.raises(PgolfError, match="bad.model is not a SentencePiece model"):
-            Tokenizer(tmp_path / "bad.model")
+            load_tokenizer(tmp_path / "bad.model")
     with pytest.raises(PgolfError, match="surrogate"):
         lossless.encode("a\ud800")
     with pytest.raises(PgolfError, match="outside the vocabulary"):

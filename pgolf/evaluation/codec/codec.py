@@ -19,7 +19,7 @@ import zstandard
 from pgolf.artifact.pack import read_artifact
 from pgolf.budget import Budget
 from pgolf.config import EvaluationSettings, Settings, SettingsError, from_table, scoring_table
-from pgolf.data import Tokenizer
+from pgolf.data import load_tokenizer
 from pgolf.evaluation.codec.coding import CodecError, believable, decode, encode, silent
 from pgolf.evaluation.codec.stream import DIGEST, TEXT, TOKENS, Stream, computer
 from pgolf.evaluation.codec.token_predictor import StreamPredictor
@@ -46,7 +46,7 @@ class Codec:
             raise CodecError(f"{path} does not say how it is scored: an older program packed it; pack its run again")
         # by way of JSON, as the artifact's own have come: where they are the same, the stream need not carry them
         self.table: dict = self.own if settings is None else json.loads(json.dumps(scoring_table(settings)))
-        self.tokenizer = Tokenizer(f"{path}, its tokenizer", self.artifact.tokenizer)
+        self.tokenizer = load_tokenizer(f"{path}, its tokenizer", self.artifact.tokenizer)
         if self.tokenizer.vocab_size > self.artifact.model_settings.vocab_size:
             raise CodecError(f"{path}: its tokenizer has more entries than its network")
 
