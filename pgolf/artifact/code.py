@@ -57,7 +57,7 @@ ENTERED: dict[str, Callable[[Settings], bool]] = {
     "pgolf.artifact.fitting": lambda settings: settings.artifact.fit,
     "pgolf.evaluation.adaptation.lora": _by_documents,
     "pgolf.evaluation.predictors.ngram_backoff": _backs_off,
-    "pgolf.evaluation.predictors.table": _backs_off,
+    "pgolf.evaluation.ngram_table": _backs_off,
     "pgolf.kernels.lora": _by_documents,
     "pgolf.model.decoder": lambda settings: _gptq(settings) and settings.artifact.calibration == "generated",
 }

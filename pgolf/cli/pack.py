@@ -104,7 +104,7 @@ def ngram_section(model, settings: Settings, dataset: Dataset, place, budget: Bu
     if len(tokens) < 2:
         return {}
     from pgolf.evaluation.predictors.ngram_backoff import learnt_to_bytes
-    from pgolf.evaluation.predictors.table import learn_ngram_table
+    from pgolf.evaluation.ngram_table import learn_ngram_table
 
     def learn(tokens):
         return learn_ngram_table(model, tokens, settings.evaluation, bos=dataset.tokenizer.bos, device=place)
