@@ -47,6 +47,9 @@ class TrainingSettings:
     """Learning rate of the embedding tables."""
     scalar_lr: float = 0.025
     """Learning rate of gains, scales, gates and other small tensors."""
+    train_convolutions: bool = True
+    """Train the weights of the state-space layers' convolutions; the submission's optimisers took matrices and vectors, so
+    that these, of three dimensions, stayed as they began."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
     """Betas of AdamW."""
     adam_eps: float = 1e-8

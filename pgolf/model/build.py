@@ -129,8 +129,10 @@ def _initialise(network: Network, generator: torch.Generator | None) -> None:
 
 
 def parameter_groups(model: Network) -> dict[str, list[nn.Parameter]]:
-    """Every parameter once, by how it is trained: matrix (the banks), projection, token, head, and scalar (the rest)."""
-    groups: dict[str, list[nn.Parameter]] = {"matrix": [], "projection": [], "token": [], "scalar": [], "head": []}
+    """Every parameter once, by how it is trained: matrix (the banks), projection, token, head, convolution, and scalar (the
+    rest)."""
+    names = ("matrix", "projection", "token", "scalar", "head", "convolution")
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in names}
     for name, parameter in model.named_parameters():
         if name.endswith("_bank"):
             group = "matrix"
@@ -140,6 +142,8 @@ def parameter_groups(model: Network) -> dict[str, list[nn.Parameter]]:
             group = "token"
         elif name.startswith(("mtp_heads.", "lm_head.")):
             group = "head"
+        elif name.endswith(".conv1d.weight"):
+            group = "convolution"
         else:
             group = "scalar"
         groups[group].append(parameter)

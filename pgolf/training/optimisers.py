@@ -23,11 +23,12 @@ class Assigned(NamedTuple):
 
 
 def assignment(settings: TrainingSettings) -> dict[str, Assigned]:
-    """The optimiser and rate of each group of `parameter_groups`."""
+    """The optimiser and rate of each group of `parameter_groups`. A group that is not named keeps its initial values."""
     muon = Assigned("muon", settings.muon_lr)
     tables, scalars = Assigned("adamw", settings.token_lr), Assigned("adamw", settings.scalar_lr)
     projections = muon if settings.muon_projections else scalars
-    return {"matrix": muon, "token": tables, "head": tables, "scalar": scalars, "projection": projections}
+    found = {"matrix": muon, "token": tables, "head": tables, "scalar": scalars, "projection": projections}
+    return found | ({"convolution": scalars} if settings.train_convolutions else {})
 
 
 class Optimiser(Protocol):

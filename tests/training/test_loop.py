@@ -199,6 +199,21 @@ def test_tables_may_be_exported_in_the_submissions_dtype(tmp_path):
     assert any(not torch.equal(plain.exported[name], cast.exported[name]) for name in tables)
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_convolutions_may_stay_as_they_began(tmp_path, trained):
+    """As in the Mamba hybrid's script, where Muon takes what has two dimensions and Adam what has fewer."""
+    scans = {"scan_layers": (0,), "scan_heads": 2, "value_embedding_layers": (1, 2), "value_residual": False}
+    settings = tiny(steps=3, export="raw", train_convolutions=trained, model=scans)
+    result, events = run(settings, tmp_path)
+    began = build_model(settings.model, seed=settings.seed).state_dict()
+    moved = {name for name, value in result.exported.items() if not torch.equal(value, began[name])}
+    assert ("blocks.0.mixer.conv1d.weight" in moved) == trained
+    assert {"blocks.0.mixer.conv1d.bias", "blocks.0.mixer.A_log", "scan_in_bank"} <= moved
+    assert ("convolution (adamw)" in events[0]["rates"]) == trained
+    matrices = {name for name, value in began.items() if value.dim() == 3 and not name.endswith("_bank")}
+    assert matrices == {"blocks.0.mixer.conv1d.weight"}
+
+
 # ---- the clock
 
 
