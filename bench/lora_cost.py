@@ -73,7 +73,7 @@ def measure(model, tokens: np.ndarray, bos: int, settings: LoraSettings) -> tupl
         scorer.score([documents[i] for i in batch.documents], Plain(), adapted=batch.adapted)
     seconds = time.perf_counter() - begun
     nats = stream.ledger.finished()["nats"]
-    return nats, scorer.network.token_layers / len(scorer.network.blocks) / len(nats), seconds
+    return nats, scorer.network.token_layers / len(scorer.network.layers) / len(nats), seconds
 
 
 def main() -> None:

@@ -9,17 +9,8 @@ from torch import Tensor
 
 from pgolf.data import open_shard
 from pgolf.model import Network
+from pgolf.model.parameters import moment_names
 
-# queries, keys and values see the same input, "q" stands for all three; so does "mixer_in" for what enters a mixer
-SITES = {
-    "q": ("attn.c_q.weight", "attn.c_k.weight", "attn.c_v.weight"),
-    "o": ("attn.proj.weight",),
-    "up": ("mlp.fc.weight",),
-    "down": ("mlp.proj.weight",),
-    "mixer_in": ("mixer.in_proj.weight", "mixer.B_proj.weight", "mixer.C_proj.weight"),
-    "mixer_out": ("mixer.out_proj.weight",),
-}
-SHARED = {"bigram": "bigram.proj.weight", "values": "ve_shared.proj.weight"}
 TEMPERATURE = 0.8
 # lengths of prefix that generation on a GPU rounds up to, so that few shapes occur
 PREFIX_STEP = 64
@@ -34,17 +25,14 @@ def hessians(model: Network, batches: Iterable[Tensor], *, head: bool = False) -
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
-    output = "tok_emb.weight" if model.lm_head is None else "lm_head.weight"
+    same: dict[str, list[str]] = {}
 
     def input_hook(site: str, layer: int, x: Tensor) -> None:
-        if site in SITES:
-            name = f"blocks.{model.virtual_layers[layer]}.{SITES[site][0]}"
-        elif site in SHARED:
-            name = SHARED[site]
-        elif site == "head":
-            name = output
-        else:
+        names = moment_names(site, model.layers[layer].physical, model.settings.tied)
+        if not names:
             return
+        name, *others = names
+        same[name] = others
         x = x.detach().flatten(0, -2).float()
         if name not in sums:
             sums[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
@@ -65,11 +53,7 @@ def hessians(model: Network, batches: Iterable[Tensor], *, head: bool = False) -
         model.input_hook = None
         model.train(was_training)
     means = {name: total / counts[name] for name, total in sums.items()}
-    for name in list(means):
-        for first, *others in SITES.values():
-            if name.endswith(first):
-                means |= {name.removesuffix(first) + other: means[name] for other in others}
-    return means
+    return means | {other: means[name] for name, others in same.items() for other in others}
 
 
 def training_batches(shards: Sequence[Path], sequences: int, length: int, batch: int) -> Iterable[Tensor]:

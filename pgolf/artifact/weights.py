@@ -1,6 +1,5 @@
 """A network's weights as the file holds them: small tensors in float16, large ones as codes, scales and corrections."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -12,21 +11,15 @@ from pgolf.artifact.coder import Outline
 from pgolf.artifact.grid import Rounded, Steps, largest_code
 from pgolf.artifact.rounding import Correction
 from pgolf.config import ArtifactSettings
+from pgolf.model.parameters import parameter, without_layer
 
 # how many directions the coder looks for in a matrix: embeddings have many, and are small enough to look closely
 DIRECTIONS = {"matrix": 8, "embedding": 32}
 
 
 def role_of(name: str, numel: int, settings: ArtifactSettings) -> str:
-    """Which treatment a tensor gets: small (float16), matrix (few bits) or embedding. The order of tests matters."""
-    if numel <= settings.small_tensor:
-        return "small"
-    return "matrix" if any(part in name for part in (".mlp.", ".attn.", ".proj.", ".mixer.")) else "embedding"
-
-
-def kind_of(name: str) -> str:
-    """A tensor's name without its layer: what its coding and its rounding have in common with other layers'."""
-    return re.sub(r"^blocks\.\d+\.", "", name)
+    """Which treatment a tensor gets: small (float16), matrix (few bits) or embedding."""
+    return "small" if numel <= settings.small_tensor else parameter(name).role
 
 
 def steps_of(role: str, settings: ArtifactSettings) -> Steps:
@@ -46,11 +39,11 @@ def outlines_of(
     outlines = []
     for name, shape in shapes.items():
         role = role_of(name, shape[0] * shape[1], settings)
-        # hidden units of the MLP: the rows of one matrix are the columns of the next
-        feeder = places.get(name.replace(".mlp.proj.", ".mlp.fc.")) if ".mlp.proj." in name else None
+        kind, row = without_layer(name), parameter(name)
+        feeder = places.get(name.removesuffix(kind) + row.feeder) if row.feeder else None
         if feeder is not None and feeder > places[name]:
             feeder = None
-        outlines.append(Outline(kind_of(name), shape, steps_of(role, settings).largest, DIRECTIONS[role], feeder=feeder))
+        outlines.append(Outline(kind, shape, steps_of(role, settings).largest, DIRECTIONS[role], feeder=feeder))
     largest = largest_code(rounding.FACTOR_BITS)
     for name, rank in correction_ranks.items():
         rows, columns = shapes[name]
@@ -109,7 +102,7 @@ def round_weights(
             weights.small[name] = tensor.half().cpu()
             continue
         large[name] = tensor.float().reshape(-1, tensor.shape[-1])
-        stacks.setdefault((kind_of(name), role, large[name].shape, name in hessians), []).append(name)
+        stacks.setdefault((without_layer(name), role, large[name].shape, name in hessians), []).append(name)
     found: dict[str, Rounded] = {}
     for (_, role, _, calibrated), names in stacks.items():
         stack = rounding.without_smallest(torch.stack([large[name] for name in names]), settings.prune)

@@ -1,6 +1,6 @@
-"""Low-rank adapters, one set for each document of a batch, and the one place where a matrix meets its adapter."""
+"""Low-rank adapters (LoRA, arXiv:2106.09685), one set for each document of a batch, and where a matrix meets its adapter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pgolf.config import ModelSettings
+from pgolf.model.layers import executed_layers
 from pgolf.model.operators import Operators
+from pgolf.model.parameters import ADAPTED, adapter_shapes
 
-SITES = ("q", "k", "v", "o", "up", "down", "head")
+InputHook = Callable[[str, int, Tensor], None]
 
 
 @dataclass(eq=False)
@@ -47,20 +49,14 @@ class Adapters:
         from pgolf.kernels.lora import lora_initial
 
         sites = [site for target in targets for site in (("up", "down") if target == "mlp" else (target,))]
-        if unknown := sorted(set(sites) - set(SITES)):
-            raise ValueError(f"adapters: no target {unknown[0]!r}; there are {', '.join(SITES)} and mlp")
-        dim, values, hidden = settings.dim, settings.kv_heads * settings.head_dim, settings.mlp_hidden
-        shapes = {
-            "q": (dim, dim), "k": (values, dim), "v": (values, dim), "o": (dim, dim),
-            "up": (hidden, dim), "down": (dim, hidden), "head": (settings.vocab_size, dim),
-        }  # fmt: skip
+        if unknown := sorted(set(sites) - set(ADAPTED)):
+            raise ValueError(f"adapters: no target {unknown[0]!r}; there are {', '.join(ADAPTED)} and mlp")
+        executed = len(executed_layers(settings))
         factors, initial = {}, {}
-        for number, site in enumerate(SITES):
-            if site not in sites:
-                continue
-            for layer in range(1 if site == "head" else len(settings.virtual_layers)):
-                out, width = shapes[site]
-                start = lora_initial(rank, width, seed=(seed * len(SITES) + number) * 1000 + layer, dtype=dtype, device=device)
+        for number, (site, (out, width)) in enumerate(adapter_shapes(settings).items()):
+            for layer in range(0 if site not in sites else 1 if site == "head" else executed):
+                draw = (seed * len(ADAPTED) + number) * 1000 + layer
+                start = lora_initial(rank, width, seed=draw, dtype=dtype, device=device)
                 a = start.expand(documents, -1, -1).clone().requires_grad_()
                 b = torch.zeros(documents, out, rank, dtype=dtype, device=device, requires_grad=True)
                 factors[site, layer], initial[site, layer] = (a, b), start
@@ -73,26 +69,29 @@ class Adapters:
 class Projector:
     """x W^T for one executed layer, with that layer's adapter added where there is one.
 
+    matrices    its W by site, (out, in), in the activations' dtype
     input_hook  sees (site, layer, x) of every product before it is made
     """
 
     def __init__(
         self,
         operators: Operators,
-        adapters: Adapters | None,
-        layer: int,
-        input_hook: Callable[[str, int, Tensor], None] | None = None,
+        matrices: Mapping[str, Tensor],
+        adapters: Adapters | None = None,
+        layer: int = 0,
+        input_hook: InputHook | None = None,
     ):
-        self.operators, self.adapters, self.layer, self.input_hook = operators, adapters, layer, input_hook
+        self.operators, self.matrices, self.adapters = operators, matrices, adapters
+        self.layer, self.input_hook = layer, input_hook
 
     def plain(self, *sites: str) -> bool:
         """Whether these sites are nothing but their matrices, so that a fused operator may take them."""
         adapted = self.adapters is not None and any((site, self.layer) in self.adapters.factors for site in sites)
         return not adapted and self.input_hook is None
 
-    def __call__(self, site: str, x: Tensor, weight: Tensor) -> Tensor:
+    def __call__(self, site: str, x: Tensor) -> Tensor:
         if self.input_hook is not None:
             self.input_hook(site, self.layer, x)
         if self.adapters is None or (site, self.layer) not in self.adapters.factors:
-            return F.linear(x, weight)
-        return self.operators.lora(x, weight, *self.adapters.factors[site, self.layer], self.adapters.scale)
+            return F.linear(x, self.matrices[site])
+        return self.operators.lora(x, self.matrices[site], *self.adapters.factors[site, self.layer], self.adapters.scale)

@@ -1,4 +1,4 @@
-"""From settings to a network with its initial weights; and what a trainer needs to know of it."""
+"""From settings to a network with its initial weights; a second network over its memory; the groups of its parameters."""
 
 import math
 from collections.abc import Iterable
@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.config import ModelSettings
-from pgolf.model.mamba import ScanBlock
+from pgolf.model.blocks import Attention, AttentionBlock
+from pgolf.model.mamba import Mamba2Block, Mamba2Mixer
 from pgolf.model.network import Network
-from pgolf.model.parts import Block
+from pgolf.model.parameters import GROUPS, parameter
 from pgolf.model.rounding import FakeRounding
-
-TABLES = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
 
 
 def build_model(
@@ -38,10 +37,11 @@ def build_model(
     network.activation = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     if device.type != "meta":
         network.to_empty(device="cpu")
-        _initialise(network, None if seed is None else torch.Generator().manual_seed(seed))
-    for name, parameter in network.named_parameters():
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        Initialiser(settings, generator).fill(network)
+    for name, tensor in network.named_parameters():
         small = torch.promote_types(network.activation, torch.float32)
-        parameter.data = parameter.data.to(device, network.activation if name in TABLES else small)
+        tensor.data = tensor.data.to(device, network.activation if parameter(name).group == "token" else small)
     return network
 
 
@@ -50,74 +50,91 @@ def empty_network(settings: ModelSettings) -> Network:
         return Network(settings)
 
 
-@torch.no_grad()
-def _initialise(network: Network, generator: torch.Generator | None) -> None:
-    settings = network.settings
-    layers = len(settings.attention_layers)
+def shared_view(model: Network) -> Network:
+    """Another network over the same memory, without the heads that only training uses: what one learns, the other has
+    learnt, but which parameters take a gradient is each one's own choice."""
+    view = empty_network(model.settings)
+    view.activation, view.operators, view.rounding = model.activation, model.operators, model.rounding
+    view.mtp_heads = nn.ModuleList()
+    state = {name: tensor for name, tensor in model.state_dict().items() if parameter(name).packed}
+    view.load_state_dict(state, assign=True)
+    return view
 
-    def orthogonal(matrix: Tensor, gain: float = 1.0) -> None:
-        nn.init.orthogonal_(matrix, gain, generator=generator)
 
-    def uniform(tensor: Tensor, inputs: int) -> None:
-        tensor.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+class Initialiser:
+    """Initial weights, drawn from one generator in a fixed order: first matrices, then what else a network has."""
 
-    def start(matrix: Tensor) -> None:
-        if settings.matrix_start == "orthogonal":
-            orthogonal(matrix)
+    def __init__(self, settings: ModelSettings, generator: torch.Generator | None):
+        self.settings, self.generator = settings, generator
+
+    @torch.no_grad()
+    def fill(self, network: Network) -> None:
+        self._matrices(network)
+        self._embeddings(network)
+        if network.skip_weights is not None:
+            network.skip_weights.fill_(1)
+        for head in (*network.mtp_heads, *([network.lm_head] if network.lm_head is not None else [])):
+            head.weight.zero_()
+        # a ModuleList does not say what its modules are
+        for block in cast(Iterable[AttentionBlock | Mamba2Block], network.blocks):
+            self._block(block)
+
+    # ---- how single tensors start
+
+    def orthogonal(self, matrix: Tensor, gain: float = 1.0) -> None:
+        nn.init.orthogonal_(matrix, gain, generator=self.generator)
+
+    def normal(self, table: Tensor, std: float) -> None:
+        nn.init.normal_(table, 0.0, std, generator=self.generator)
+
+    def uniform(self, tensor: Tensor, inputs: int) -> None:
+        tensor.uniform_(-(inputs**-0.5), inputs**-0.5, generator=self.generator)
+
+    def matrix(self, matrix: Tensor) -> None:
+        if self.settings.matrix_start == "orthogonal":
+            self.orthogonal(matrix)
         else:
-            uniform(matrix, matrix.shape[1])
+            self.uniform(matrix, matrix.shape[1])
 
-    def normal(table: Tensor, std: float) -> None:
-        nn.init.normal_(table, 0.0, std, generator=generator)
+    # ---- which start how
 
-    normal(network.tok_emb.weight, settings.embedding_std)
-    for matrix in (*network.qo_bank[:layers], *network.kv_bank, *network.mlp_up_bank):
-        start(matrix)
-    network.qo_bank[layers:] = 0
-    network.mlp_down_bank.zero_()
-    for bank in (network.scan_in_bank, network.scan_state_bank):
-        for matrix in () if bank is None else bank:
-            start(matrix)
-    if network.scan_out_bank is not None:
-        network.scan_out_bank.zero_()
-    if network.bigram is not None:
-        network.bigram.embed.weight.zero_()
-        orthogonal(network.bigram.proj.weight, settings.embedding_projection_gain)
-        network.bigram.scale.fill_(settings.bigram_scale)
-    if network.value_layers:
-        normal(network.ve_shared.embed.weight, 0.01)
-        orthogonal(network.ve_shared.proj.weight, settings.embedding_projection_gain)
-        network.ve_shared.scale.fill_(0.1)
-        for scale in network.ve_layer_scales:
-            scale.fill_(1)
-    if network.smear is not None:
-        network.smear.gate.zero_()
-    if network.skip_weights is not None:
-        network.skip_weights.fill_(1)
-    for head in (*network.mtp_heads, *([network.lm_head] if network.lm_head is not None else [])):
-        head.weight.zero_()
-    # a ModuleList does not say what its modules are
-    for block in cast(Iterable[Block | ScanBlock], network.blocks):
-        if isinstance(block, ScanBlock):
-            mixer = block.mixer
+    def _matrices(self, network: Network) -> None:
+        """What writes into the residual stream starts at zero, so that every block starts as the identity."""
+        layers = len(self.settings.attention_layers)
+        self.normal(network.tok_emb.weight, self.settings.embedding_std)
+        for matrix in (*network.qo_bank[:layers], *network.kv_bank, *network.mlp_up_bank):
+            self.matrix(matrix)
+        network.qo_bank[layers:] = 0
+        network.mlp_down_bank.zero_()
+        for bank in (network.scan_in_bank, network.scan_state_bank):
+            for matrix in () if bank is None else bank:
+                self.matrix(matrix)
+        if network.scan_out_bank is not None:
+            network.scan_out_bank.zero_()
+
+    def _embeddings(self, network: Network) -> None:
+        settings = self.settings
+        if network.bigram is not None:
+            network.bigram.embed.weight.zero_()
+            self.orthogonal(network.bigram.proj.weight, settings.embedding_projection_gain)
+            network.bigram.scale.fill_(settings.bigram_scale)
+        if settings.value_embedding_layers:
+            self.normal(network.ve_shared.embed.weight, 0.01)
+            self.orthogonal(network.ve_shared.proj.weight, settings.embedding_projection_gain)
+            network.ve_shared.scale.fill_(0.1)
+            for scale in network.ve_layer_scales:
+                scale.fill_(1)
+        if network.smear is not None:
+            network.smear.gate.zero_()
+
+    def _block(self, block: AttentionBlock | Mamba2Block) -> None:
+        if isinstance(block, Mamba2Block):
             block.mixer_scale.fill_(1)
-            for part in mixer.conv1d.parameters():
-                uniform(part, settings.scan_conv)
-            dt = torch.empty_like(mixer.dt_bias).uniform_(0.001, 0.1, generator=generator)
-            mixer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
-            mixer.A_log.copy_(torch.arange(1, settings.scan_heads + 1).log())
-            mixer.D_param.fill_(1)
-            if mixer.dt_proj is not None:
-                mixer.dt_proj.weight.zero_()
+            self._mixer(block.mixer)
         else:
             block.attn_scale.fill_(1)
             block.mlp_scale.fill_(1)
-            block.attn.q_gain.fill_(settings.q_gain)
-            if block.attn.vr_lambda is not None:
-                block.attn.vr_lambda.copy_(torch.tensor(settings.value_residual_init))
-            if block.attn.attn_gate is not None:
-                block.attn.attn_gate.weight.zero_()
-                block.attn.attn_gate.bias.fill_(settings.gate_bias)
+            self._attention(block.attn)
         if block.resid_mix is not None:
             block.resid_mix[0] = 1
             block.resid_mix[1] = 0
@@ -127,28 +144,32 @@ def _initialise(network: Network, generator: torch.Generator | None) -> None:
             block.dtg_gate.weight.zero_()
             block.dtg_gate.bias.fill_(2)
 
+    def _attention(self, attention: Attention) -> None:
+        attention.q_gain.fill_(self.settings.q_gain)
+        if attention.vr_lambda is not None:
+            attention.vr_lambda.copy_(torch.tensor(self.settings.value_residual_init))
+        if attention.attn_gate is not None:
+            attention.attn_gate.weight.zero_()
+            attention.attn_gate.bias.fill_(self.settings.gate_bias)
+
+    def _mixer(self, mixer: Mamba2Mixer) -> None:
+        for part in mixer.conv1d.parameters():
+            self.uniform(part, self.settings.scan_conv)
+        dt = torch.empty_like(mixer.dt_bias).uniform_(0.001, 0.1, generator=self.generator)
+        mixer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
+        mixer.A_log.copy_(torch.arange(1, self.settings.scan_heads + 1).log())
+        mixer.D_param.fill_(1)
+        if mixer.dt_proj is not None:
+            mixer.dt_proj.weight.zero_()
+
 
 def parameter_groups(model: Network) -> dict[str, list[nn.Parameter]]:
-    """Every parameter once, by how it is trained: matrix (the banks), projection, token, head, convolution, and scalar (the
-    rest)."""
-    names = ("matrix", "projection", "token", "scalar", "head", "convolution")
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in names}
-    for name, parameter in model.named_parameters():
-        if name.endswith("_bank"):
-            group = "matrix"
-        elif name in ("bigram.proj.weight", "ve_shared.proj.weight"):
-            group = "projection"
-        elif name in TABLES:
-            group = "token"
-        elif name.startswith(("mtp_heads.", "lm_head.")):
-            group = "head"
-        elif name.endswith(".conv1d.weight"):
-            group = "convolution"
-        else:
-            group = "scalar"
-        groups[group].append(parameter)
+    """Every parameter once, by how it is trained: matrix (the banks), projection, token, head, and scalar (the rest)."""
+    groups: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
+    for name, tensor in model.named_parameters():
+        groups[parameter(name).group].append(tensor)
     return groups
 
 
 def count_parameters(model: Network) -> int:
-    return sum(math.prod(parameter.shape) for parameter in model.parameters())
+    return sum(math.prod(tensor.shape) for tensor in model.parameters())

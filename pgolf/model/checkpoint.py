@@ -1,4 +1,4 @@
-"""Weights under the submissions' names, in banks or layer by layer; and depth recurrence untied."""
+"""Weights under the submissions' names, in banks or layer by layer, and depth recurrence untied."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,27 +9,7 @@ from torch import Tensor
 from pgolf.config import ModelSettings
 from pgolf.model.build import empty_network
 from pgolf.model.network import Network
-
-# a bank's slices in order, as the per-layer names of the matrices they hold
-BANKS = {
-    "qo_bank": ("attn.c_q.weight", "attn.proj.weight"),
-    "kv_bank": ("attn.c_k.weight", "attn.c_v.weight"),
-    "mlp_up_bank": ("mlp.fc.weight",),
-    "mlp_down_bank": ("mlp.proj.weight",),
-    "scan_in_bank": ("mixer.in_proj.weight",),
-    "scan_state_bank": ("mixer.B_proj.weight", "mixer.C_proj.weight"),
-    "scan_out_bank": ("mixer.out_proj.weight",),
-}
-
-
-def slice_names(settings: ModelSettings) -> dict[str, list[str]]:
-    """For every bank that networks of these settings have, its slices' per-layer names in order."""
-    owners = {bank: sorted(settings.scan_layers) if bank.startswith("scan") else settings.attention_layers for bank in BANKS}
-    return {
-        bank: [f"blocks.{layer}.{suffix}" for suffix in suffixes for layer in owners[bank]]
-        for bank, suffixes in BANKS.items()
-        if owners[bank]
-    }
+from pgolf.model.parameters import BANKS, parameter, slice_names
 
 
 def unbank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -39,14 +19,14 @@ def unbank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     layered = {}
     for name, tensor in state.items():
         count = len(tensor) // len(BANKS[name]) if name in BANKS and tensor.dim() else 0
-        if not count or (name.startswith("scan") and count != len(scans)):
+        if not count or (BANKS[name][0].mamba and count != len(scans)):
             layered[name] = tensor
             continue
         others = [layer for layer in range(count + len(scans)) if layer not in scans]
-        layers = sorted(scans) if name.startswith("scan") else others
-        for part, suffix in enumerate(BANKS[name]):
+        layers = sorted(scans) if BANKS[name][0].mamba else others
+        for part, row in enumerate(BANKS[name]):
             for place, layer in enumerate(layers[:count]):
-                layered[f"blocks.{layer}.{suffix}"] = tensor[part * count + place]
+                layered[f"blocks.{layer}.{row.name}"] = tensor[part * count + place]
     return layered
 
 
@@ -63,7 +43,7 @@ def rebank(state: Mapping[str, Tensor], settings: ModelSettings) -> dict[str, Te
 
 def submission_state(model: Network) -> dict[str, Tensor]:
     """The network's weights under the submissions' per-layer names, without the heads that only training uses."""
-    return {name: tensor for name, tensor in unbank(model.state_dict()).items() if not name.startswith("mtp_heads.")}
+    return {name: tensor for name, tensor in unbank(model.state_dict()).items() if parameter(name).packed}
 
 
 @torch.no_grad()
@@ -80,8 +60,8 @@ def import_checkpoint(model: Network, state: Mapping[str, Tensor]) -> None:
             raise ValueError(f"checkpoint does not fit: {name} is {type(tensor).__name__}, not a tensor")
         given[name] = tensor
     own = unbank(model.state_dict())
-    given = {name: tensor for name, tensor in unbank(given).items() if name in own or not name.startswith("mtp_heads.")}
-    missing = [name for name in own if name not in given and not name.startswith("mtp_heads.")]
+    given = {name: tensor for name, tensor in unbank(given).items() if name in own or not _only_trains(name)}
+    missing = [name for name in own if name not in given and not _only_trains(name)]
     unexpected = [name for name in given if name not in own]
     misshapen = [
         f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
@@ -96,6 +76,14 @@ def import_checkpoint(model: Network, state: Mapping[str, Tensor]) -> None:
         own[name].copy_(tensor)
 
 
+def _only_trains(name: str) -> bool:
+    """A name of the table for what no artifact holds; a stranger's checkpoint may have names that are not in it."""
+    try:
+        return not parameter(name).packed
+    except KeyError:
+        return False
+
+
 def _listed(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -103,7 +91,7 @@ def _listed(names: list[str], most: int = 4) -> str:
 @torch.no_grad()
 def untie(model: Network) -> Network:
     """A network in which every executed layer has matrices of its own, and which computes the same function."""
-    settings, order = model.settings, list(model.virtual_layers)
+    settings, order = model.settings, list(model.settings.virtual_layers)
     free = empty_network(dataclasses.replace(settings, layers=len(order), recurrence=()))
     free.activation, free.operators, free.rounding = model.activation, model.operators, model.rounding
     state = {}

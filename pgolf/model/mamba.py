@@ -1,4 +1,4 @@
-"""The state-space block, Mamba-2's, in place of attention and MLP.
+"""The state-space block of Mamba-2 (arXiv:2405.21060) in place of attention and MLP.
 
     value, gate = W_in u;    value <- SiLU(causal convolution of each channel);    B = W_B u, C = W_C u
     dt = softplus(dt_bias), or softplus(W_dt u + dt_bias) where it depends on the token;    log decay = -exp(A_log) dt
@@ -7,24 +7,16 @@
 One dt, A and D a head. Names of parameters are those of the submission's checkpoints.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgolf.config import ModelSettings
 from pgolf.model.adapters import Projector
-from pgolf.model.parts import Residual, rms_norm
-
-
-class ScanMatrices(NamedTuple):
-    """One state-space layer's slices of the banks, in the activations' dtype."""
-
-    into: Tensor
-    enter: Tensor
-    leave: Tensor
-    out: Tensor
+from pgolf.model.blocks import ResidualBlock
+from pgolf.model.layers import Layer
+from pgolf.model.parts import rms_norm
+from pgolf.model.stream import LayerContext, Stream
 
 
 class Mamba2Mixer(nn.Module):
@@ -41,11 +33,11 @@ class Mamba2Mixer(nn.Module):
         self.dt_proj = nn.Linear(settings.dim, heads, bias=False) if settings.scan_input_dt else None
 
     def convolved(self, value: Tensor) -> Tensor:
-        """Each channel over its last few tokens, as shifted sums: a compiler makes one pass of them."""
+        """The causal depthwise convolution of value (B, T, I), as shifted sums: a compiler makes one pass of them."""
         weight, bias = (part.to(value.dtype) for part in self.conv1d.parameters())
-        seen = weight.shape[2]
-        padded = F.pad(value, (0, 0, seen - 1, 0))
-        return sum((padded[:, i : i + value.shape[1]] * weight[:, 0, i] for i in range(seen)), bias)
+        taps = weight.shape[2]
+        padded = F.pad(value, (0, 0, taps - 1, 0))
+        return sum((padded[:, i : i + value.shape[1]] * weight[:, 0, i] for i in range(taps)), bias)
 
     def rates(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """dt and the log of the decay, (heads,) or (B, T, heads), in at least float32."""
@@ -56,36 +48,26 @@ class Mamba2Mixer(nn.Module):
         dt = F.softplus(raw)
         return dt, -self.A_log.to(kind).exp() * dt
 
-    def forward(self, u: Tensor, matrices: ScanMatrices, project: Projector) -> Tensor:
-        value, gate = project("mixer_in", u, matrices.into).chunk(2, -1)
-        b, c = (project(site, u, w) for site, w in (("mixer_b", matrices.enter), ("mixer_c", matrices.leave)))
+    def forward(self, u: Tensor, project: Projector) -> Tensor:
+        value, gate = project("mixer_in", u).chunk(2, -1)
+        b, c = project("mixer_b", u), project("mixer_c", u)
         v, b, c = (x.unflatten(-1, (self.heads, -1)) for x in (F.silu(self.convolved(value)), b, c))
         y = project.operators.scan(v, b, c, *self.rates(u))
         y = y + self.D_param.to(v.dtype)[:, None] * v
-        return project("mixer_out", y.flatten(2) * F.silu(gate), matrices.out)
+        return project("mixer_out", y.flatten(2) * F.silu(gate))
 
 
-class ScanBlock(Residual):
+class Mamba2Block(ResidualBlock):
     """One executed layer: the mixer alone."""
 
     mixer_scale: nn.Parameter
 
-    def __init__(self, settings: ModelSettings, layer: int):
+    def __init__(self, settings: ModelSettings, layer: Layer):
         super().__init__(settings, layer, "mixer")
         self.mixer = Mamba2Mixer(settings)
 
-    def forward(
-        self,
-        x: Tensor,
-        x0: Tensor,
-        before: Tensor,
-        matrices: ScanMatrices,
-        extra_values: Tensor | None,
-        first_values: Tensor | None,
-        table: tuple[Tensor, Tensor],
-        project: Projector,
-    ) -> tuple[Tensor, None]:
-        """The stream that leaves the block; what only attention needs goes unused."""
-        x_in = self.enter(x, x0, before)
-        y = self.mixer(self.scale * rms_norm(x_in), matrices, project)
-        return self.leave(x_in + self.mixer_scale.to(x.dtype) * y, x_in), None
+    def forward(self, stream: Stream, context: LayerContext) -> Stream:
+        x_in = self.enter(stream)
+        y = self.mixer(context.layer.scale * rms_norm(x_in), context.project)
+        x = x_in + self.mixer_scale.to(x_in.dtype) * y
+        return stream._replace(x=self.leave(x, x_in), prev_stream=stream.x)

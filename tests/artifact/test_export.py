@@ -95,7 +95,7 @@ def test_rooms_are_carried_where_the_settings_enter_them():
         "decoder": with_(plain, artifact=with_(plain.artifact, rounding="gptq", calibration="generated")),
         "chunks": adapting(plain, "chunks"),
         "lora.op": adapting(plain, "lora"),
-        "adaptation.pieces": adapting(plain, "lora"),
+        "model.cache": adapting(plain, "lora"),
         "tilt": result(plain, "boost"),
         "ngrams": result(plain, "ngrams"),
         "predictors.ngram_backoff": result(plain, "ngram_backoff"),

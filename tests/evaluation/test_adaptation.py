@@ -9,8 +9,8 @@ import torch
 from pgolf.config import AdaptationSettings, ModelSettings, load_preset
 from pgolf.evaluation.adaptation import ChunkAdapter
 from pgolf.evaluation.adaptation.chunks import learning_rate, steps_of
-from pgolf.evaluation.adaptation.matrices import Unstacked, learns, rate_factor
-from pgolf.model import build_model, submission_state, untie
+from pgolf.evaluation.adaptation.matrices import learns, rate_factor
+from pgolf.model import PerLayerNetwork, build_model, submission_state, untie
 from pgolf.model.rounding import FakeRounding
 from tests.evaluation import transcription_ttt as transcription
 from tests.model.common import facts, random_model
@@ -65,9 +65,9 @@ def full_size(preset):
     """The network that a preset adapts, in shapes alone, and the names and sizes of its weights."""
     settings = load_preset(preset)
     model = build_model(settings.model, device="meta")
-    network = Unstacked(untie(model) if settings.evaluation.adaptation.untie else model)
+    network = PerLayerNetwork(untie(model) if settings.evaluation.adaptation.untie else model)
     sizes = {name: weight.numel() for name, weight in network.named_weights().items()}
-    return settings.evaluation.adaptation, network.virtual_layers, sizes
+    return settings.evaluation.adaptation, network.network.layers, sizes
 
 
 # ---- against the transcription
@@ -85,12 +85,11 @@ def test_three_chunks_give_the_weights_of_the_transcription(preset, batch):
     assert steps == [settings.epochs * -(-5 // batch)] * 3
 
     own = facts(model.settings)
-    project = transcription.six_bits if settings.training_mode else lambda weight: weight
     given = {name: tensor for name, tensor in before.items() if not name.startswith("mtp_heads.")}
     if settings.untie:
         given, own["order"] = transcription.untied(given, own["order"]), list(range(len(own["order"])))
-    own["bigram_projection"] = lambda w: project(w["bigram.proj.weight"])
-    own["value_projection"] = lambda w: project(w["ve_shared.proj.weight"])
+    if settings.training_mode:
+        own["project"] = transcription.six_bits
     chunks = [[int(token) for token in chunk(i)] for i in range(3)]
     wanted, averaged = transcription.adapt(given, chunks, preset, own, length=LENGTH, total=7, nbytes=one_count, batch=batch)
     found = weights_of(adapter.model)
@@ -100,10 +99,7 @@ def test_three_chunks_give_the_weights_of_the_transcription(preset, batch):
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-5, msg=name)
         moved += bool((wanted[name] - given[name]).abs().max() > 1e-4)
     assert moved >= 10
-    own["bigram_projection"], own["value_projection"] = (
-        lambda w: w["bigram.proj.weight"],
-        lambda w: w["ve_shared.proj.weight"],
-    )
+    own.pop("project", None)
     tokens = torch.from_numpy(chunk(3)[:LENGTH].astype(np.int64))[None]
     with adapter.scoring_model() as scoring, torch.inference_mode():
         assert not scoring.training
@@ -116,15 +112,15 @@ def test_three_chunks_give_the_weights_of_the_transcription(preset, batch):
     "preset, count", [("pr549", 26_928_220), ("pr688", 5_780_500), ("pr745", 31_770_350), ("pr953", 2_895_884)]
 )
 def test_as_many_weights_learn_as_the_submissions_logged(preset, count):
-    settings, order, sizes = full_size(preset)
-    assert sum(size for name, size in sizes.items() if learns(name, settings, order)) == count
+    settings, layers, sizes = full_size(preset)
+    assert sum(size for name, size in sizes.items() if learns(name, settings, layers)) == count
 
 
 def test_the_groups_of_953_have_their_logged_sizes():
-    settings, order, sizes = full_size("pr953")
+    settings, layers, sizes = full_size("pr953")
     groups = {}
     for name, size in sizes.items():
-        if learns(name, settings, order):
+        if learns(name, settings, layers):
             groups[rate_factor(name, settings)] = groups.get(rate_factor(name, settings), 0) + size
     assert groups == {3.0: 1_179_648, 0.5: 917_504, 1.0: 798_732}
 

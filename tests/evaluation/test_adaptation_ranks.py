@@ -69,8 +69,6 @@ def test_two_ranks_average_their_gradients(two, name, monkeypatch):
     monkeypatch.setitem(transcription.RECIPES[preset], "epochs", settings.epochs)
     model = random_model(TINY)
     own = facts(model.settings)
-    own["bigram_projection"] = lambda w: w["bigram.proj.weight"]
-    own["value_projection"] = lambda w: w["ve_shared.proj.weight"]
     chunks = [[int(token) for token in chunk(i, targets)] for i in range(2)]
     sizes = {"length": LENGTH, "total": 7, "nbytes": one_count, "ranks": 2, "batch": max(1, batch // 2)}
     wanted, _ = transcription.adapt(submission_state(model), chunks, preset, own, **sizes)

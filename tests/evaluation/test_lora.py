@@ -14,7 +14,7 @@ from pgolf.evaluation.statistics import statistics_of
 from pgolf.evaluation.stream import ScoredStream
 from pgolf.kernels.lora import lora_initial
 from pgolf.model import submission_state
-from tests.evaluation import transcription_ttt as transcription
+from tests import transcription
 from tests.evaluation.test_adaptation import TINY
 from tests.model.common import EVERYTHING, SHALLOW, facts, random_model
 
@@ -82,8 +82,6 @@ def alone(model, document, settings, window=0):
     dims = own["rotary_dims"]
     own["base"] *= max(1, (window or settings.context_tokens) / own["reference_length"]) ** (dims / (dims - 2))
     own["reference_length"] = 10**9
-    own["bigram_projection"] = lambda w: w["bigram.proj.weight"]
-    own["value_projection"] = lambda w: w["ve_shared.proj.weight"]
     base = {name: tensor.detach() for name, tensor in submission_state(model).items()}
     layers = model.settings.layers
     lowest = layers - settings.layers if settings.layers else 0

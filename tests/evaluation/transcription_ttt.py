@@ -1,7 +1,7 @@
 """The submissions' chunked test-time training once more, from their formulas, on per-layer named weights.
 
-Shares no code with the package: the network, the choice of what learns, both optimisers, the clip and the averages are
-written out here in plain torch, for one process that sees every rank's sequences.
+Shares no code with the package: the choice of what learns, both optimisers, the clip and the averages are written out here in
+plain torch, for one process that sees every rank's sequences; the network is that of tests.transcription.
 """
 
 import math
@@ -9,89 +9,7 @@ from itertools import pairwise
 
 import torch
 
-
-def forward(w, tokens, facts, fresh=0, past=None, seen=None):
-    """Softcapped logits (B, T, V) of tokens (B, T); `facts` as tests.model.common.facts gives them.
-
-    fresh   positions before this one are not computed, but what attention sees of them is in `past`, for each block
-    seen    a dict that takes each block's keys and values
-    """
-    rows, length = tokens.shape
-    kind = w["tok_emb.weight"].dtype
-    heads, groups = facts["heads"], facts["kv_heads"]
-    width = w["tok_emb.weight"].shape[1]
-    size = width // heads
-    eps = torch.finfo(kind).eps
-
-    def norm(x):
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
-
-    def shifted(x):
-        return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
-
-    dims, base = facts["rotary_dims"], facts["base"]
-    if length > facts["reference_length"]:
-        base = base * (length / facts["reference_length"]) ** (dims / (dims - 2))
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * base ** (
-        -2 * torch.arange(dims // 2, dtype=torch.float64) / dims
-    )
-    cos, sin = angle.cos().to(kind)[fresh:, None], angle.sin().to(kind)[fresh:, None]
-
-    def turn(x):
-        a, b, rest = x[..., : dims // 2], x[..., dims // 2 : dims], x[..., dims:]
-        return torch.cat([a * cos + b * sin, b * cos - a * sin, rest], -1)
-
-    x = w["tok_emb.weight"][tokens]
-    buckets = w["bigram.embed.weight"].shape[0]
-    pairs = torch.full_like(tokens, buckets - 1)
-    pairs[:, 1:] = ((36313 * tokens[:, 1:]) ^ (27191 * tokens[:, :-1])) % (buckets - 1)
-    x = norm(x + w["bigram.scale"] * (w["bigram.embed.weight"][pairs] @ facts["bigram_projection"](w).T))
-    g = torch.sigmoid(w["smear.gate"])
-    x = x0 = ((1 - g) * x + g * shifted(x))[:, fresh:]
-    shared = w["ve_shared.scale"] * (w["ve_shared.embed.weight"][tokens] @ facts["value_projection"](w).T)
-    shared, new = shared[:, fresh:], length - fresh
-    before = 0 if past is None else past[0][0].shape[1]
-    future = torch.ones(new, before + new, dtype=torch.bool).triu(1 + before)
-    order, stack, first_v = facts["order"], [], None
-    for i, layer in enumerate(order):
-        b, m = f"blocks.{i}.", f"blocks.{layer}."
-        if i >= len(order) // 2 and stack:
-            x = x + w["skip_weights"][i - len(order) // 2] * stack.pop()
-        x = w[b + "resid_mix"][0] * x + w[b + "resid_mix"][1] * x0
-        u = norm(x) / math.sqrt(i + 1)
-        q = (u @ w[m + "attn.c_q.weight"].T).view(rows, new, heads, size)
-        k = (u @ w[m + "attn.c_k.weight"].T).view(rows, new, groups, size)
-        v = u @ w[m + "attn.c_v.weight"].T
-        if i in facts["value_layers"]:
-            v = v + w[f"ve_layer_scales.{facts['value_layers'].index(i)}"] * shared
-        v = v.view(rows, new, groups, size)
-        if b + "attn.vr_lambda" in w:
-            if i == 0:
-                first_v = v
-            else:
-                v = w[b + "attn.vr_lambda"][0] * first_v + w[b + "attn.vr_lambda"][1] * v
-        q = turn(norm(q)) * w[b + "attn.q_gain"][:, None]
-        k, own = turn(norm(k)), v.repeat_interleave(heads // groups, 2)
-        if seen is not None:
-            seen[i] = k.detach(), v.detach()
-        if past is not None:
-            k, v = torch.cat([past[i][0], k], 1), torch.cat([past[i][1], v], 1)
-        k, v = k.repeat_interleave(heads // groups, 2), v.repeat_interleave(heads // groups, 2)
-        scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(size)
-        y = torch.einsum("bhij,bjhd->bihd", scores.masked_fill(future, -math.inf).softmax(-1), v)
-        if i >= facts["xsa_from"]:
-            unit = own / own.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-            y = y - (y * unit).sum(-1, keepdim=True) * unit
-        if b + "attn.attn_gate.weight" in w:
-            y = y * torch.sigmoid(u @ w[b + "attn.attn_gate.weight"].T + w[b + "attn.attn_gate.bias"])[..., None]
-        x = x + w[b + "attn_scale"] * (y.reshape(rows, new, width) @ w[m + "attn.proj.weight"].T)
-        h = norm(x) / math.sqrt(i + 1) @ w[m + "mlp.fc.weight"].T
-        h = torch.where(h > 0, h, facts["slope"] * h)
-        x = x + w[b + "mlp_scale"] * ((h * h) @ w[m + "mlp.proj.weight"].T)
-        if i < len(order) // 2:
-            stack.append(x)
-    head = w.get("lm_head.weight", w["tok_emb.weight"])
-    return facts["softcap"] * torch.tanh(norm(x) @ head.T / facts["softcap"])
+from tests.transcription import forward
 
 
 def six_bits(weight):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pgolf.model import Adapters
-from pgolf.model.adapters import SITES
+from pgolf.model.parameters import ADAPTED
 from tests.model.common import EVERYTHING, SHALLOW, SMALL, random_model, tokens
 
 FREE = dataclasses.replace(EVERYTHING, recurrence=(), layers=4, value_embedding_layers=(2, 3))
@@ -41,12 +41,12 @@ def merge(model, adapters, document):
             target += adapters.scale * b[document] @ a[document]
 
 
-@pytest.mark.parametrize("target", [*SITES, "mlp", "all"])
+@pytest.mark.parametrize("target", [*ADAPTED, "mlp", "all"])
 def test_adapters_are_merged_weights(target):
     given = tokens(3, 14)
     model = random_model(FREE, dtype=torch.float64).eval()
     plain = model.logits(given)
-    adapters = created(model, 3, 2, SITES if target == "all" else (target,), alpha=3.0)
+    adapters = created(model, 3, 2, ADAPTED if target == "all" else (target,), alpha=3.0)
     assert adapters.scale == 1.5
     torch.testing.assert_close(model.logits(given, adapters=adapters), plain)
     found = model.logits(given, adapters=filled(adapters))
@@ -98,7 +98,7 @@ def test_only_adapters_learn_over_a_frozen_base(operators):
     # without the token gate, which hides part of its slope on purpose
     model = random_model(dataclasses.replace(SHALLOW, dtg=False), dtype=torch.float64).requires_grad_(False).eval()
     model.operators = operators
-    adapters = filled(created(model, 2, 2, SITES))
+    adapters = filled(created(model, 2, 2, ADAPTED))
     given = tokens(2, 8)
 
     def loss():
@@ -131,7 +131,7 @@ def test_full_graph_with_adapters():
 
 def test_bfloat16_base_with_float32_adapters():
     model = random_model(SMALL, dtype=torch.bfloat16)
-    adapters = filled(created(model, 2, 2, SITES))
+    adapters = filled(created(model, 2, 2, ADAPTED))
     assert adapters.parameters()[0].dtype == torch.float32
     given = tokens(2, 12)
     exact = random_model(SMALL)

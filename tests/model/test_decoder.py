@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pgolf.model import Decoder
-from pgolf.model import decoder as module
+from pgolf.model.decoder import step as module
 from tests.model.common import EVERYTHING, SMALL, error, random_model, tokens
 
 PLAIN = dataclasses.replace(

@@ -27,7 +27,8 @@ from pgolf.model import (
     untie,
 )
 from pgolf.model.checkpoint import rebank
-from tests.model.common import SMALL, error, random_model, tokens
+from tests import transcription
+from tests.model.common import SMALL, error, facts, random_model, tokens
 
 HYBRID = dataclasses.replace(
     SMALL, smear=False, bigram_buckets=0, value_embedding_layers=(), xsa_last=0, layer_scale=False, mlp_slope=0.0,
@@ -41,92 +42,7 @@ RICH = dataclasses.replace(
 )  # fmt: skip
 
 
-# ---- the submission's network once more, from its formulas
-
-
-def norm(x, eps):
-    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
-
-
-def silu(x):
-    return x / (1 + torch.exp(-x))
-
-
-def mixer(state, own, n):
-    """n (T, D) -> (T, D), one head and one token after the other."""
-    length = len(n)
-    value_and_gate = n @ state[own + "mixer.in_proj.weight"].T
-    inner = value_and_gate.shape[1] // 2
-    raw, gate = value_and_gate[:, :inner], value_and_gate[:, inner:]
-    taps, bias = state[own + "mixer.conv1d.weight"], state[own + "mixer.conv1d.bias"]
-    value = torch.zeros_like(raw)
-    for t in range(length):
-        value[t] = bias
-        for back in range(min(taps.shape[2], t + 1)):
-            value[t] += taps[:, 0, taps.shape[2] - 1 - back] * raw[t - back]
-    value = silu(value)
-    enter, leave = n @ state[own + "mixer.B_proj.weight"].T, n @ state[own + "mixer.C_proj.weight"].T
-    heads = len(state[own + "mixer.A_log"])
-    size, width = enter.shape[1] // heads, inner // heads
-    columns = []
-    for h in range(heads):
-        v = value[:, h * width : (h + 1) * width]
-        b, c = enter[:, h * size : (h + 1) * size], leave[:, h * size : (h + 1) * size]
-        memory = torch.zeros(size, width, dtype=torch.float64)
-        rows = []
-        for t in range(length):
-            shift = state[own + "mixer.dt_bias"][h]
-            if own + "mixer.dt_proj.weight" in state:
-                shift = shift + n[t] @ state[own + "mixer.dt_proj.weight"][h]
-            dt = math.log1p(math.exp(shift))
-            memory = math.exp(-math.exp(state[own + "mixer.A_log"][h]) * dt) * memory + dt * torch.outer(b[t], v[t])
-            rows.append(c[t] @ memory + state[own + "mixer.D_param"][h] * v[t])
-        columns.append(torch.stack(rows))
-    return (torch.cat(columns, 1) * silu(gate)) @ state[own + "mixer.out_proj.weight"].T
-
-
-def attention(state, own, n, heads, kv_heads, eps):
-    width = n.shape[1] // heads
-    q, k, v = (n @ state[f"{own}attn.c_{name}.weight"].T for name in "qkv")
-    pairs = torch.arange(0, width, 2, dtype=torch.float64)
-    angles = torch.arange(len(n), dtype=torch.float64)[:, None] * 10_000.0 ** (-pairs / width)
-
-    def turned(x):
-        left, right = x[:, : width // 2], x[:, width // 2 :]
-        cos, sin = torch.cos(angles), torch.sin(angles)
-        return torch.cat([left * cos + right * sin, right * cos - left * sin], 1)
-
-    columns = []
-    for h in range(heads):
-        g = h // (heads // kv_heads)
-        mine, shared = slice(h * width, (h + 1) * width), slice(g * width, (g + 1) * width)
-        scores = turned(norm(q[:, mine], eps)) @ turned(norm(k[:, shared], eps)).T
-        scores = scores * state[own + "attn.q_gain"][h] / math.sqrt(width)
-        scores = scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -math.inf)
-        columns.append(torch.softmax(scores, 1) @ v[:, shared])
-    return torch.cat(columns, 1) @ state[own + "attn.proj.weight"].T
-
-
-def logits(state, given, *, heads, kv_heads, eps=2**-23):
-    """Softcapped logits (T, V), float64, of one sequence, from the submission's names."""
-    state = {name: tensor.double() for name, tensor in state.items()}
-    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    x = x0 = norm(state["tok_emb.weight"][given], eps)
-    pushed = []
-    for i in range(layers):
-        own = f"blocks.{i}."
-        if i >= layers // 2 and pushed:
-            x = x + state["skip_weights"][i - layers // 2] * pushed.pop()
-        x = state[own + "resid_mix"][0] * x + state[own + "resid_mix"][1] * x0
-        if own + "mixer_scale" in state:
-            x = x + state[own + "mixer_scale"] * mixer(state, own, norm(x, eps))
-        else:
-            x = x + state[own + "attn_scale"] * attention(state, own, norm(x, eps), heads, kv_heads, eps)
-            hidden = torch.relu(norm(x, eps) @ state[own + "mlp.fc.weight"].T)
-            x = x + state[own + "mlp_scale"] * ((hidden * hidden) @ state[own + "mlp.proj.weight"].T)
-        if i < layers // 2:
-            pushed.append(x)
-    return 30 * torch.tanh(norm(x, eps) @ state["tok_emb.weight"].T / 30)
+# ---- against the transcription
 
 
 @pytest.mark.parametrize("settings", [HYBRID, BY_TOKEN, "mamba", "mamba-10l"], ids=["constant", "by token", "12", "10"])
@@ -148,9 +64,9 @@ def test_logits_are_the_transcription_s(settings, dtype, allowed):
         found = model.logits(given)
         model.operators = "reference"
         plainly = model.logits(given)
-    state = unbank(model.state_dict())
+    state = submission_state(model)
     for row, once, again in zip(given.tolist(), found, plainly, strict=True):
-        wanted = logits(state, row, heads=settings.heads, kv_heads=settings.kv_heads, eps=eps)
+        wanted = transcription.logits(state, row, facts(settings), eps)
         assert error(once, wanted) < allowed
         assert error(again, wanted) < allowed
 

@@ -103,7 +103,7 @@ def test_precisions():
     given = tokens(2, 17)
     fresh = build_model(dataclasses.replace(SMALL, smear=False), dtype=torch.bfloat16)
     assert fresh.hidden(given).float().square().mean().item() == pytest.approx(1, rel=0.02)
-    assert fresh._embed(given).float().square().mean().item() == pytest.approx(1, rel=0.02)
+    assert fresh.embed(given).x.float().square().mean().item() == pytest.approx(1, rel=0.02)
     exact = random_model(SMALL, dtype=torch.float64)
     mixed = random_model(SMALL, dtype=torch.bfloat16)
     kinds = {name: parameter.dtype for name, parameter in mixed.named_parameters()}
@@ -253,7 +253,7 @@ def test_watching_changes_nothing_and_sees_every_product():
     torch.testing.assert_close(model.logits(given), plain)
     each = {(site, layer) for site in ("q", "k", "v", "o", "up", "down") for layer in range(7)}
     assert seen.keys() == each | {("head", 0), ("bigram", 0), ("values", 0)}
-    hidden = F.leaky_relu(seen["up", 5] @ model.mlp_up_bank[model.virtual_layers[5]].T, EVERYTHING.mlp_slope).square()
+    hidden = F.leaky_relu(seen["up", 5] @ model.mlp_up_bank[model.layers[5].physical].T, EVERYTHING.mlp_slope).square()
     torch.testing.assert_close(seen["down", 5], hidden)
     model.input_hook = None
     torch.testing.assert_close(seen["head", 0], model.hidden(given))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pgolf.config import load_preset
 from pgolf.model import build_model, import_checkpoint, unbank
 from pgolf.model.parts import bigram_bucket
-from tests.model import transcription
+from tests import transcription
 from tests.model.common import EVERYTHING, SMALL, error, facts, random_model, randomise, tokens
 
 
@@ -62,7 +62,7 @@ def test_submission_at_full_size(preset):
         randomise(state.items())
         import_checkpoint(model, state)
         found = model.logits(given[:, :96])[0]
-    assert error(found, transcription.logits(state, given[0, :96].tolist(), **what)) < 1e-5
+    assert error(found, transcription.logits(state, given[0, :96].tolist(), what)) < 1e-5
 
 
 def test_953_is_the_network_of_688():
@@ -80,7 +80,7 @@ def check(settings, length=19, batch=2):
         found = model.logits(given)
         assert found.dtype == dtype and found.shape == (batch, length, settings.vocab_size)
         for row in range(batch):
-            wanted = transcription.logits(state, given[row].tolist(), **facts(settings), eps=torch.finfo(dtype).eps)
+            wanted = transcription.logits(state, given[row].tolist(), facts(settings), torch.finfo(dtype).eps)
             assert error(found[row], wanted) < limit
     return found[0]
 
@@ -148,8 +148,8 @@ def test_gradients():
     state = {name: tensor.clone().requires_grad_() for name, tensor in model.state_dict().items()}
     given = tokens(1, 24)
     model.loss(given[:, :-1], given[:, 1:]).backward()
-    what = facts(EVERYTHING) | {"eps": torch.finfo(torch.float64).eps}
-    F.cross_entropy(transcription.logits(state, given[0, :-1].tolist(), **what), given[0, 1:]).backward()
+    found = transcription.logits(state, given[0, :-1].tolist(), facts(EVERYTHING), torch.finfo(torch.float64).eps)
+    F.cross_entropy(found, given[0, 1:]).backward()
     for name, parameter in model.named_parameters():
         if parameter.grad is None:
             assert state[name].grad is None, name
@@ -163,9 +163,9 @@ def test_long_sequence_raises_the_base():
     given = tokens(1, 1100)
     model = random_model(settings, dtype=torch.float64)
     found = model.logits(given)[0]
-    what = facts(settings) | {"eps": torch.finfo(torch.float64).eps}
-    assert error(found, transcription.logits(model.state_dict(), given[0].tolist(), **what)) < 1e-11
-    unraised = transcription.logits(model.state_dict(), given[0].tolist(), **what | {"reference_length": 10**9})
+    what, eps = facts(settings), torch.finfo(torch.float64).eps
+    assert error(found, transcription.logits(model.state_dict(), given[0].tolist(), what, eps)) < 1e-11
+    unraised = transcription.logits(model.state_dict(), given[0].tolist(), what | {"reference_length": 10**9}, eps)
     assert error(found, unraised) > 1e-3
 
 

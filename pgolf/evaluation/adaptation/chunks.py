@@ -11,8 +11,8 @@ import torch
 
 from pgolf.config import AdaptationSettings
 from pgolf.distributed import World
-from pgolf.evaluation.adaptation.matrices import Unstacked, learns, rate_factor
-from pgolf.model import Network, untie
+from pgolf.evaluation.adaptation.matrices import learns, rate_factor
+from pgolf.model import Network, PerLayerNetwork, untie
 
 
 class ChunkAdapter:
@@ -46,10 +46,11 @@ class ChunkAdapter:
         """Of the last chunk that was learnt from; what a planner needs."""
 
         self._raw = (untie(model) if settings.untie else copy.deepcopy(model)).eval()
-        self._learner = Unstacked(self._raw).eval()
-        order = self._learner.virtual_layers
+        self._learner = PerLayerNetwork(self._raw).eval()
         self.factors = {
-            name: rate_factor(name, settings) for name in self._learner.named_weights() if learns(name, settings, order)
+            name: rate_factor(name, settings)
+            for name in self._learner.named_weights()
+            if learns(name, settings, self._raw.layers)
         }
         """The names of the weights that learn, and their share of the learning rate."""
         for name, parameter in self._learner.named_weights().items():
@@ -65,7 +66,7 @@ class ChunkAdapter:
         self._average: list[torch.Tensor] = []
         if settings.polyak and not settings.polyak_in_place:
             self._scorer = copy.deepcopy(self._raw)
-            self._average = self._trained(Unstacked(self._scorer))
+            self._average = self._trained(PerLayerNetwork(self._scorer))
 
     @property
     def model(self) -> Network:
@@ -98,7 +99,7 @@ class ChunkAdapter:
 
     # ---- how it works
 
-    def _trained(self, network: Unstacked) -> list[torch.Tensor]:
+    def _trained(self, network: PerLayerNetwork) -> list[torch.Tensor]:
         weights = network.named_weights()
         return [weights[name] for name in self.factors]
 

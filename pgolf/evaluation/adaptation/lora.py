@@ -16,11 +16,10 @@ from torch.nn import functional as F
 
 from pgolf.config import LoraSettings
 from pgolf.errors import PgolfError
-from pgolf.evaluation.adaptation.pieces import Pieces
 from pgolf.evaluation.adaptation.windows import Windows
 from pgolf.evaluation.stream import OpenSpan, ScoredStream
 from pgolf.kernels.lora import lora_adam, lora_reset
-from pgolf.model import Adapters, Network
+from pgolf.model import Adapters, KVCachedNetwork, Network
 
 
 class Scores(Protocol):
@@ -108,13 +107,13 @@ class LoraScorer:
                 f"lora.chunk_tokens {settings.chunk_tokens} must be from 1 to context_tokens {settings.context_tokens}"
             )
         self.settings = settings
-        self.network = Pieces(model, window or settings.context_tokens)
+        self.network = KVCachedNetwork(model, window or settings.context_tokens)
         self.capacity = 0
 
     def score(self, documents: Sequence[ScoredStream], scores: Scores, *, adapted: bool) -> None:
         """All targets of these documents, longest first, which are committed chunk by chunk."""
         learner = self._learner(len(documents)) if adapted else None
-        floor = learner.floor if learner else len(self.network.blocks)
+        floor = learner.floor if learner else len(self.network.layers)
         windows = Windows(self.network, floor, self.settings.context_tokens, self.settings.refresh_tokens)
         active, at = list(documents), 0
         while active:
@@ -126,7 +125,7 @@ class LoraScorer:
             with torch.set_grad_enabled(bool(learner and going_on)):
                 windows.open(opened, [document.first for document in active], stop)
                 adapters = learner.adapters(len(active)) if learner else None
-                logits = self.network.logits_of(windows.states(adapters), adapters)
+                logits = windows.logits(adapters)
             for document, span, count, found in zip(active, opened, counts, logits.detach(), strict=True):
                 document.commit(scores.take(span, found[:count]))
             if learner and adapters and going_on:
@@ -135,7 +134,7 @@ class LoraScorer:
                 learner.learn(adapters, logits, targets)
                 for _ in range(self.settings.passes - 1):
                     adapters = learner.adapters(len(active))
-                    learner.learn(adapters, self.network.logits_of(windows.states(adapters), adapters), targets)
+                    learner.learn(adapters, windows.logits(adapters), targets)
             windows.keep(len(going_on))
             active, at = going_on, stop
 
@@ -150,7 +149,7 @@ class LoraScorer:
 class LoraTrainer:
     """The adapters of up to `capacity` documents, and their optimiser."""
 
-    def __init__(self, network: Network, settings: LoraSettings, capacity: int):
+    def __init__(self, network: KVCachedNetwork, settings: LoraSettings, capacity: int):
         self.settings = settings
         whole = Adapters.create(
             network.settings,
@@ -158,10 +157,10 @@ class LoraTrainer:
             settings.rank,
             settings.targets,
             alpha=settings.alpha,
-            dtype=torch.promote_types(network.activation, torch.float32),
-            device=network.tok_emb.weight.device,
+            dtype=network.dtype,
+            device=network.device,
         )
-        executed = len(network.blocks)
+        executed = len(network.layers)
         lowest = executed - settings.layers if settings.layers else 0
         self.sites = [site for site in whole.factors if site[0] == "head" or site[1] >= lowest]
         self.floor = min((layer for name, layer in self.sites if name != "head"), default=executed)

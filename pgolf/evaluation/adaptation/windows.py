@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.evaluation.adaptation.pieces import Carried, Past, Pieces
 from pgolf.evaluation.stream import OpenSpan
-from pgolf.model import Adapters
+from pgolf.model import Adapters, KVCachedNetwork
+from pgolf.model.cache import Past
+from pgolf.model.stream import Stream
 
 
 @dataclass
 class Memory:
-    """Of all rows' positions from `dropped` to `known`, counted from where each row's window begins."""
+    """What is kept of all rows' positions from `dropped` to `known`, counted from where each row's window begins."""
 
     tokens: Tensor
-    carried: Carried
-    """Into the first adapted layer."""
+    stream: Stream
+    """What enters the first adapted layer."""
     below: Past
     """Keys and values of the layers below it."""
     kept: Past
@@ -37,7 +38,7 @@ class Memory:
     def part(self, rows: slice, positions: slice) -> "Memory":
         below, kept = (_part(past, rows, positions) for past in (self.below, self.kept))
         dropped = self.dropped + (positions.start or 0)
-        return Memory(self.tokens[rows, positions], self.carried[rows, positions], below, kept, dropped)
+        return Memory(self.tokens[rows, positions], self.stream[rows, positions], below, kept, dropped)
 
 
 class Windows:
@@ -48,9 +49,9 @@ class Windows:
     refresh  tokens before a chunk that are computed anew with it; negative: all
     """
 
-    def __init__(self, network: Pieces, floor: int, context: int, refresh: int):
+    def __init__(self, network: KVCachedNetwork, floor: int, context: int, refresh: int):
         self.network, self.floor, self.context, self.refresh = network, floor, context, refresh
-        self.device = network.tok_emb.weight.device
+        self.device = network.device
         self.origins: tuple[int, ...] = ()
         self.memory: Memory | None = None
 
@@ -76,22 +77,24 @@ class Windows:
         ]
         self.places = torch.from_numpy(np.stack(places)).to(self.device)
 
-    def states(self, adapters: Adapters | None) -> Tensor:
-        """What leaves the last layer at the open targets, (rows, longest span, D); rows with fewer repeat their last."""
+    def logits(self, adapters: Adapters | None) -> Tensor:
+        """Softcapped logits of the open targets, (rows, longest span, V); rows with fewer repeat their last."""
         network, memory = self.network, self._open_memory()
         at = self.fresh - memory.dropped
         seen = _part(memory.kept, slice(None), slice(at))
-        leaving, own = network.through(
-            memory.carried[:, at:],
+        stream, own = network.run_layers(
+            memory.stream[:, at:],
             memory.tokens[:, at:],
-            range(self.floor, len(network.blocks)),
+            network.layers[self.floor :],
             first=self.fresh,
             past=seen,
             adapters=adapters,
         )
         if self.refresh >= 0:
             memory.kept = _joined(seen, own)
-        return leaving.x.gather(1, self.places[..., None].expand(-1, -1, leaving.x.shape[-1]))
+        leaving = stream.leaving()
+        opened = leaving.gather(1, self.places[..., None].expand(-1, -1, leaving.shape[-1]))
+        return network.logits(opened, adapters)
 
     def keep(self, rows: int) -> None:
         """Go on with the first documents only."""
@@ -116,13 +119,13 @@ class Windows:
             place[: len(row)] = row
         given = torch.from_numpy(padded).to(self.device)
         tokens, below = given[:, lead:], before.below if before else {}
-        carried, own = self.network.through(
-            self.network.enter(given, lead), tokens, range(self.floor), first=known, past=below
+        stream, own = self.network.run_layers(
+            self.network.embed(given, lead), tokens, self.network.layers[: self.floor], first=known, past=below
         )
         if before is None:
-            return Memory(tokens, carried, own, {})
+            return Memory(tokens, stream, own, {})
         tokens = torch.cat([before.tokens, tokens], 1)
-        return Memory(tokens, before.carried.then(carried), _joined(below, own), before.kept, before.dropped)
+        return Memory(tokens, before.stream.then(stream), _joined(below, own), before.kept, before.dropped)
 
 
 def _part(past: Past, rows: slice, positions: slice) -> Past:

@@ -1,0 +1,64 @@
+"""What goes from layer to layer, and what a layer is called with."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pgolf.model.adapters import Projector
+from pgolf.model.layers import Layer
+
+
+class Stream(NamedTuple):
+    """What positions (B, T) carry from one layer into the next."""
+
+    x: Tensor
+    """The residual stream, (B, T, D)."""
+    x0: Tensor
+    """The embedding that it began as."""
+    prev_stream: Tensor
+    """The stream that entered the previous layer, for hyper-connections; at first the embedding."""
+    first_values: Tensor | None = None
+    """The first layer's values, (B, T, Hkv, d), in networks with value residuals."""
+    skips: tuple[Tensor, ...] = ()
+    """Outputs that wait for a later layer's skip, the next one last."""
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Stream":
+        return cls(x, x, x)
+
+    def leaving(self) -> Tensor:
+        """What the final norm takes, (B, T, D), of what left the last layer."""
+        return self.x
+
+    def __getitem__(self, part) -> "Stream":  # type: ignore[override]
+        """Some of the rows, or of the positions."""
+        return self._each(lambda tensor: tensor[part])
+
+    def then(self, later: "Stream") -> "Stream":
+        """These positions and the ones after them."""
+        return self._each(lambda tensor, after: torch.cat([tensor, after], 1), later)
+
+    def _each(self, do: Callable[..., Tensor], *others: "Stream") -> "Stream":
+        def each(name: str) -> Tensor | None:
+            tensors = [getattr(stream, name) for stream in (self, *others)]
+            return None if tensors[0] is None else do(*tensors)
+
+        skips = tuple(do(*tensors) for tensors in zip(self.skips, *(other.skips for other in others), strict=True))
+        fields = {name: each(name) for name in self._fields if name != "skips"}
+        return Stream(**fields, skips=skips)
+
+
+class LayerContext(NamedTuple):
+    """What a block is called with beside the stream and its matrices."""
+
+    layer: Layer
+    project: Projector
+    """Its products, with adapters where there are some."""
+    rotary: tuple[Tensor, Tensor]
+    """Cosines and sines of the positions, each (T, r / 2)."""
+    value_embedding: Tensor | None
+    """What it adds to its values, (B, T, Dkv)."""
+    attention: Callable[..., Tensor]
+    """The operator, or a form of it that sees cached keys and values too."""
