@@ -1,0 +1,77 @@
+"""The table of parameters and the description of layers: every tensor has its line, and whoever classifies agrees with it."""
+
+import dataclasses
+
+import pytest
+
+from pgolf.config import load_preset, preset_names
+from pgolf.model import build_model, submission_state, unbank
+from pgolf.model.layers import executed_layers
+from pgolf.model.parameters import ADAPTED, BANKS, TABLE, adapter_shapes, moment_names, parameter, slice_names
+from tests.model.common import EVERYTHING, SMALL
+from tests.model.test_mamba import RICH
+
+NETWORKS = {"everything": dataclasses.replace(EVERYTHING, mtp_heads=2), "rich": RICH}
+
+
+@pytest.mark.parametrize("settings", NETWORKS.values(), ids=NETWORKS)
+def test_every_tensor_has_a_line(settings):
+    model = build_model(settings, device="meta")
+    for name, tensor in model.named_parameters():
+        row = parameter(name)
+        assert (row.group == "matrix") == (name in BANKS)
+        assert row.packed == (not name.startswith("mtp_heads."))
+        if name in BANKS:
+            assert row.bank == name and tensor.dim() == 3
+    for name, tensor in submission_state(model).items():
+        assert parameter(name).name in {name, name.split(".", 2)[-1], "ve_layer_scales.N"}
+        assert tensor.dim() == 2 or not parameter(name).site
+
+
+def test_every_line_is_a_tensor_of_some_network():
+    models = [build_model(settings, device="meta") for settings in NETWORKS.values()]
+    found = {parameter(name).name for model in models for name in unbank(model.state_dict())}
+    assert found == {row.name for row in TABLE}
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_the_networks_of_the_presets_have_no_other_tensors(preset):
+    model = build_model(load_preset(preset).model, device="meta")
+    layered = unbank(model.state_dict())
+    assert all(parameter(name) for name in layered)
+    assert {name for names in slice_names(model.settings).values() for name in names} <= layered.keys()
+
+
+def test_an_unknown_tensor_says_where_its_line_belongs():
+    with pytest.raises(KeyError, match="'blocks.3.attn.c_w.weight'; a new one needs its line in pgolf.model.parameters.TABLE"):
+        parameter("blocks.3.attn.c_w.weight")
+
+
+def test_sites():
+    assert adapter_shapes(SMALL) == {
+        "q": (48, 48), "k": (24, 48), "v": (24, 48), "o": (48, 48), "up": (80, 48), "down": (48, 80), "head": (61, 48),
+    }  # fmt: skip
+    assert tuple(adapter_shapes(SMALL)) == ADAPTED
+    assert moment_names("q", 3, tied=True) == [f"blocks.3.attn.{name}.weight" for name in ("c_q", "c_k", "c_v")]
+    assert moment_names("k", 3, tied=True) == []
+    assert moment_names("head", 0, tied=True) == ["tok_emb.weight"]
+    assert moment_names("head", 0, tied=False) == ["lm_head.weight"]
+    assert moment_names("bigram", 0, tied=True) == ["bigram.proj.weight"]
+
+
+def test_layers_of_a_recurrent_network():
+    layers = executed_layers(load_preset("pr745").model)
+    assert [layer.physical for layer in layers] == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9, 10]
+    assert [layer.block for layer in layers] == list(range(13)) and [layer.index for layer in layers] == list(range(13))
+    assert [layer.pushes for layer in layers] == [True] * 6 + [False] * 7
+    assert [layer.source for layer in layers] == [None] * 6 + [5, 4, 3, 2, 1, 0, None]
+    assert [layer.skip for layer in layers] == [None] * 6 + [0, 1, 2, 3, 4, 5, None]
+    assert [layer.xsa for layer in layers] == [False] * 2 + [True] * 11
+    assert [layer.value_embedding for layer in layers] == [None] * 9 + [0, 1] + [None] * 2
+    assert layers[3].scale == 0.5 and not any(layer.mamba or layer.hyper for layer in layers)
+
+
+def test_layers_of_a_hybrid():
+    layers = executed_layers(RICH)
+    assert [(layer.mamba, layer.slot) for layer in layers] == [(True, 0), (True, 1), (False, 0), (True, 2), (False, 1)]
+    assert [layer.hyper for layer in layers] == [False] * 3 + [True] * 2
