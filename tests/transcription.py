@@ -20,7 +20,7 @@ def logits(state, tokens, facts=None, eps=2**-23):
 SEEDS = {
     "heads": 8, "kv_heads": 4, "order": list(range(11)), "xsa_from": 7, "value_layers": (9, 10), "rotary_dims": 16,
     "base": 10_000.0, "reference_length": 1024, "slope": 0.5, "softcap": 30.0, "layer_scale": True, "unet": True,
-    "hyper_last": 0,
+    "hyper_from": 11, "loops": False, "lanes_from": 0, "gate_scale": 1.0, "bos": 1,
 }  # fmt: skip
 
 
@@ -125,6 +125,12 @@ def forward(state, tokens, facts, fresh=0, past=None, seen=None):
         base = base * (length / facts["reference_length"]) ** (dims / (dims - 2))
 
     x = w["tok_emb.weight"][tokens]
+    if "smear_lambda" in w:
+        raw, inputs = x, w["smear_gate.weight"].shape[1]
+        for t in range(1, length):
+            share = w["smear_lambda"] * sigmoid(raw[:, t, :inputs] @ w["smear_gate.weight"][0])[:, None]
+            share = torch.where(tokens[:, t, None] == facts["bos"], torch.zeros_like(share), share)
+            x = torch.cat([x[:, :t], (raw[:, t] + share * raw[:, t - 1])[:, None], x[:, t + 1 :]], 1)
     if "bigram.scale" in w:
         table = w["bigram.embed.weight"]
         x = x + w["bigram.scale"] * (table[bigram_rows(tokens, len(table))] @ project(w["bigram.proj.weight"]).T)
@@ -140,18 +146,23 @@ def forward(state, tokens, facts, fresh=0, past=None, seen=None):
     before = 0 if past is None else past[0][0].shape[1]
     future = torch.ones(new, before + new, dtype=torch.bool).triu(1 + before)
     encoders = len(order) // 2 if facts["unet"] else 0
-    stack, first_v = [], None
+    stack, first_v, lane = [], None, None
     for i, physical in enumerate(order):
-        b, m = f"blocks.{i}.", f"blocks.{physical}."
+        # passes of a loop share what belongs to a layer, those of a recurrence only its matrices
+        own_number = physical if facts["loops"] else i
+        b, m = f"blocks.{own_number}.", f"blocks.{physical}."
+        if lane is None and 0 < facts["lanes_from"] <= physical:
+            lane = x
         if i >= encoders and stack:
-            x = x + w["skip_weights"][i - encoders] * stack.pop()
+            skip = w["skip_weights"][i - encoders] * stack.pop()
+            x = skip + sigmoid(w["skip_gates"][i - encoders]) * (x - skip) if "skip_gates" in w else x + skip
         entered = x
         if b + "resid_mix" in w:
             x = w[b + "resid_mix"][0] * x + w[b + "resid_mix"][1] * x0
-        if i >= len(order) - facts["hyper_last"]:
+        if own_number >= facts["hyper_from"]:
             x = w[b + "hyper"][0] * x + w[b + "hyper"][2] * entered_before
         entered_before, x_in = entered, x
-        c = 1 / math.sqrt(i + 1) if facts["layer_scale"] else 1.0
+        c = 1 / math.sqrt(own_number + 1) if facts["layer_scale"] else 1.0
         u = c * norm(x_in, eps)
         if b + "mixer_scale" in w:
             x = x_in + w[b + "mixer_scale"] * mixer(w, m, u)
@@ -159,8 +170,8 @@ def forward(state, tokens, facts, fresh=0, past=None, seen=None):
             q = (u @ w[m + "attn.c_q.weight"].T).view(rows, new, heads, size)
             k = (u @ w[m + "attn.c_k.weight"].T).view(rows, new, groups, size)
             v = u @ w[m + "attn.c_v.weight"].T
-            if i in facts["value_layers"]:
-                v = v + w[f"ve_layer_scales.{list(facts['value_layers']).index(i)}"] * shared
+            if own_number in facts["value_layers"]:
+                v = v + w[f"ve_layer_scales.{list(facts['value_layers']).index(own_number)}"] * shared
             v = v.view(rows, new, groups, size)
             if b + "attn.vr_lambda" in w:
                 if i == 0:
@@ -176,19 +187,32 @@ def forward(state, tokens, facts, fresh=0, past=None, seen=None):
             k, v = k.repeat_interleave(heads // groups, 2), v.repeat_interleave(heads // groups, 2)
             scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(size)
             y = torch.einsum("bhij,bjhd->bihd", scores.masked_fill(future, -math.inf).softmax(-1), v)
-            if i >= facts["xsa_from"]:
+            if own_number >= facts["xsa_from"]:
                 unit = own / own.norm(dim=-1, keepdim=True).clamp_min(1e-12)
                 y = y - (y * unit).sum(-1, keepdim=True) * unit
             if b + "attn.attn_gate.weight" in w:
                 y = y * sigmoid(u @ w[b + "attn.attn_gate.weight"].T + w[b + "attn.attn_gate.bias"])[..., None]
-            x = x_in + w[b + "attn_scale"] * (y.reshape(rows, new, width) @ w[m + "attn.proj.weight"].T)
-            h = c * norm(x, eps) @ w[m + "mlp.fc.weight"].T
+            if b + "attn.attn_gate_w" in w:
+                some = u[..., : w[b + "attn.attn_gate_w"].shape[1]]
+                y = y * sigmoid(facts["gate_scale"] * (some @ w[b + "attn.attn_gate_w"].T))[..., None]
+            attended = w[b + "attn_scale"] * (y.reshape(rows, new, width) @ w[m + "attn.proj.weight"].T)
+            read = x_in + attended if lane is None else lane
+            h = c * norm(read, eps) @ w[m + "mlp.fc.weight"].T
             h = torch.where(h > 0, h, facts["slope"] * h)
-            x = x + w[b + "mlp_scale"] * ((h * h) @ w[m + "mlp.proj.weight"].T)
+            added = w[b + "mlp_scale"] * ((h * h) @ w[m + "mlp.proj.weight"].T)
+            if lane is None:
+                x = read + added
+            else:
+                (r_a, r_b), ((p_aa, p_ab), (p_ma, p_mb)) = (
+                    w["parallel_resid_lambdas"][physical], w["parallel_post_lambdas"][physical]
+                )  # fmt: skip
+                x, lane = r_a * entered + p_aa * attended + p_ma * added, r_b * lane + p_ab * attended + p_mb * added
         if b + "dtg_gate.weight" in w:
             g = sigmoid(x_in.detach() @ w[b + "dtg_gate.weight"].T + w[b + "dtg_gate.bias"])
             x = x_in + g * (x - x_in)
         if i < encoders:
             stack.append(x)
+    if lane is not None:
+        x = (x + lane) / 2
     head = w.get("lm_head.weight", w["tok_emb.weight"])
     return facts["softcap"] * torch.tanh(norm(x, eps) @ head.T / facts["softcap"])

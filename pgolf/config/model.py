@@ -90,6 +90,22 @@ class ModelSettings:
     """Tokens that the convolution before the scan sees."""
     scan_input_dt: bool = False
     """The step size depends on the token, as in Mamba-2; off: it is one for each head, and the decay one of time alone."""
+    loop_layers: tuple[int, ...] = ()
+    """Neighbouring physical layers that run loop_passes times, one after another; all their parameters are shared."""
+    loop_passes: int = 3
+    """How often they run; training may begin with once, see training.loop_start."""
+    skip_gates: bool = False
+    """A skip s joins as s + sigmoid(gate) (x - s), channel by channel, instead of x + s."""
+    lanes_from: int = 0
+    """From this physical layer on attention reads one residual lane, the MLP another, and both write into both; 0: never."""
+    gate_inputs: int = 0
+    """Each head is scaled by sigmoid(gate_scale W u) of the first n channels of the sublayer's input; 0: it is not."""
+    gate_scale: float = 1.0
+    """See gate_inputs."""
+    smear_inputs: int = 0
+    """Each token's embedding takes a share of its predecessor's, gated by its own first n channels; 0: it does not."""
+    smear_bos: int = 1
+    """A document's first token, which takes none of its predecessor's embedding; -1: every token does."""
 
     @property
     def head_dim(self) -> int:
@@ -108,6 +124,9 @@ class ModelSettings:
     @property
     def virtual_layers(self) -> tuple[int, ...]:
         """The physical layer that each executed layer uses."""
+        if self.loop_layers:
+            first, last = self.loop_layers[0], self.loop_layers[-1]
+            return (*range(first), *self.loop_layers * self.loop_passes, *range(last + 1, self.layers))
         if not self.recurrence:
             return tuple(range(self.layers))
         turn = max(self.recurrence) + 1
@@ -135,7 +154,16 @@ class ModelSettings:
             raise SettingsError(f"model.heads {self.heads} is no multiple of model.kv_heads {self.kv_heads}")
         if self.rotary_dims % 2 or self.rotary_dims > self.head_dim:
             raise SettingsError(f"model.rotary_dims {self.rotary_dims} must be even, at most the head's {self.head_dim}")
+        at_least(0, "model", self, "lanes_from", "gate_inputs", "smear_inputs")
+        for name in ("gate_inputs", "smear_inputs"):
+            if getattr(self, name) > self.dim:
+                raise SettingsError(f"model.{name} {getattr(self, name)} is more than model.dim, {self.dim}")
+        if self.gate_inputs and self.gated_attention:
+            raise SettingsError("model.gate_inputs and model.gated_attention are two gates for the same heads; choose one")
         self._validate_layer_lists()
+        self._validate_loop()
+        if self.lanes_from:
+            self._validate_lanes()
         if self.scan_layers:
             self._validate_scan()
 
@@ -151,6 +179,33 @@ class ModelSettings:
         for layer in self.value_embedding_layers:
             if layer >= executed:
                 raise SettingsError(f"model.value_embedding_layers names layer {layer}, but {executed} are executed")
+
+    def _validate_loop(self) -> None:
+        at_least(1, "model", self, "loop_passes")
+        if not self.loop_layers:
+            return
+        first, last = self.loop_layers[0], self.loop_layers[-1]
+        if self.loop_layers != tuple(range(first, last + 1)) or first < 0 or last >= self.layers:
+            raise SettingsError(
+                f"model.loop_layers {list(self.loop_layers)} must be neighbouring layers in order, from 0 to {self.layers - 1}"
+            )
+        if self.recurrence:
+            raise SettingsError("model.loop_layers and model.recurrence are two ways to repeat layers; choose one")
+
+    def _validate_lanes(self) -> None:
+        if self.lanes_from >= self.layers:
+            raise SettingsError(f"model.lanes_from {self.lanes_from} is no layer: there are 0 to {self.layers - 1}")
+        if self.dtg:
+            raise SettingsError("model.dtg gates one residual stream, but model.lanes_from asks for two; choose one")
+        if max(self.scan_layers, default=-1) >= self.lanes_from:
+            raise SettingsError(
+                "model.lanes_from needs attention and MLP in its layers, but model.scan_layers names one of them"
+            )
+        for order in (self.virtual_layers, range(self.layers)):
+            if self.unet_skips and any(layer >= self.lanes_from for layer in order[: len(order) // 2]):
+                raise SettingsError(
+                    f"model.lanes_from {self.lanes_from} is in the first half of the layers, whose skips have one lane"
+                )
 
     def _validate_scan(self) -> None:
         for layer in self.scan_layers:

@@ -26,11 +26,17 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = settings.heads, settings.kv_heads
         self.q_gain = nn.Parameter(torch.empty(settings.heads))
         self.attn_gate = nn.Linear(settings.dim, settings.heads) if settings.gated_attention else None
+        self.gate_scale = settings.gate_scale
+        inputs = settings.gate_inputs
+        self.attn_gate_w = nn.Parameter(torch.empty(settings.heads, inputs)) if inputs else None
         # the first layer's pair has nothing to mix, but the submissions' checkpoints hold it
         self.vr_lambda = nn.Parameter(torch.empty(2)) if settings.value_residual else None
 
     def gate(self, u: Tensor) -> Tensor | None:
-        """(B, T, H), sigmoid(W u + b), as PR #745 of openai/parameter-golf gates attention."""
+        """(B, T, H): sigmoid(W u + b), as in PR #745 of openai/parameter-golf, or of a few channels alone, as in #1787."""
+        if self.attn_gate_w is not None:
+            channels = u[..., : self.attn_gate_w.shape[1]]
+            return torch.sigmoid(self.gate_scale * F.linear(channels, self.attn_gate_w.to(u.dtype)))
         if self.attn_gate is None:
             return None
         return torch.sigmoid(F.linear(u, self.attn_gate.weight.to(u.dtype), self.attn_gate.bias.to(u.dtype)))
@@ -109,6 +115,18 @@ class AttentionBlock(ResidualBlock):
     def forward(self, stream: Stream, context: LayerContext) -> Stream:
         scale, x_in = context.layer.scale, self.enter(stream)
         y, first_values = self.attn(scale * rms_norm(x_in), stream.first_values, context)
+        if context.lanes is not None and stream.lane is not None:
+            # two lanes (PR #1529 of openai/parameter-golf): both sublayers read before either writes
+            written = (
+                self.attn_scale.to(x_in.dtype) * y,
+                self.mlp_scale.to(x_in.dtype) * self.mlp(scale * rms_norm(stream.lane), context.project),
+            )
+            keeps, adds = (part.to(x_in.dtype) for part in context.lanes)
+            x, lane = (
+                keeps[i] * own + adds[0, i] * written[0] + adds[1, i] * written[1]
+                for i, own in enumerate((stream.x, stream.lane))
+            )
+            return stream._replace(x=x, lane=lane, prev_stream=stream.x, first_values=first_values)
         x = x_in + self.attn_scale.to(x_in.dtype) * y
         x = x + self.mlp_scale.to(x.dtype) * self.mlp(scale * rms_norm(x), context.project)
         return stream._replace(x=self.leave(x, x_in), prev_stream=stream.x, first_values=first_values)

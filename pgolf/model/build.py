@@ -55,6 +55,7 @@ def shared_view(model: Network) -> Network:
     learnt, but which parameters take a gradient is each one's own choice."""
     view = empty_network(model.settings)
     view.activation, view.operators, view.rounding = model.activation, model.operators, model.rounding
+    view.looped = model.looped
     view.mtp_heads = nn.ModuleList()
     state = {name: tensor for name, tensor in model.state_dict().items() if parameter(name).packed}
     view.load_state_dict(state, assign=True)
@@ -73,6 +74,11 @@ class Initialiser:
         self._embeddings(network)
         if network.skip_weights is not None:
             network.skip_weights.fill_(1)
+        if network.skip_gates is not None:
+            network.skip_gates.zero_()
+        if network.parallel_post_lambdas is not None:
+            network.parallel_post_lambdas.fill_(1)
+            network.parallel_resid_lambdas.fill_(1.1)
         for head in (*network.mtp_heads, *([network.lm_head] if network.lm_head is not None else [])):
             head.weight.zero_()
         # a ModuleList does not say what its modules are
@@ -126,6 +132,9 @@ class Initialiser:
                 scale.fill_(1)
         if network.smear is not None:
             network.smear.gate.zero_()
+        if network.smear_gate is not None:
+            network.smear_gate.weight.zero_()
+            network.smear_lambda.zero_()
 
     def _block(self, block: AttentionBlock | Mamba2Block) -> None:
         if isinstance(block, Mamba2Block):
@@ -148,6 +157,8 @@ class Initialiser:
         attention.q_gain.fill_(self.settings.q_gain)
         if attention.vr_lambda is not None:
             attention.vr_lambda.copy_(torch.tensor(self.settings.value_residual_init))
+        if attention.attn_gate_w is not None:
+            attention.attn_gate_w.zero_()
         if attention.attn_gate is not None:
             attention.attn_gate.weight.zero_()
             attention.attn_gate.bias.fill_(self.settings.gate_bias)

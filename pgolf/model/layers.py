@@ -18,6 +18,8 @@ class Layer(NamedTuple):
     """A Mamba-2 block instead of attention and MLP."""
     scale: float
     """Of the sublayers' normed inputs: 1 / sqrt(block + 1) or 1."""
+    lanes: bool
+    """Attention and MLP read and write two residual lanes."""
     xsa: bool
     """Exclusive self-attention, arXiv:2603.09078."""
     hyper: bool
@@ -31,27 +33,34 @@ class Layer(NamedTuple):
     """Its output waits for a later layer's skip."""
 
 
-def executed_layers(settings: ModelSettings) -> tuple[Layer, ...]:
-    """The layers in the order they are executed. The first half feeds the second, last to first, as in a U-Net."""
-    order = settings.virtual_layers
+def executed_layers(settings: ModelSettings, *, looped: bool = True) -> tuple[Layer, ...]:
+    """The layers in the order they are executed. The first half feeds the second, last to first, as in a U-Net.
+
+    looped  whether layers that are looped run all their passes, or one
+    """
+    order = settings.virtual_layers if looped or not settings.loop_layers else tuple(range(settings.layers))
+    # a second pass of a recurrence has small parameters of its own, one of a loop has not
+    blocks = settings.layers if settings.loop_layers else len(order)
     encoders = len(order) // 2 if settings.unet_skips else 0
     kinds = (settings.attention_layers, sorted(settings.scan_layers))
     layers = []
     for index, physical in enumerate(order):
+        block = physical if settings.loop_layers else index
         mamba = physical in settings.scan_layers
         joins = encoders <= index < 2 * encoders
         values = settings.value_embedding_layers
         layers.append(
             Layer(
                 index=index,
-                block=index,
+                block=block,
                 physical=physical,
                 slot=kinds[mamba].index(physical),
                 mamba=mamba,
-                scale=(index + 1) ** -0.5 if settings.layer_scale else 1.0,
-                xsa=index >= len(order) - settings.xsa_last,
-                hyper=index >= len(order) - settings.hyper_layers,
-                value_embedding=values.index(index) if index in values else None,
+                scale=(block + 1) ** -0.5 if settings.layer_scale else 1.0,
+                lanes=0 < settings.lanes_from <= physical,
+                xsa=block >= blocks - settings.xsa_last,
+                hyper=block >= blocks - settings.hyper_layers,
+                value_embedding=values.index(block) if block in values else None,
                 skip=index - encoders if joins else None,
                 source=2 * encoders - 1 - index if joins else None,
                 pushes=index < encoders,

@@ -22,7 +22,7 @@ from pgolf.model.layers import Layer, executed_layers
 from pgolf.model.mamba import Mamba2Block
 from pgolf.model.operators import OPERATORS, Operators
 from pgolf.model.parameters import BANKS, bank_shapes
-from pgolf.model.parts import BigramEmbedding, SmearGate, ValueEmbedding, previous, rms_norm, rotary_tables
+from pgolf.model.parts import BigramEmbedding, SmearGate, TokenSmearGate, ValueEmbedding, previous, rms_norm, rotary_tables
 from pgolf.model.stream import LayerContext, Stream
 
 Matrices = list[dict[str, Tensor]]
@@ -35,6 +35,7 @@ class Network(nn.Module):
 
     activation  dtype of the residual stream; weights are cast to it where they are used
     operators   "kernels", or "reference" for their plain-torch forms (slower), or an Operators of one's own
+    looped      whether looped layers run all their passes, or one: two graphs for a compiler. May be set at any time.
     rounding    in training mode, (weight, role) -> the weight to use instead; role "bank" for the slices of the banks,
                 "projection" for those of the bigram and value embeddings. May be set at any time.
     input_hook  sees (site, executed layer, input) of every product with a matrix, by the sites of `parameters.TABLE`;
@@ -48,23 +49,38 @@ class Network(nn.Module):
         self.operators = "kernels"
         self.rounding: Callable[[Tensor, str], Tensor] | None = None
         self.input_hook: InputHook | None = None
-        self.layers = executed_layers(settings)
+        self.looped = True
+        self._layers = {looped: executed_layers(settings, looped=looped) for looped in (False, True)}
         dim, values = settings.dim, settings.kv_heads * settings.head_dim
         skips = sum(layer.skip is not None for layer in self.layers)
 
         self.tok_emb = nn.Embedding(settings.vocab_size, dim)
         self.bigram = BigramEmbedding(settings.bigram_buckets, settings.bigram_dim, dim) if settings.bigram_buckets else None
         self.smear = SmearGate(dim) if settings.smear else None
+        self.smear_gate = TokenSmearGate(settings.smear_inputs, settings.smear_bos) if settings.smear_inputs else None
+        self.smear_lambda = nn.Parameter(torch.empty(1)) if settings.smear_inputs else None
         shapes = bank_shapes(settings)
         for bank in BANKS:
             self.register_parameter(bank, nn.Parameter(torch.empty(shapes[bank])) if bank in shapes else None)
         self.skip_weights = nn.Parameter(torch.empty(skips, dim)) if skips else None
-        self.blocks = nn.ModuleList((Mamba2Block if layer.mamba else AttentionBlock)(settings, layer) for layer in self.layers)
+        self.skip_gates = nn.Parameter(torch.empty(skips, dim)) if skips and settings.skip_gates else None
+        lanes = settings.layers if settings.lanes_from else 0
+        self.parallel_post_lambdas = nn.Parameter(torch.empty(lanes, 2, 2)) if lanes else None
+        self.parallel_resid_lambdas = nn.Parameter(torch.empty(lanes, 2)) if lanes else None
+        owners = {layer.block: layer for layer in self.layers}
+        self.blocks = nn.ModuleList(
+            (Mamba2Block if layer.mamba else AttentionBlock)(settings, layer) for layer in owners.values()
+        )
         if settings.value_embedding_layers:
             self.ve_shared = ValueEmbedding(settings.vocab_size, settings.value_embedding_dim, values)
             self.ve_layer_scales = nn.ParameterList(torch.empty(1) for _ in settings.value_embedding_layers)
         self.lm_head = None if settings.tied else nn.Linear(dim, settings.vocab_size, bias=False)
         self.mtp_heads = nn.ModuleList(nn.Linear(dim, settings.vocab_size, bias=False) for _ in range(settings.mtp_heads))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The executed layers."""
+        return self._layers[self.looped]
 
     # ---- what callers use
 
@@ -127,6 +143,8 @@ class Network(nn.Module):
     def embed(self, tokens: Tensor) -> Stream:
         """What enters the first layer. A position's embedding depends on its token and the two before it."""
         x = self.tok_emb(tokens).to(self.activation)
+        if self.smear_gate is not None:
+            x = x + self.smear_gate(x, tokens, self.smear_lambda) * previous(x)
         if self.bigram is not None:
             pairs = self.bigram.embed(self.bigram.buckets(tokens)).to(x.dtype)
             x = x + self.bigram.scale.to(x.dtype) * self._projected("bigram", pairs, self.bigram)
@@ -152,15 +170,17 @@ class Network(nn.Module):
         matrices = self.matrices() if matrices is None else matrices
         value_embeddings = self._value_embeddings(tokens, layers)
         for layer in layers:
-            if layer.skip is not None and self.skip_weights is not None:
-                x = stream.x + self.skip_weights[layer.skip].to(stream.x.dtype) * stream.skips[-1]
-                stream = stream._replace(x=x, skips=stream.skips[:-1])
+            if layer.lanes and stream.lane is None:
+                stream = stream._replace(lane=stream.x)
+            if layer.skip is not None:
+                stream = self._with_skip(stream, layer.skip)
             context = LayerContext(
                 layer,
                 Projector(operators, matrices[layer.index], adapters, layer.index, self.input_hook),
                 rotary,
                 None if layer.value_embedding is None else value_embeddings[layer.value_embedding],
                 attention_of(layer, operators.attention),
+                self._lane_factors(layer),
             )
             stream = self.blocks[layer.block](stream, context)
             if layer.pushes:
@@ -195,6 +215,22 @@ class Network(nn.Module):
         if isinstance(bank, Tensor):
             return bank.to(self.activation).unbind()
         return [matrix.to(self.activation) for matrix in bank]
+
+    def _with_skip(self, stream: Stream, row: int) -> Stream:
+        """The stream with the last output that was pushed, weighted by a row of `skip_weights`: added to it, or, with gates
+        (as in PR #1855 of openai/parameter-golf), mixed with it channel by channel."""
+        x, kind = stream.x, stream.x.dtype
+        skip = self.skip_weights[row].to(kind) * stream.skips[-1]
+        if self.skip_gates is None:
+            x = x + skip
+        else:
+            x = skip + torch.sigmoid(self.skip_gates[row]).to(kind) * (x - skip)
+        return stream._replace(x=x, skips=stream.skips[:-1])
+
+    def _lane_factors(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
+        if not layer.lanes:
+            return None
+        return self.parallel_resid_lambdas[layer.physical], self.parallel_post_lambdas[layer.physical]
 
     def _value_embeddings(self, tokens: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
         """What the layers with a value embedding add to their values, each (B, T, Dkv)."""

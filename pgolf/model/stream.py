@@ -14,13 +14,15 @@ class Stream(NamedTuple):
     """What positions (B, T) carry from one layer into the next."""
 
     x: Tensor
-    """The residual stream, (B, T, D)."""
+    """The residual stream, (B, T, D); of two lanes that which attention reads."""
     x0: Tensor
     """The embedding that it began as."""
     prev_stream: Tensor
     """The stream that entered the previous layer, for hyper-connections; at first the embedding."""
     first_values: Tensor | None = None
     """The first layer's values, (B, T, Hkv, d), in networks with value residuals."""
+    lane: Tensor | None = None
+    """The lane that the MLP reads, where there are two."""
     skips: tuple[Tensor, ...] = ()
     """Outputs that wait for a later layer's skip, the next one last."""
 
@@ -30,7 +32,7 @@ class Stream(NamedTuple):
 
     def leaving(self) -> Tensor:
         """What the final norm takes, (B, T, D), of what left the last layer."""
-        return self.x
+        return self.x if self.lane is None else (self.x + self.lane) / 2
 
     def __getitem__(self, part) -> "Stream":  # type: ignore[override]
         """Some of the rows, or of the positions."""
@@ -62,3 +64,5 @@ class LayerContext(NamedTuple):
     """What it adds to its values, (B, T, Dkv)."""
     attention: Callable[..., Tensor]
     """The operator, or a form of it that sees cached keys and values too."""
+    lanes: tuple[Tensor, Tensor] | None = None
+    """Of a layer with two lanes: each lane's own factor, (2,), and what each sublayer writes into each lane, (2, 2)."""

@@ -25,6 +25,22 @@ SMALL = ModelSettings(
 EVERYTHING = dataclasses.replace(
     SMALL, value_residual=True, gated_attention=True, recurrence=(2, 3), hyper_layers=2, dtg=True, tied=False, xsa_last=4
 )
+# what pr1855 adds, with everything it can be combined with
+LANES = dataclasses.replace(
+    SMALL,
+    layers=6,
+    value_embedding_layers=(),
+    bigram_buckets=0,
+    smear=False,
+    xsa_last=6,
+    loop_layers=(2, 3),
+    loop_passes=3,
+    skip_gates=True,
+    lanes_from=4,
+    gate_inputs=5,
+    gate_scale=0.5,
+    smear_inputs=7,
+)
 SHALLOW = dataclasses.replace(EVERYTHING, layers=2, recurrence=(0,), value_embedding_layers=(1, 2), xsa_last=2, hyper_layers=1)
 
 
@@ -34,7 +50,7 @@ def randomise(named, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in named:
         drawn = torch.randn(tensor.shape, generator=generator)
-        matrix = name.endswith((".weight", "_bank"))
+        matrix = name.endswith((".weight", "_bank", "attn_gate_w"))
         tensor.copy_(drawn / tensor.shape[-1] ** 0.5 if matrix else 0.7 + 0.4 * drawn)
 
 
@@ -47,11 +63,16 @@ def random_model(settings, seed=0, **how):
 def facts(settings):
     """What the transcription cannot read off the names."""
     order = list(settings.virtual_layers)
+    blocks = settings.layers if settings.loop_layers else len(order)
     return {
+        "loops": bool(settings.loop_layers),
+        "lanes_from": settings.lanes_from,
+        "gate_scale": settings.gate_scale,
+        "bos": settings.smear_bos,
         "heads": settings.heads,
         "kv_heads": settings.kv_heads,
         "order": order,
-        "xsa_from": len(order) - settings.xsa_last,
+        "xsa_from": blocks - settings.xsa_last,
         "value_layers": settings.value_embedding_layers,
         "rotary_dims": settings.rotary_dims,
         "base": settings.rope_base,
@@ -60,7 +81,7 @@ def facts(settings):
         "softcap": settings.softcap,
         "layer_scale": settings.layer_scale,
         "unet": settings.unet_skips,
-        "hyper_last": settings.hyper_layers,
+        "hyper_from": blocks - settings.hyper_layers,
     }
 
 

@@ -8,7 +8,7 @@ import torch
 
 from pgolf.model import Decoder
 from pgolf.model.decoder import step as module
-from tests.model.common import EVERYTHING, SMALL, error, random_model, tokens
+from tests.model.common import EVERYTHING, LANES, SMALL, error, random_model, tokens
 
 PLAIN = dataclasses.replace(
     SMALL, smear=False, bigram_buckets=0, value_embedding_layers=(), xsa_last=0, unet_skips=False, resid_mix=False,
@@ -24,6 +24,9 @@ CASES = {
     "residual after a value embedding": dataclasses.replace(SMALL, value_residual=True, value_embedding_layers=(0, 1)),
     "hyper without resid_mix": dataclasses.replace(SMALL, resid_mix=False, hyper_layers=2),
     "recurrence at the end": dataclasses.replace(SMALL, recurrence=(4,), gated_attention=True),
+    "lanes, loops and gates": LANES,
+    "one pass": dataclasses.replace(LANES, loop_passes=1, smear=True, smear_bos=-1),
+    "more with lanes": dataclasses.replace(LANES, value_residual=True, hyper_layers=2, bigram_buckets=37, tied=False),
     "slope": dataclasses.replace(SMALL, mlp_slope=0.0, softcap=2.0),
 }
 

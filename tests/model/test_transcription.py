@@ -11,7 +11,7 @@ from pgolf.config import load_preset
 from pgolf.model import build_model, import_checkpoint, unbank
 from pgolf.model.parts import bigram_bucket
 from tests import transcription
-from tests.model.common import EVERYTHING, SMALL, error, facts, random_model, randomise, tokens
+from tests.model.common import EVERYTHING, LANES, SMALL, error, facts, random_model, randomise, tokens
 
 
 def submission_shapes(executed, kv, hidden, buckets, skips, banked, gated):
@@ -73,6 +73,7 @@ def test_953_is_the_network_of_688():
 def check(settings, length=19, batch=2):
     """Both precisions of the network against the transcription; returns the float64 logits of the first row."""
     given = tokens(batch, length)
+    given[:, length // 2] = settings.smear_bos % settings.vocab_size
     for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-11)):
         model = random_model(settings, dtype=dtype).eval()
         assert {p.dtype for p in model.parameters()} == {dtype}
@@ -121,6 +122,16 @@ SWITCHES = {
     "hyper without resid_mix": dict(hyper_layers=2, resid_mix=False),
     "dtg": dict(dtg=True),
     "six layers": dict(layers=6),
+    "loop": dict(loop_layers=(1, 2), loop_passes=3),
+    "loop at the end": dict(loop_layers=(3, 4), loop_passes=2, hyper_layers=2),
+    "loop of one, with value residuals": dict(loop_layers=(2,), loop_passes=4, value_residual=True),
+    "skip_gates": dict(skip_gates=True),
+    "lanes": dict(lanes_from=3),
+    "lanes in the last layer": dict(lanes_from=4, value_residual=True),
+    "gate_inputs": dict(gate_inputs=7),
+    "gate_scale": dict(gate_inputs=5, gate_scale=0.5),
+    "smear_inputs": dict(smear_inputs=7),
+    "smear without a mask": dict(smear_inputs=7, smear_bos=-1, smear=False),
     "one layer": dict(layers=1, value_embedding_layers=(0,)),
 }
 
@@ -140,6 +151,23 @@ def test_switch(change, plain):
 
 def test_everything_at_once():
     check(EVERYTHING, length=50)
+
+
+def test_lanes_loops_and_gates_at_once():
+    check(LANES, length=50)
+    check(dataclasses.replace(LANES, value_residual=True, hyper_layers=2, bigram_buckets=37, tied=False, smear=True))
+
+
+@torch.no_grad()
+def test_a_loop_that_is_off():
+    """Once through every layer, over the same weights; the rows of skips count from the first of the second half."""
+    model = random_model(LANES, dtype=torch.float64).eval()
+    given = tokens(1, 30)
+    looped, model.looped = model.logits(given)[0], False
+    off = facts(LANES) | {"order": list(range(6)), "eps": torch.finfo(torch.float64).eps}
+    wanted = transcription.logits(model.state_dict(), given[0].tolist(), off, off["eps"])
+    assert error(model.logits(given)[0], wanted) < 1e-11
+    assert error(looped, wanted) > 1e-3
 
 
 def test_gradients():

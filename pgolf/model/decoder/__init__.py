@@ -62,5 +62,6 @@ def state_of(model: Network, weights: Weights, batch: int, length: int) -> State
         np.zeros((mixers, batch, heads, settings.scan_state, taps[1] // heads), np.float32),
         np.zeros((mixers, batch, *taps), np.float32),
         np.zeros((batch, settings.dim), np.float32),
+        np.zeros((batch, settings.dim), np.float32),
         np.zeros(batch, np.int64),
     )

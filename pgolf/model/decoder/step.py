@@ -27,7 +27,8 @@ class State(NamedTuple):
     values: np.ndarray  # (A, B, Hkv, tiles, TILE, d)
     scanned: np.ndarray  # (M, B, H, S, I / H)
     window: np.ndarray  # (M, B, K, I), what the convolutions still see: token t in place t mod K
-    embedding: np.ndarray  # (B, D), of the last token, before smearing
+    embedding: np.ndarray  # (B, D), of the last token, normed and not yet smeared
+    raw: np.ndarray  # (B, D), the same as its table has it
     token: np.ndarray  # (B,), the last one
 
 
@@ -37,9 +38,11 @@ class Buffers(NamedTuple):
     x: np.ndarray  # (B, D), the residual stream
     x0: np.ndarray  # (B, D), the embedding that it began as
     x_in: np.ndarray  # (B, D), the stream that the sublayers add to
+    lane: np.ndarray  # (B, D), the lane that the MLP reads, where there are two
     prev_stream: np.ndarray  # (B, D), the stream that entered the previous layer
     normed: np.ndarray  # (B, D), a sublayer's input
     added: np.ndarray  # (B, D), its output
+    written: np.ndarray  # (B, D), attention's scaled output, where the MLP does not read it
     pushed: np.ndarray  # (L, B, D), outputs that wait for a later layer's skip
     qkv: np.ndarray  # (B, H + 2 Hkv, d)
     first_values: np.ndarray  # (B, Hkv, d), the first layer's
@@ -259,7 +262,7 @@ def _buffers(w, state, batch):
     vocabulary, dim = w.tokens.shape
     shared, tiles, size = state.keys.shape[2], state.keys.shape[3], state.keys.shape[4]
     heads, inner = w.q_gain.shape[1], w.taps.shape[2]
-    rows = np.empty((6, batch, dim), np.float32)
+    rows = np.empty((8, batch, dim), np.float32)
     exponents = np.empty((2, max(tiles * TILE, vocabulary, heads, inner, 2 * w.dt.shape[1])), np.float64)
     return Buffers(
         rows[0],
@@ -268,6 +271,8 @@ def _buffers(w, state, batch):
         rows[3],
         rows[4],
         rows[5],
+        rows[6],
+        rows[7],
         np.empty((w.scale.shape[0], batch, dim), np.float32),
         np.empty((batch, heads + 2 * shared, size), np.float32),
         np.empty((batch, shared, size), np.float32),
@@ -292,7 +297,17 @@ def _embed(w, state, tokens, t, b):
         if buckets and t > 0:
             bucket = np.int32((36313 * token) ^ (27191 * state.token[row])) % (buckets - 1)
         for i in range(b.x.shape[1]):
-            b.x[row, i] = w.tokens[token, i] + (w.pairs[bucket, i] if buckets else 0)
+            b.x[row, i] = w.tokens[token, i]
+        if w.smear_gate.shape[0]:
+            b.weights[0] = _dot(w.smear_gate, b.x[row, : w.smear_gate.shape[0]])
+            _sigmoid(b.weights[:1], b.work)
+            share = np.float32(0.0 if token == w.smear_bos or t == 0 else w.smear_lambda * b.weights[0])
+            for i in range(b.x.shape[1]):
+                now = b.x[row, i]
+                b.x[row, i] += share * state.raw[row, i]
+                state.raw[row, i] = now
+        for i in range(b.x.shape[1]):
+            b.x[row, i] += w.pairs[bucket, i] if buckets else 0
         state.token[row] = token
     _norm(b.x, 1.0, b.x)
     for row in range(tokens.shape[0]):
@@ -308,8 +323,14 @@ def _embed(w, state, tokens, t, b):
 def _enter(w, layer, b):
     """The skip that joins before the layer; then x_in, the mix that its sublayers add to."""
     skip, source, block = w.skip[layer], w.source[layer], w.block[layer]
+    if w.lanes[layer] and (layer == 0 or not w.lanes[layer - 1]):
+        b.lane[:] = b.x
     for row in range(b.x.shape[0]):
-        if skip >= 0:
+        if skip >= 0 and w.skip_gates.shape[0]:
+            for i in range(b.x.shape[1]):
+                joins = w.skips[skip, i] * b.pushed[source, row, i]
+                b.x[row, i] = joins + w.skip_gates[skip, i] * (b.x[row, i] - joins)
+        elif skip >= 0:
             for i in range(b.x.shape[1]):
                 b.x[row, i] += w.skips[skip, i] * b.pushed[source, row, i]
         for i in range(b.x.shape[1]):
@@ -367,11 +388,30 @@ def _add(scale, x, added, y):
 
 
 @compiled
+def _into_lanes(w, layer, b):
+    """The MLP of the second lane; then both sublayers' outputs into both lanes. Attention's is in `added`."""
+    place, keeps, adds = w.place[layer], w.keeps[w.physical[layer]], w.adds[w.physical[layer]]
+    for row in range(b.x.shape[0]):
+        for i in range(b.x.shape[1]):
+            b.written[row, i] = w.attn_scale[place, i] * b.added[row, i]
+    _norm(b.lane, w.scale[layer], b.normed)
+    _mlp(w, w.slot[layer], b)
+    for row in range(b.x.shape[0]):
+        for i in range(b.x.shape[1]):
+            attention, mlp = b.written[row, i], w.mlp_scale[place, i] * b.added[row, i]
+            b.x[row, i] = keeps[0] * b.x[row, i] + adds[0, 0] * attention + adds[1, 0] * mlp
+            b.lane[row, i] = keeps[1] * b.lane[row, i] + adds[0, 1] * attention + adds[1, 1] * mlp
+
+
+@compiled
 def _attention_layer(w, state, layer, tokens, t, b):
     slot, place = w.slot[layer], w.place[layer]
     batch, heads, size = b.y.shape
     _attention(w, state, layer, tokens, t, b)
     times(b.y.reshape(batch, heads * size), w.o[slot], b.added)
+    if w.lanes[layer]:
+        _into_lanes(w, layer, b)
+        return
     _add(w.attn_scale[place], b.x_in, b.added, b.x)
     _norm(b.x, w.scale[layer], b.normed)
     _mlp(w, slot, b)
@@ -407,7 +447,12 @@ def _leave(w, layer, b):
 
 @compiled
 def _logits(w, b, logits):
-    """softcap tanh(z / softcap) = softcap (1 - 2 / (e^(2 z / softcap) + 1)) for z = norm(x) W."""
+    """softcap tanh(z / softcap) = softcap (1 - 2 / (e^(2 z / softcap) + 1)) for z = norm(x) W, x the mean of two lanes where
+    there are two."""
+    if w.lanes[-1]:
+        for row in range(b.x.shape[0]):
+            for i in range(b.x.shape[1]):
+                b.x[row, i] = (b.x[row, i] + b.lane[row, i]) / 2
     _norm(b.x, 1.0, b.normed)
     times(b.normed, w.head, logits)
     vocabulary = logits.shape[1]

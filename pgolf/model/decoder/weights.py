@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.model.blocks import AttentionBlock
+from pgolf.model.blocks import Attention, AttentionBlock
 from pgolf.model.decoder.step import times
 from pgolf.model.mamba import Mamba2Block, Mamba2Mixer
 from pgolf.model.network import Network
@@ -22,13 +22,18 @@ class Weights(NamedTuple):
     tokens: np.ndarray  # (V, D)
     pairs: np.ndarray  # (buckets, D), projected and scaled
     smear: np.ndarray  # (D,)
+    smear_gate: np.ndarray  # (n,), of the raw embedding's first channels
+    smear_lambda: float
+    smear_bos: int
     # the executed layers, as `layers.Layer` describes them
     block: np.ndarray  # (L,)
+    physical: np.ndarray  # (L,)
     slot: np.ndarray  # (L,)
     place: np.ndarray  # (L,), its block's number among those of its kind
     cached: np.ndarray  # (L,), its number among the executed layers of its kind
     mamba: np.ndarray  # (L,)
     scale: np.ndarray  # (L,)
+    lanes: np.ndarray  # (L,)
     xsa: np.ndarray  # (L,)
     skip: np.ndarray  # (L,), -1 for none
     source: np.ndarray  # (L,)
@@ -40,6 +45,9 @@ class Weights(NamedTuple):
     leave: np.ndarray  # (N or 0, D), the dynamic token gate
     leave_bias: np.ndarray  # (N or 0,)
     skips: np.ndarray  # (skips, D)
+    skip_gates: np.ndarray  # (skips, D), the stream's share against the skip's; 0 rows where skips are added
+    keeps: np.ndarray  # (layers or 0, 2), each lane's own factor
+    adds: np.ndarray  # (layers or 0, 2, 2), what attention and MLP write into each lane
     # attention and MLP
     extra: np.ndarray  # (V, Dkv), the value embedding, projected and scaled
     cos: np.ndarray  # (length, r / 2)
@@ -52,7 +60,7 @@ class Weights(NamedTuple):
     attn_scale: np.ndarray  # (A, D)
     mlp_scale: np.ndarray  # (A, D)
     q_gain: np.ndarray  # (A, heads)
-    gate: np.ndarray  # (A or 0, D, heads)
+    gate: np.ndarray  # (A or 0, D, heads); one of some channels alone has zeros for the others
     gate_bias: np.ndarray  # (A or 0, heads)
     share: np.ndarray  # (A, 2), of the first layer's values and of the layer's own
     # mixers
@@ -94,6 +102,11 @@ def _each(owners: Iterable, part: Callable, shape: tuple[int, ...], absent: floa
     return np.stack([np.full(shape, absent, np.float32) if row is None else _array(row).reshape(shape) for row in found])
 
 
+def _or_none(tensor: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
+    """No rows where the network lacks the part."""
+    return np.empty((0, *shape), np.float32) if tensor is None else _array(tensor)
+
+
 def _embeddings(model: Network) -> dict:
     settings = model.settings
     dim, values = settings.dim, settings.kv_heads * settings.head_dim
@@ -110,6 +123,9 @@ def _embeddings(model: Network) -> dict:
         "tokens": _array(model.tok_emb.weight),
         "pairs": projected(model.bigram, dim),
         "smear": _array(torch.zeros(dim) if model.smear is None else torch.sigmoid(model.smear.gate.double())),
+        "smear_gate": np.empty(0, np.float32) if model.smear_gate is None else _array(model.smear_gate.weight[0]),
+        "smear_lambda": 0.0 if model.smear_lambda is None else model.smear_lambda.item(),
+        "smear_bos": settings.smear_bos,
         "extra": projected(model.ve_shared if settings.value_embedding_layers else None, values),
     }
 
@@ -129,7 +145,9 @@ def _layers(model: Network) -> dict:
         "place": of(lambda layer: kinds[: layer.block].count(kinds[layer.block])),
         "cached": of(lambda layer: sum(other.mamba == layer.mamba for other in layers[: layer.index])),
         "mamba": of(lambda layer: layer.mamba),
+        "physical": of(lambda layer: layer.physical),
         "scale": of(lambda layer: layer.scale),
+        "lanes": of(lambda layer: layer.lanes),
         "xsa": of(lambda layer: layer.xsa),
         "skip": of(lambda layer: -1 if layer.skip is None else layer.skip),
         "source": of(lambda layer: -1 if layer.source is None else layer.source),
@@ -149,7 +167,10 @@ def _residual(model: Network) -> dict:
         "hyper": _each(blocks, lambda block: None if block.hyper is None else block.hyper[2], (), 0.0),
         "leave": _each(blocks, lambda block: block.dtg_gate and block.dtg_gate.weight, (dim,)),
         "leave_bias": _each(blocks, lambda block: block.dtg_gate and block.dtg_gate.bias, ()),
-        "skips": np.empty((0, dim), np.float32) if model.skip_weights is None else _array(model.skip_weights),
+        "skips": _or_none(model.skip_weights, (dim,)),
+        "skip_gates": _or_none(None if model.skip_gates is None else torch.sigmoid(model.skip_gates.double()), (dim,)),
+        "keeps": _or_none(model.parallel_resid_lambdas, (2,)),
+        "adds": _or_none(model.parallel_post_lambdas, (2, 2)),
     }
 
 
@@ -166,6 +187,17 @@ def _attention(model: Network) -> dict:
     settings, dim, heads = model.settings, model.settings.dim, model.settings.heads
     blocks = [block for block in model.blocks if isinstance(block, AttentionBlock)]
     (q, o), (k, v) = _parts(model.qo_bank, 2), _parts(model.kv_bank, 2)
+
+    def gate(attention: Attention) -> tuple[Tensor | None, Tensor | None]:
+        """Weights (D, H) and bias of the gate's linear part."""
+        if attention.attn_gate_w is not None:
+            weight = torch.zeros(dim, heads)
+            weight[: settings.gate_inputs] = settings.gate_scale * attention.attn_gate_w.mT.float()
+            return weight, torch.zeros(heads)
+        if attention.attn_gate is not None:
+            return attention.attn_gate.weight.mT, attention.attn_gate.bias
+        return None, None
+
     share = _each(blocks, lambda block: block.attn.vr_lambda, (2,), 1.0)
     share[: 1 if settings.value_residual else len(blocks), 0] = 0
     share[0, 1] = 1
@@ -178,8 +210,8 @@ def _attention(model: Network) -> dict:
         "attn_scale": _each(blocks, lambda block: block.attn_scale, (dim,)),
         "mlp_scale": _each(blocks, lambda block: block.mlp_scale, (dim,)),
         "q_gain": _each(blocks, lambda block: block.attn.q_gain, (heads,)),
-        "gate": _each(blocks, lambda block: block.attn.attn_gate and block.attn.attn_gate.weight.mT, (dim, heads)),
-        "gate_bias": _each(blocks, lambda block: block.attn.attn_gate and block.attn.attn_gate.bias, (heads,)),
+        "gate": _each(blocks, lambda block: gate(block.attn)[0], (dim, heads)),
+        "gate_bias": _each(blocks, lambda block: gate(block.attn)[1], (heads,)),
         "share": share,
     }
 
