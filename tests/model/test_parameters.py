@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 
 from pgolf.config import load_preset, preset_names
+from pgolf.flops import matrix_weights
 from pgolf.model import build_model, submission_state, unbank
 from pgolf.model.layers import executed_layers
 from pgolf.model.parameters import ADAPTED, BANKS, TABLE, adapter_shapes, moment_names, parameter, slice_names
-from tests.model.common import EVERYTHING, SMALL
+from tests.model.common import EVERYTHING, LANES, SMALL
 from tests.model.test_mamba import RICH
 
-NETWORKS = {"everything": dataclasses.replace(EVERYTHING, mtp_heads=2), "rich": RICH}
+NETWORKS = {"everything": dataclasses.replace(EVERYTHING, mtp_heads=2), "rich": RICH, "lanes": LANES}
 
 
 @pytest.mark.parametrize("settings", NETWORKS.values(), ids=NETWORKS)
@@ -42,6 +43,21 @@ def test_the_networks_of_the_presets_have_no_other_tensors(preset):
     assert {name for names in slice_names(model.settings).values() for name in names} <= layered.keys()
 
 
+@pytest.mark.parametrize("settings", [EVERYTHING, LANES, SMALL], ids=["everything", "lanes", "small"])
+def test_the_report_counts_the_same_products(settings):
+    """`pgolf.flops` knows no tensors: the report needs no torch. Here they are counted one by one."""
+    model = build_model(settings, device="meta")
+    count = 0
+    for name, tensor in submission_state(model).items():
+        row = parameter(name)
+        if name.startswith("blocks.") and (row.site or row.name in ("attn.attn_gate.weight", "attn.attn_gate_w")):
+            number = int(name.split(".")[1])
+            count += tensor.numel() * [layer.physical if row.bank else layer.block for layer in model.layers].count(number)
+        elif row.site and not (row.name == "tok_emb.weight" and not settings.tied):
+            count += tensor.numel()
+    assert matrix_weights(settings) == count
+
+
 def test_an_unknown_tensor_says_where_its_line_belongs():
     with pytest.raises(KeyError, match="'blocks.3.attn.c_w.weight'; a new one needs its line in pgolf.model.parameters.TABLE"):
         parameter("blocks.3.attn.c_w.weight")
@@ -69,6 +85,19 @@ def test_layers_of_a_recurrent_network():
     assert [layer.xsa for layer in layers] == [False] * 2 + [True] * 11
     assert [layer.value_embedding for layer in layers] == [None] * 9 + [0, 1] + [None] * 2
     assert layers[3].scale == 0.5 and not any(layer.mamba or layer.hyper for layer in layers)
+
+
+def test_layers_of_a_loop():
+    on, off = (executed_layers(LANES, looped=looped) for looped in (True, False))
+    assert [layer.physical for layer in on] == [0, 1, 2, 3, 2, 3, 2, 3, 4, 5] and [layer.physical for layer in off] == list(
+        range(6)
+    )
+    assert all(layer.block == layer.physical for layer in (*on, *off))
+    assert [layer.lanes for layer in on] == [False] * 8 + [True] * 2 and [layer.lanes for layer in off] == [False] * 4 + [
+        True
+    ] * 2
+    assert [layer.source for layer in on] == [None] * 5 + [4, 3, 2, 1, 0] and [layer.skip for layer in off][3:] == [0, 1, 2]
+    assert [layer.scale for layer in on][4] == 3**-0.5 and all(layer.xsa for layer in on)
 
 
 def test_layers_of_a_hybrid():
