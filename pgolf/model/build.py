@@ -76,7 +76,7 @@ class Initialiser:
             network.skip_weights.fill_(1)
         if network.skip_gates is not None:
             network.skip_gates.zero_()
-        if network.parallel_post_lambdas is not None:
+        if network.parallel_post_lambdas is not None and network.parallel_resid_lambdas is not None:
             network.parallel_post_lambdas.fill_(1)
             network.parallel_resid_lambdas.fill_(1.1)
         for head in (*network.mtp_heads, *([network.lm_head] if network.lm_head is not None else [])):
@@ -132,7 +132,7 @@ class Initialiser:
                 scale.fill_(1)
         if network.smear is not None:
             network.smear.gate.zero_()
-        if network.smear_gate is not None:
+        if network.smear_gate is not None and network.smear_lambda is not None:
             network.smear_gate.weight.zero_()
             network.smear_lambda.zero_()
 

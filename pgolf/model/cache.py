@@ -39,7 +39,7 @@ class KVCachedNetwork:
 
     def embed(self, tokens: Tensor, lead: int) -> Stream:
         """What enters the first layer at all but the first `lead` of tokens (B, lead + T)."""
-        return self.network.embed(tokens)[:, lead:]
+        return self.network.embed(tokens).part(slice(None), slice(lead, None))
 
     def run_layers(
         self,

@@ -1,11 +1,12 @@
 """What each executed layer is and reads: one description for the network, its cached form, adapters and the decoder."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from pgolf.config import ModelSettings
 
 
-class Layer(NamedTuple):
+@dataclass(frozen=True)
+class Layer:
     index: int
     """Its place among the executed layers, which its adapters and its cached keys and values go by."""
     block: int

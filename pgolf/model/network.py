@@ -42,6 +42,14 @@ class Network(nn.Module):
                 head, bigram and values come with layer 0
     """
 
+    qo_bank: nn.Parameter
+    kv_bank: nn.Parameter
+    mlp_up_bank: nn.Parameter
+    mlp_down_bank: nn.Parameter
+    scan_in_bank: nn.Parameter | None
+    scan_state_bank: nn.Parameter | None
+    scan_out_bank: nn.Parameter | None
+
     def __init__(self, settings: ModelSettings):
         super().__init__()
         self.settings = settings
@@ -219,6 +227,7 @@ class Network(nn.Module):
     def _with_skip(self, stream: Stream, row: int) -> Stream:
         """The stream with the last output that was pushed, weighted by a row of `skip_weights`: added to it, or, with gates
         (as in PR #1855 of openai/parameter-golf), mixed with it channel by channel."""
+        assert self.skip_weights is not None
         x, kind = stream.x, stream.x.dtype
         skip = self.skip_weights[row].to(kind) * stream.skips[-1]
         if self.skip_gates is None:
@@ -228,7 +237,7 @@ class Network(nn.Module):
         return stream._replace(x=x, skips=stream.skips[:-1])
 
     def _lane_factors(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
-        if not layer.lanes:
+        if self.parallel_resid_lambdas is None or self.parallel_post_lambdas is None or not layer.lanes:
             return None
         return self.parallel_resid_lambdas[layer.physical], self.parallel_post_lambdas[layer.physical]
 

@@ -59,16 +59,17 @@ class SmearGate(nn.Module):
         return (1 - g) * x + g * previous_x
 
 
-class TokenSmearGate(nn.Linear):
+class TokenSmearGate(nn.Module):
     """g_t = lambda sigmoid(w . x_t[:n]), 0 at a document's first token, for x_t <- x_t + g_t x_{t-1} (PR #1667 of
     openai/parameter-golf; the mask for first tokens is that of PR #1851)."""
 
     def __init__(self, inputs: int, bos: int):
-        super().__init__(inputs, 1, bias=False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, inputs))
         self.bos = bos
 
     def forward(self, x: Tensor, tokens: Tensor, factor: Tensor) -> Tensor:
-        gate = torch.sigmoid(F.linear(x[..., : self.in_features], self.weight.to(x.dtype)))
+        gate = torch.sigmoid(F.linear(x[..., : self.weight.shape[1]], self.weight.to(x.dtype)))
         return factor.to(x.dtype) * gate * (tokens != self.bos)[..., None]
 
 

@@ -34,22 +34,22 @@ class Stream(NamedTuple):
         """What the final norm takes, (B, T, D), of what left the last layer."""
         return self.x if self.lane is None else (self.x + self.lane) / 2
 
-    def __getitem__(self, part) -> "Stream":  # type: ignore[override]
-        """Some of the rows, or of the positions."""
-        return self._each(lambda tensor: tensor[part])
+    def part(self, rows: slice, positions: slice) -> "Stream":
+        return self._each(lambda tensor: tensor[rows, positions])
 
     def then(self, later: "Stream") -> "Stream":
         """These positions and the ones after them."""
         return self._each(lambda tensor, after: torch.cat([tensor, after], 1), later)
 
     def _each(self, do: Callable[..., Tensor], *others: "Stream") -> "Stream":
-        def each(name: str) -> Tensor | None:
-            tensors = [getattr(stream, name) for stream in (self, *others)]
-            return None if tensors[0] is None else do(*tensors)
+        streams = (self, *others)
 
-        skips = tuple(do(*tensors) for tensors in zip(self.skips, *(other.skips for other in others), strict=True))
+        def each(name: str):
+            return None if getattr(self, name) is None else do(*(getattr(stream, name) for stream in streams))
+
         fields = {name: each(name) for name in self._fields if name != "skips"}
-        return Stream(**fields, skips=skips)
+        skips = tuple(do(*tensors) for tensors in zip(*(stream.skips for stream in streams), strict=True))
+        return self._replace(**fields, skips=skips)
 
 
 class LayerContext(NamedTuple):

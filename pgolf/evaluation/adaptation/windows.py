@@ -38,7 +38,7 @@ class Memory:
     def part(self, rows: slice, positions: slice) -> "Memory":
         below, kept = (_part(past, rows, positions) for past in (self.below, self.kept))
         dropped = self.dropped + (positions.start or 0)
-        return Memory(self.tokens[rows, positions], self.stream[rows, positions], below, kept, dropped)
+        return Memory(self.tokens[rows, positions], self.stream.part(rows, positions), below, kept, dropped)
 
 
 class Windows:
@@ -83,7 +83,7 @@ class Windows:
         at = self.fresh - memory.dropped
         seen = _part(memory.kept, slice(None), slice(at))
         stream, own = network.run_layers(
-            memory.stream[:, at:],
+            memory.stream.part(slice(None), slice(at, None)),
             memory.tokens[:, at:],
             network.layers[self.floor :],
             first=self.fresh,

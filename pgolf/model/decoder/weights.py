@@ -222,10 +222,9 @@ def _mixers(model: Network) -> dict:
     mixers = [block.mixer for block in blocks]
     heads, inner, taps = (settings.scan_heads, settings.scan_width, settings.scan_conv) if mixers else (1, 1, 1)
     mixer_in, mixer_out = torch.empty(0, dim, 1), torch.empty(0, 1, dim)
-    if mixers:
-        banks = (model.scan_in_bank, 1), (model.scan_state_bank, 2), (model.scan_out_bank, 1)
-        (into,), (b, c), (mixer_out,) = (_parts(bank, parts) for bank, parts in banks)
-        mixer_in = torch.cat([into, b, c], 2)
+    if model.scan_in_bank is not None and model.scan_state_bank is not None and model.scan_out_bank is not None:
+        mixer_in = torch.cat([*_parts(model.scan_in_bank), *_parts(model.scan_state_bank, 2)], 2)
+        (mixer_out,) = _parts(model.scan_out_bank)
 
     def rates(mixer: Mamba2Mixer) -> tuple[Tensor, Tensor]:
         bias, rate = mixer.dt_bias.double(), -mixer.A_log.double().exp()
