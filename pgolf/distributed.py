@@ -105,11 +105,6 @@ class AllGather(Pending):
         return self.full
 
 
-def rank_from_environment() -> int:
-    """The rank that torchrun gave this process, before any group is joined."""
-    return int(os.environ.get("RANK", 0))
-
-
 @contextmanager
 def launch(device: str | torch.device = "cpu", stage: str = "train") -> Iterator[World]:
     """Join the ranks that torchrun started (or stay alone where it did not) and leave them cleanly at the end.

@@ -1,5 +1,8 @@
 """What a person is told when something cannot be done."""
 
+# the exit code of a stage that did its work, but not within its clock
+OVER_LIMIT = 3
+
 
 class PgolfError(Exception):
     """Something a person must mend. Its text is one line: what was wrong, where, and what to do."""

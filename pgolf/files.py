@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +35,11 @@ def system_error(doing: str, path: str | Path, error: OSError) -> FileError:
     return FileError(f"cannot {doing} {path}: {reason}; {ADVICE.get(error.errno, 'try again, or choose another place')}")
 
 
+# temporary names say which process they belong to: .NAME.HOST-PID.RANDOM.partial
+HOST = re.sub(r"\W", "_", platform.node())
+PARTIAL = re.compile(rf"\..+\.{HOST}-(\d+)\.[^.]+\.partial")
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file to write into; it takes its name only when the block ends well and the bytes are on disk."""
@@ -40,12 +47,12 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=owned(path.name), suffix=".partial", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -65,12 +72,13 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        sweep(folder.parent)
+        staging = Path(tempfile.mkdtemp(prefix=owned(folder.name), suffix=".partial", dir=folder.parent))
     except OSError as error:
         raise system_error("write", folder, error) from error
     try:
         yield staging
-        os.chmod(staging, 0o755)
+        os.chmod(staging, 0o777 & ~umask())
         # a rename onto a folder succeeds only if that folder is empty
         os.rename(staging, folder)
     except OSError as error:
@@ -79,6 +87,60 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         raise system_error("write", folder, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """A folder among the system's temporary ones for as long as the block lasts; those of killed processes go first."""
+    place = Path(tempfile.gettempdir())
+    sweep(place)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=owned(f"pgolf-{purpose}"), suffix=".partial", dir=place))
+    except OSError as error:
+        raise system_error("write", place, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def owned(name: str) -> str:
+    """How a temporary name of this process begins."""
+    return f".{name}.{HOST}-{os.getpid()}."
+
+
+def sweep(place: Path) -> None:
+    """Remove what killed processes have left behind under temporary names."""
+    try:
+        names = os.listdir(place)
+    except OSError:
+        return
+    for name in names:
+        match = PARTIAL.fullmatch(name)
+        if match and not is_running(int(match[1])):
+            path = place / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def umask() -> int:
+    """What the user takes from the permissions of new files. It can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def sha256_of(path: str | Path) -> str:

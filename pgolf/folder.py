@@ -1,12 +1,20 @@
-"""A run is a folder. This file knows its names, writes them whole or not at all, and knows nothing of what is in them."""
+"""A run is a folder. This file knows its names and lets one process at a time write; it knows nothing of what is in them."""
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from pgolf.errors import PgolfError
-from pgolf.summary import Summary, read_summary, write_summary
+from pgolf.files import sweep
+from pgolf.process import rank
+from pgolf.summary import STAGES, Summary, read_summary, write_summary
+
+# tells the processes that a stage starts which folder is locked for them
+LOCKED = "PGOLF_LOCKED"
 
 
 class FolderError(PgolfError):
@@ -32,15 +40,13 @@ class RunFolder:
         self.report = self.path / "report.html"
 
     @classmethod
-    def create(cls, path: str | Path, *, first: bool = True) -> "RunFolder":
-        """A new run. A folder that holds one already is left alone; only the first of many ranks looks."""
+    def create(cls, path: str | Path) -> "RunFolder":
+        """A folder for a new run."""
         folder = cls(path)
-        if first and folder.config.exists():
-            raise FolderError(f"{folder.path} holds a run already; give --resume to continue it, or another --out")
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FolderError(f"{folder.path} cannot be made: {error.strerror}") from None
+            raise FolderError(f"{folder.path} cannot be made: {error.strerror}; give another --out") from None
         if not os.access(folder.path, os.W_OK):
             raise FolderError(f"{folder.path} cannot be written to; give another --out")
         return folder
@@ -48,9 +54,44 @@ class RunFolder:
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
         folder = cls(path)
-        if not folder.config.exists():
+        try:
+            holds_run = folder.config.exists()
+        except OSError as error:
+            raise FolderError(f"{folder.path} cannot be read: {error.strerror}") from None
+        if not holds_run:
             raise FolderError(f"{folder.path} is no run folder: it has no config.toml")
         return folder
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """A block in which no other process may write into the folder; those that this one starts may. Of many ranks, the
+        first one asks for all."""
+        where = str(self.path.resolve())
+        if rank() or os.environ.get(LOCKED) == where:
+            yield
+            return
+        try:
+            handle = os.open(where, os.O_RDONLY)
+        except OSError as error:
+            raise FolderError(f"{self.path} cannot be opened: {error.strerror}") from None
+        before = os.environ.get(LOCKED)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FolderError(
+                    f"{self.path} is being written by {_holder(handle)}; wait until it is done, or end it"
+                ) from None
+            # children keep the lock as long as they live
+            os.set_inheritable(handle, True)
+            os.environ[LOCKED] = where
+            sweep(self.path)
+            yield
+        finally:
+            os.close(handle)
+            os.environ.pop(LOCKED, None)
+            if before is not None:
+                os.environ[LOCKED] = before
 
     def read_summary(self) -> Summary:
         return read_summary(self.summary)
@@ -59,6 +100,26 @@ class RunFolder:
         summary = replace(self.read_summary(), **parts)
         write_summary(self.summary, summary)
         return summary
+
+    def withdraw(self, stage: str) -> None:
+        """Take back what the summary says of a stage and of those after it, before the first of its files is replaced: what
+        is cut off then is not taken for finished."""
+        if not self.summary.exists():
+            return
+        empty, names = Summary(), list(STAGES)
+        parts = [part for name in names[names.index(stage) :] for part in STAGES[name]]
+        self.update_summary(**{part: getattr(empty, part) for part in parts})
+
+
+def _holder(handle: int) -> str:
+    """Who holds the lock, by Linux's list of locks."""
+    inode = os.fstat(handle).st_ino
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if "FLOCK" in words and words[-3].endswith(f":{inode}"):
+                return f"process {words[-4]}"
+    return "another process"
 
 
 def new_run_path(preset: str) -> Path:

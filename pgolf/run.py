@@ -5,19 +5,25 @@
     pgolf --list                   the presets
     pgolf --version
 
-Exit codes: 0 done, 1 something in the way or an audit that failed, 2 the command line or a setting is wrong,
-128 + n stopped by signal n.
+Exit codes: 0 done, 1 something in the way or an audit that failed, 2 the command line or a setting is wrong, 3 done, but
+not within the clock, 70 an error of the program's own, 128 + n stopped by signal n.
 """
 
 import importlib
 import os
 import signal
 import sys
+import traceback
 
 import pgolf
 from pgolf.config import load_preset, nearest, preset_names
 from pgolf.errors import PgolfError, UsageError
-from pgolf.process import keep_freed_memory, wait_briefly
+from pgolf.files import system_error
+from pgolf.process import Stopped, end_with_parent, keep_freed_memory, stopping_on_signals, wait_briefly
+
+# shows the traceback of an error of the program's own, for its authors
+DEBUG = "PGOLF_DEBUG"
+INTERNAL_ERROR = 70  # as sysexits.h has it
 
 # A stage is a module pgolf/cli/<name>.py with a `main(words) -> exit code`; here is its line in the help.
 STAGES = {
@@ -39,10 +45,12 @@ STAGES = {
 
 def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
+    end_with_parent()
     keep_freed_memory()
     wait_briefly()  # so nothing above may have loaded torch
     try:
-        return dispatch(words)
+        with stopping_on_signals():
+            return dispatch(words)
     except PgolfError as error:
         code, said = error.exit_code, str(error)
     except ModuleNotFoundError as error:
@@ -50,13 +58,34 @@ def main(words: list[str] | None = None) -> int:
             raise
         code, said = 2, f"this script carries what its own settings need, and {error.name} is not in it; use the whole package"
     except KeyboardInterrupt:
-        code, said = 130, "stopped"
+        code, said = 128 + signal.SIGINT, "stopped"
+    except Stopped as stop:
+        code, said = 128 + stop.number, f"stopped by {signal.Signals(stop.number).name}"
+    except MemoryError:
+        code, said = 1, "there is not enough memory; give smaller settings or a smaller text"
     except BrokenPipeError:
         # whoever was reading has seen enough; what is still to be written at the end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        said = str(system_error("use", error.filename or "a file", error))
+        code = 1
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        code, said = INTERNAL_ERROR, internal_error(error)
     print(f"pgolf: {said}", file=sys.stderr)
     return code
+
+
+def internal_error(error: Exception) -> str:
+    """One line for what should not have happened: what it was and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = " ".join(str(error).split())[:300]
+    return (
+        f"an error of the program's own: {type(error).__name__}: {what} ({place.filename}:{place.lineno}); "
+        f"please report it; {DEBUG}=1 shows the traceback"
+    )
 
 
 def dispatch(words: list[str]) -> int:

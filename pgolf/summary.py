@@ -15,6 +15,13 @@ from pgolf.errors import PgolfError
 from pgolf.files import write_whole
 
 VERSION = 2
+# what each stage writes, in the order in which they follow from each other
+STAGES = {
+    "train": ("preset", "seed", "corpus", "parameters", "device", "versions", "train"),
+    "pack": ("artifact",),
+    "score": ("score", "main", "scoring", "compressors"),
+    "audit": ("audit",),
+}
 
 
 class SummaryError(PgolfError):
@@ -42,6 +49,8 @@ class Train:
     """Of the last step, nats per token."""
     weights: str
     """Which weights became the artifact: raw, ema, swa, lawa."""
+    over_limit: bool = False
+    """More seconds than the limit, where the clock decides how long training is."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,8 @@ class Scoring:
     replayed: bool
     """The decisions came from a plan.json instead of the clock."""
     adaptation_steps: int
+    over_limit: bool = False
+    """More seconds than the limit: it cannot be met on this machine."""
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def audit(options: Options) -> int:
             return publish(report, Path(options.out or "."), options.scorer, display.say)
     folder = RunFolder.existing(options.run)
     settings = read_toml(folder.config)
-    with Display(folder.log) as display:
-        dataset = dataset_of(settings)
+    with folder.writing(), Display(folder.log) as display:
+        dataset = dataset_of(settings, display)
         report = audit_run(
             folder,
             dataset,
@@ -68,6 +68,7 @@ def audit(options: Options) -> int:
         if options.decode:
             report.decoded = decode_run(folder, dataset, options.decode, said_by(display))
         display.settle()
+        folder.withdraw("audit")
         code = publish(report, Path(options.out) if options.out else folder.path, folder.path.name, display.say)
         folder.update_summary(
             audit=Audit(

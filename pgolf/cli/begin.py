@@ -1,35 +1,42 @@
 """The beginning of a run: settings from the command line, its folder, its device."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from pgolf.cli.common import chosen_device, dataset_of
+from pgolf.cli.common import chosen_device
 from pgolf.cli.flags import resumed, run_path, settings_from
 from pgolf.config import Settings, read_toml, to_toml
-from pgolf.distributed import rank_from_environment
 from pgolf.errors import UsageError
 from pgolf.files import write_whole
-from pgolf.folder import RunFolder, new_run_path
+from pgolf.folder import FolderError, RunFolder, new_run_path
+from pgolf.process import rank
+from pgolf.summary import Summary
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A run whose folder is there, and holds its settings."""
+    """A run whose folder is there, locked, and holds its settings."""
 
     folder: RunFolder
     settings: Settings
     device: str
     resume: bool
-    is_first: bool
+
+    @property
+    def done(self) -> Summary:
+        """What a resumed run need not do again: a stage is done when its part of the summary is there."""
+        return self.folder.read_summary() if self.resume else Summary()
 
 
-def begin(words: list[str], stage: str) -> Begun:
+@contextmanager
+def begin(words: list[str], stage: str) -> Iterator[Begun]:
     """A new run, or with --resume the one in --out. Whatever can be refused is refused before a folder is made."""
-    helps = {"-h", "--help", "--help-all"} & set(words)
-    settings, options = settings_from(words, stage, cuda=not helps and torch.cuda.is_available())
+    settings, options = settings_from(words, stage, cuda=torch.cuda.is_available())
     path = run_path(options)
-    is_first = rank_from_environment() == 0
     chosen_device(options.device)
     if options.resume:
         if path is None:
@@ -37,10 +44,19 @@ def begin(words: list[str], stage: str) -> Begun:
         folder = RunFolder.existing(path)
         settings = read_toml(folder.config)
         resumed(words, stage, settings)
-    else:
-        if settings.data.path:
-            dataset_of(settings)
-        folder = RunFolder.create(path or new_run_path(settings.preset), first=is_first)
-        if is_first:
+        with folder.writing():
+            yield Begun(folder, settings, options.device, True)
+        return
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if settings.training.micro_batches % ranks:
+        raise UsageError(
+            f"{ranks} ranks do not divide training.micro_batches {settings.training.micro_batches}; "
+            f"start another number of ranks"
+        )
+    folder = RunFolder.create(path or new_run_path(settings.preset))
+    with folder.writing():
+        if not rank():
+            if folder.config.exists():
+                raise FolderError(f"{folder.path} holds a run already; give --resume to continue it, or another --out")
             write_whole(folder.config, to_toml(settings))
-    return Begun(folder, settings, options.device, options.resume, is_first)
+        yield Begun(folder, settings, options.device, False)

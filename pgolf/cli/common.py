@@ -10,16 +10,30 @@ import torch
 import pgolf
 from pgolf.config import Settings
 from pgolf.data import Dataset, default_dataset, open_dataset
+from pgolf.data.dataset import Progress
 from pgolf.errors import UsageError
+from pgolf.progress import Display
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pgolf"
 
 
-def dataset_of(settings: Settings) -> Dataset:
+def dataset_of(settings: Settings, display: Display | None = None) -> Dataset:
     """The run's data; the built-in corpus is made once and kept in a cache."""
     if settings.data.path:
         return open_dataset(settings.data.path, settings.data.tokenizer or None, settings.model.vocab_size)
-    return default_dataset(CACHE, vocab_size=settings.model.vocab_size)
+    dataset = default_dataset(CACHE, vocab_size=settings.model.vocab_size, progress=progress_on(display) if display else None)
+    if display:
+        display.settle()
+    return dataset
+
+
+def progress_on(display: Display) -> Progress:
+    """Shows what making a dataset has done of how much."""
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        display.status(f"{what}: {done:,}" + (f" of {total:,}" if total else ""), done / total if total else 0.0)
+
+    return progress
 
 
 def chosen_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pgolf.cli.common import progress_on
 from pgolf.cli.parse import parse
 from pgolf.data import Dataset, build_dataset, open_dataset, read_documents
 from pgolf.data.passages import PASSAGE
@@ -48,10 +49,7 @@ def make_data(options: Options) -> int:
     if not options.out:
         raise UsageError("data needs --out, the folder to write to")
     with Display() as display:
-
-        def progress(what: str, done: int, total: int | None) -> None:
-            display.status(f"{what}: {done:,}" + (f" of {total:,}" if total else ""), done / total if total else 0.0)
-
+        progress = progress_on(display)
         if options.fineweb:
             from pgolf.data.fineweb import fetch_fineweb
 

@@ -57,11 +57,17 @@ class RunFlags(RunOptions):
 
 
 @dataclass(frozen=True)
+class BaseModel:
+    vocab_size: int = 0
+
+
+@dataclass(frozen=True)
 class Base:
-    """What decides the defaults of all other flags."""
+    """What decides the defaults of other flags, and whether the vocabulary was given."""
 
     preset: str = "quick"
     scale: str = "full"
+    model: BaseModel = field(default_factory=BaseModel)
 
 
 def settings_from(words: list[str], stage: str, *, cuda: bool, environment=os.environ) -> tuple[Settings, RunOptions]:
@@ -76,7 +82,22 @@ def settings_from(words: list[str], stage: str, *, cuda: bool, environment=os.en
     options = parse(RunFlags, ["--help"] if helps else words, stage, default)
     settings = with_flags(base, options)
     settings.validate()
+    if settings.data.path:
+        given = bool(chosen.model.vocab_size or environment.get("VOCAB_SIZE"))
+        settings = with_vocabulary(settings, fixed=given or settings.data.vocabulary == "preset")
     return settings, options
+
+
+def with_vocabulary(settings: Settings, *, fixed: bool) -> Settings:
+    """With the vocabulary of the dataset that the settings name; if it is fixed, an error where that is another one."""
+    from pgolf.data import open_dataset
+
+    data = settings.data
+    dataset = open_dataset(data.path, data.tokenizer or None, settings.model.vocab_size if fixed else None)
+    model = dataclasses.replace(settings.model, vocab_size=dataset.vocab_size)
+    settings = dataclasses.replace(settings, model=model)
+    settings.validate()
+    return settings
 
 
 def flags_with(settings: Settings) -> RunFlags:

@@ -1,7 +1,6 @@
 """The stage honesty: the submissions' published scores beside honest ones, in one table."""
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,10 @@ from pgolf.audit.honesty import SYSTEMS, honest_row, said, table
 from pgolf.cli.common import dataset_of
 from pgolf.cli.parse import parse
 from pgolf.config import read_toml
+from pgolf.errors import OVER_LIMIT
 from pgolf.files import write_whole
 from pgolf.folder import RunFolder
+from pgolf.process import run_child
 from pgolf.progress import Display
 
 
@@ -41,8 +42,8 @@ def honesty(options: Options) -> int:
                 words = ["--resume"] if RunFolder(path).config.exists() else []
                 # with time enough to give nothing up: the table is about what the scores are, not about speed
                 words += ["--preset", preset, "--scale", "tiny", "--steps", str(options.steps), "--evaluation.seconds", "3600"]
-                done = subprocess.run([sys.executable, "-m", "pgolf.run", *words, "--out", str(path)])
-                if done.returncode:
+                done = run_child([sys.executable, "-m", "pgolf.run", *words, "--out", str(path)])
+                if done.returncode not in (0, OVER_LIMIT):
                     return done.returncode
             folder = RunFolder.existing(path)
             display.say(f"{preset}: weighing and decoding")

@@ -1,10 +1,13 @@
 """The stage pack: weights.safetensors to model.pgolf."""
 
 import json
+import math
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pgolf.artifact.code import code_bytes
@@ -17,9 +20,10 @@ from pgolf.cli.common import chosen_device, dataset_of
 from pgolf.cli.parse import DeviceOptions, parse
 from pgolf.config import ArtifactSettings, Settings, read_toml
 from pgolf.data import Dataset
-from pgolf.files import write_whole
+from pgolf.errors import OVER_LIMIT
+from pgolf.files import system_error, write_whole
 from pgolf.folder import FolderError, RunFolder
-from pgolf.model import build_model, submission_state
+from pgolf.model import Network, build_model, submission_state
 from pgolf.progress import Display
 from pgolf.summary import ArtifactSize, Train
 
@@ -35,48 +39,103 @@ def main(words: list[str]) -> int:
 
 def pack(folder: RunFolder, device: str = "") -> int:
     settings = read_toml(folder.config)
-    with Display(folder.log) as display:
-        if not folder.weights.exists():
-            raise FolderError(f"{folder.weights} does not exist: train the run first")
+    with folder.writing(), Display(folder.log) as display:
         begun = time.perf_counter()
         place = chosen_device(device)
         model = build_model(settings.model, device=place, dtype=torch.float32)
-        model.load_state_dict(load_file(folder.weights))
+        load_weights(folder.weights, model)
         state = submission_state(model)
-        dataset = dataset_of(settings)
+        dataset = dataset_of(settings, display)
         tokenizer = dataset.tokenizer_path.read_bytes()
         code = code_bytes(settings)
-        # what reads training data and rounding belong to the training clock; coding does not
         budget = Budget(settings.training.seconds)
-        moments = calibration_of(model, settings, dataset, place, budget, display)
-        extra = ngram_section(model, settings, dataset, place, budget, display)
-        with budget.part("rounding"):
-            if settings.artifact.fit:
-                from pgolf.artifact.fitting import fit
-
-                def total(weights: Weights, chosen: ArtifactSettings) -> int:
-                    found = replace(settings, artifact=chosen)
-                    return size_of(sections_of(weights, found, tokenizer, extra), chosen.limit, code).total_bytes
-
-                weights, chosen = fit(state, settings.artifact, moments, total, display.say)
-                settings = replace(settings, artifact=chosen)
-            else:
-                weights = round_weights(state, settings.artifact, moments)
+        weights, settings, extra = rounded(model, settings, dataset, place, budget, display, tokenizer, code)
+        display.status("coding the weights", 0.5)
+        folder.withdraw("pack")
         size = write_weights(folder.artifact, weights, settings, tokenizer, code_bytes=code, extra=extra)
         matrices = rounding_losses(state, weights, settings.artifact)
         write_whole(folder.quantisation, json.dumps({"rounding": settings.artifact.rounding, "matrices": matrices}) + "\n")
+        display.settle()
         display.say(size_line(size.as_dict()))
         train = folder.read_summary().train
         if train:
             train = with_packing(train, budget.parts)
-            if train.seconds > train.limit and not settings.training.steps:
-                display.say(
-                    f"training and what of packing is on its clock took {train.seconds:.1f} s of {train.limit:.0f}: "
-                    f"raise training.reserve"
-                )
+            train = replace(train, over_limit=not settings.training.steps and train.seconds > train.limit)
         artifact = ArtifactSize(**size.as_dict(), seconds=time.perf_counter() - begun)
         folder.update_summary(artifact=artifact, train=train)
-    return 0
+        if not train or not train.over_limit:
+            return 0
+        display.say(
+            f"over the limit: training, and what of packing is on its clock, took {train.seconds:.1f} s of {train.limit:.0f}; "
+            f"raise training.reserve"
+        )
+        return OVER_LIMIT
+
+
+def load_weights(path: Path, model: Network) -> None:
+    """The weights that training left, checked: nothing in the file is believed."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise FolderError(f"{path} does not exist: train the run first") from None
+    except OSError as error:
+        raise system_error("read", path, error) from None
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise FolderError(f"{path} is damaged ({error}); train the run again") from None
+    expected = model.state_dict()
+    for name in sorted(expected.keys() ^ state.keys()):
+        what = "misses" if name in expected else "has an unknown"
+        raise FolderError(f"{path} {what} tensor {name}; it belongs to other settings, or is damaged: train the run again")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise FolderError(
+                f"{path} has {name} in the shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}: it belongs to "
+                f"other settings, or is damaged"
+            )
+        # small tensors are stored in float16
+        if tensor.is_floating_point() and not (tensor.abs() <= torch.finfo(torch.float16).max).all():
+            raise FolderError(f"{path} has values in {name} that are not finite in float16; train the run again")
+    model.load_state_dict(state)
+
+
+def rounded(
+    model: Network,
+    settings: Settings,
+    dataset: Dataset,
+    place: torch.device,
+    budget: Budget,
+    display: Display,
+    tokenizer: bytes,
+    code: int,
+) -> tuple[Weights, Settings, dict[str, bytes]]:
+    """The rounded weights, the settings as fitted, and further sections. What reads training data and rounding belong to the
+    training clock; coding does not."""
+    state = submission_state(model)
+    moments = calibration_of(model, settings, dataset, place, budget, display)
+    extra = ngram_section(model, settings, dataset, place, budget, display)
+    display.status("rounding", 0.5)
+    with budget.part("rounding"):
+        if not settings.artifact.fit:
+            return round_weights(state, settings.artifact, moments), settings, extra
+        from pgolf.artifact.fitting import fit
+
+        def total(weights: Weights, chosen: ArtifactSettings) -> int:
+            found = replace(settings, artifact=chosen)
+            return size_of(sections_of(weights, found, tokenizer, extra), chosen.limit, code).total_bytes
+
+        weights, chosen = fit(state, settings.artifact, moments, total, display.say)
+        return weights, replace(settings, artifact=chosen), extra
+
+
+def rehearse(settings: Settings, dataset: Dataset, place: torch.device) -> float:
+    """Seconds that packing takes on the training clock, measured on a network that has learnt nothing."""
+    budget = Budget(math.inf)
+    generated = settings.artifact.calibration == "generated"
+    artifact = replace(settings.artifact, calibration="train")
+    model = build_model(settings.model, device=place, dtype=torch.float32)
+    tokenizer = dataset.tokenizer_path.read_bytes()
+    rounded(model, replace(settings, artifact=artifact), dataset, place, budget, Display(active=False), tokenizer, 0)
+    return sum(seconds for name, seconds in budget.parts.items() if not (generated and name == "calibration"))
 
 
 def calibration_of(model, settings: Settings, dataset: Dataset, place: torch.device, budget: Budget, display: Display):
@@ -88,9 +147,11 @@ def calibration_of(model, settings: Settings, dataset: Dataset, place: torch.dev
 
     batch = max(1, 32_768 // length) if place.type == "cuda" else max(1, 4096 // length)
     if options.calibration == "generated":
+        display.status("calibration on text that the model writes", 0.1)
         with budget.outside("calibration"):
             batches = generated_batches(model, options.calibration_sequences, length, batch, seed=settings.seed)
             return hessians(model, batches, head=options.gptq_embedding)
+    display.status("calibration", 0.1)
     with budget.part("calibration"):
         batches = training_batches(dataset.train_shards, options.calibration_sequences, length, batch)
         return hessians(model, batches, head=options.gptq_embedding)

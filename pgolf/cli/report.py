@@ -31,9 +31,10 @@ def main(words: list[str]) -> int:
 
 
 def report(folder: RunFolder) -> int:
-    run = read_run(folder.path)
-    for picture in draw(run, folder.pictures):
-        print(f"picture {picture}")
-    write_whole(folder.report, page(run))
+    with folder.writing():
+        run = read_run(folder.path)
+        for picture in draw(run, folder.pictures):
+            print(f"picture {picture}")
+        write_whole(folder.report, page(run))
     print(f"report {folder.report}")
     return 0

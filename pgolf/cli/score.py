@@ -11,6 +11,7 @@ from pathlib import Path
 from pgolf.budget import Budget
 from pgolf.cli.parse import DeviceOptions, parse
 from pgolf.config import read_toml
+from pgolf.errors import OVER_LIMIT
 from pgolf.files import write_whole
 from pgolf.folder import RunFolder
 from pgolf.progress import Display
@@ -47,10 +48,15 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     # a fiftieth of the clock, to write down what was found
     budget.reserve = options.seconds / 50
     replay = read_plan(Path(plan)) if plan else None
-    with launch(chosen_device(device), "score") as world, Display(folder.log, active=world.is_first) as display:
+    with (
+        folder.writing(),
+        launch(chosen_device(device), "score") as world,
+        Display(folder.log, active=world.is_first) as display,
+    ):
         with budget.part("loading"):
+            display.status("loading the artifact", 0.0)
             loaded = load_scorer(folder.artifact, settings, world.device)
-            dataset = dataset_of(settings)
+            dataset = dataset_of(settings, display)
             tokens = np.asarray(dataset.val_tokens())
             partial = 0 < options.max_tokens < len(tokens) - 1
             tokens = tokens[: options.scored_targets(len(tokens) - 1) + 1]
@@ -72,6 +78,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
         display.settle()
         if not world.is_first:
             return 0
+        folder.withdraw("score")
         with budget.part("writing"):
             per_target = table.count(tokens[:-1], tokens[1:])
             results = {
@@ -91,6 +98,12 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             display.say(result_line(name, result))
         if found.gave_up:
             display.say(f"given up for the clock: {', '.join(f'{name} {what}' for name, what in found.gave_up.items())}")
+        over_limit = spent["total"] > options.seconds
+        if over_limit:
+            display.say(
+                f"over the limit: scoring took {spent['total']:.1f} s of {options.seconds:.0f}, loading alone "
+                f"{spent['parts']['loading']:.1f}; raise evaluation.seconds, or use a faster machine"
+            )
         folder.update_summary(
             score=results,
             main=found.main,
@@ -101,12 +114,13 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
                 gave_up=found.gave_up,
                 replayed=bool(plan),
                 adaptation_steps=found.adaptation_steps,
+                over_limit=over_limit,
             ),
             compressors=compressors(
                 dataset.tokenizer.decode_bytes(tokens.tolist()), results[found.main], folder.artifact.stat().st_size
             ),
         )
-    return 0
+    return OVER_LIMIT if over_limit else 0
 
 
 def result_line(name: str, score: Score) -> str:

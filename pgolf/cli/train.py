@@ -1,58 +1,65 @@
 """The stage train: the run's settings and data to weights.safetensors."""
 
-import contextlib
-import os
 import signal
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pgolf.cli.begin import begin
 from pgolf.cli.common import chosen_device, dataset_of, device_name, versions
 from pgolf.cli.flags import RunFlags
+from pgolf.cli.pack import rehearse
 from pgolf.config import Settings
 from pgolf.data import Dataset
-from pgolf.distributed import launch
-from pgolf.folder import FolderError, RunFolder
+from pgolf.distributed import World, launch
+from pgolf.files import write_whole
+from pgolf.folder import RunFolder
 from pgolf.progress import Display, clock
 from pgolf.summary import Corpus, Train
 from pgolf.training.loop import train as train_model
 
 Options = RunFlags
+# what packing may take, in what it took when it was measured
+PACKING_ROOM = 1.3
 # of the validation stream, that are looked at while training goes on
 VALIDATION_TOKENS = 16_384
 
 
 def main(words: list[str]) -> int:
-    run = begin(words, "train")
-    if run.resume and run.folder.weights.exists():
-        return 0
-    return train(run.folder, run.settings, run.device, resume=run.resume)
+    with begin(words, "train") as run:
+        return 0 if run.done.train else train(run.folder, run.settings, run.device, resume=run.resume)
 
 
 def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -> int:
-    with launch(chosen_device(device)) as world, contextlib.ExitStack() as stack:
-        display = stack.enter_context(Display(folder.log, events=folder.train_log, active=world.is_first))
-        stop = stack.enter_context(StopOnSignal())
-        dataset = dataset_of(settings)
-        narrator = TrainingNarrator(display, settings)
+    with (
+        folder.writing(),
+        launch(chosen_device(device)) as world,
+        Display(folder.log, events=folder.train_log, active=world.is_first) as display,
+    ):
+        if world.is_first:
+            folder.withdraw("train")
         display.say(f"run {folder.path}: preset {settings.preset}, seed {settings.seed}")
+        dataset = dataset_of(settings, display)
         display.say(f"corpus {dataset.name} (digest {dataset.digest[:12]}), vocabulary {dataset.vocab_size}")
-        result = train_model(
-            settings,
-            dataset,
-            folder=folder.path,
-            device=world.device,
-            log=narrator,
-            resume=resume,
-            validate=validation_of(settings, dataset, world.device),
-            stop=stop,
-        )
+        narrator = TrainingNarrator(display, settings)
+        reserve = packing_reserve(settings, dataset, world, display)
+        with StopOnSignal() as stop:
+            result = train_model(
+                settings,
+                dataset,
+                folder=folder.path,
+                device=world.device,
+                log=narrator,
+                resume=resume,
+                reserve=reserve,
+                validate=validation_of(settings, dataset, world.device),
+                stop=stop,
+            )
         display.settle()
         if result.interrupted:
-            display.say(f"stopped at step {result.steps}; continue with: python -m pgolf.run --resume --out {folder.path}")
+            display.say(f"stopped at step {result.steps}; continue with: pgolf --resume --out {folder.path}")
             return 128 + stop.number
         if world.is_first:
             write_weights(folder.weights, result.exported)
@@ -70,11 +77,26 @@ def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -
                     tokens=result.tokens,
                     loss=result.loss,
                     weights=result.weights,
+                    over_limit=not settings.training.steps and result.seconds["total"] > settings.training.seconds,
                 ),
                 device=device_name(world.device),
                 versions=versions(),
             )
     return 0
+
+
+def packing_reserve(settings: Settings, dataset: Dataset, world: World, display: Display) -> float:
+    """Seconds to keep at the end of the training clock for what packing does on it: measured once, off the clock, on a network
+    that has not learnt anything, and with room to spare. A fixed number of steps has no clock."""
+    if settings.training.steps:
+        return settings.training.reserve
+    needed = torch.zeros(1, dtype=torch.float64, device=world.device)
+    if world.is_first:
+        display.status("measuring what calibration and rounding take", 0.0)
+        needed += rehearse(settings, dataset, world.device)
+        display.settle()
+    world.broadcast([needed])
+    return min(max(settings.training.reserve, PACKING_ROOM * float(needed)), settings.training.seconds / 2)
 
 
 def validation_of(settings: Settings, dataset: Dataset, device: torch.device):
@@ -163,10 +185,4 @@ class TrainingNarrator:
 
 
 def write_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise FolderError(f"{path} cannot be written: {error.strerror or error}") from None
+    write_whole(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))

@@ -12,6 +12,8 @@ class DataSettings:
     """Folder with shards (challenge format). Empty: the built-in corpus, made from this Python's own documentation."""
     tokenizer: str = ""
     """SentencePiece model the shards were made with. Empty: the one in the data folder."""
+    vocabulary: Literal["dataset", "preset"] = "dataset"
+    """dataset: model.vocab_size follows the data in path, unless it is given. preset: data of another one are refused."""
     loader: Literal["sequential", "coprime"] = "sequential"
     """sequential: one stream through the sorted shards. coprime: blocks of many shards at coprime strides."""
     held_out_tokens: int = 0

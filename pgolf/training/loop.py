@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,8 @@ from pgolf.training.plan import BURST, NETWORK, TEACHER, TrainingPlan
 from pgolf.training.step_results import StepResult, StepResults
 from pgolf.training.train_step import TrainStep, init_model, names_of, under
 
+# the next step must be expected to take as long as the slowest of so many
+SLOWEST_OF = 5
 # speed, as people see it, is that of so many steps
 PACE_STEPS = 20
 
@@ -62,6 +65,7 @@ def train(
     log: Callable[[dict], None],
     resume: bool = False,
     budget: Budget | None = None,
+    reserve: float | None = None,
     validate: Callable[[torch.nn.Module], dict] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TrainingResult:
@@ -70,6 +74,7 @@ def train(
     data      a dataset, or this rank's loader
     folder    where checkpoint.safetensors is kept up to date; with `resume` training goes on from it, if it is there
     log       gets one dict an event, on the first rank only; "kind" is start, phase, step, validation, checkpoint, end
+    reserve   seconds at the end of the clock for packing, on the machine as it is now; None: what the settings say
     budget    the clock; made from the settings if not given. Warm-up, compiling, validation and the last checkpoint
               are not on it
     validate  model -> figures; every rank calls it, the model is in evaluation mode
@@ -80,7 +85,7 @@ def train(
     world = World.current(device)
     options = settings.training
     with _loader(settings, data, world) as loader, closing(Checkpointer(folder)) as checkpointer:
-        budget = budget or Budget(options.seconds, options.reserve)
+        budget = budget or Budget(options.seconds, options.reserve if reserve is None else reserve)
         with budget.outside("set-up"):
             binding = checkpoint.binding(settings, getattr(data, "digest", None))
             saved = checkpointer.load(binding) if resume else None
@@ -173,6 +178,8 @@ class Trainer:
     interrupted: bool = False
     known: StepResult = StepResult(0, math.nan, math.nan, 0.0, 0.0, False)
     """The newest step whose result is known."""
+    first_paces: dict[int, float] = field(default_factory=dict)
+    """Seconds of a step at the beginning of each phase, by its first step."""
     saved_at: float = 0.0
     """The clock at the last checkpoint."""
     recent: deque[StepResult] = field(default_factory=lambda: deque(maxlen=PACE_STEPS))
@@ -275,7 +282,30 @@ class Trainer:
         return self.known.elapsed + (self.step - self.known.step) * self._pace
 
     def _phase_is_over(self) -> bool:
-        return self.plan.over(self.step, self._elapsed(), self._pace)
+        self._keep_reserve()
+        return self.plan.over(self.step, self._elapsed(), self._pace, self._slowest)
+
+    @property
+    def _slowest(self) -> float:
+        """Seconds of the slowest of the newest steps: what the next one must be expected to take."""
+        seen = list(self.recent)[-SLOWEST_OF - 1 :]
+        return max((later.elapsed - one.elapsed for one, later in pairwise(seen) if later.step == one.step + 1), default=0.0)
+
+    def _keep_reserve(self) -> None:
+        """Where the machine has become slower since the first steps, packing will take longer by as much."""
+        if self.options.steps or not self.budget.reserve:
+            return
+        phase = self.plan.phase.step
+        if phase not in self.first_paces and self.known.step >= phase + SLOWEST_OF:
+            self.first_paces[phase] = self._pace
+        first, newest = self.first_paces.get(phase, 0.0), list(self.recent)[-SLOWEST_OF - 1 :]
+        if not first or newest[0].step < phase or newest[-1].step - newest[0].step < SLOWEST_OF:
+            return
+        pace = (newest[-1].elapsed - newest[0].elapsed) / (newest[-1].step - newest[0].step)
+        slower = max(1.0, pace / first)
+        # never more than half of the clock: something must be left to pack
+        reserve = min(slower * self.budget.reserve, self.budget.limit / 2)
+        self.plan.whole = self.budget.limit - max(reserve, self.budget.reserve)
 
     def _goes_on(self) -> bool:
         """Whether there is a step to take; where a phase has ended, the next one begins."""

@@ -65,12 +65,13 @@ class TrainingPlan:
     def is_last(self) -> bool:
         return self.phase.name == self.names[-1]
 
-    def over(self, step: int, elapsed: float, pace: float) -> bool:
-        """Whether the current phase has had its last step. One that would not fit is not begun."""
+    def over(self, step: int, elapsed: float, pace: float, slowest: float = 0.0) -> bool:
+        """Whether the current phase has had its last step. One that would not fit is not begun, even if it takes as long as
+        the slowest of the newest ones."""
         if self.phase.name == BURST and step - self.phase.step >= self.options.burst_epochs * self.phase.replayed:
             return True
         end = self._end(pace)
-        return step >= end if self.fixed else elapsed >= end or elapsed + pace > end
+        return step >= end if self.fixed else elapsed >= end or elapsed + max(pace, slowest) > end
 
     def begin_next(self, step: int, elapsed: float, pace: float) -> Phase:
         name = self.names[self.names.index(self.phase.name) + 1]
