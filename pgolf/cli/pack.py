@@ -164,8 +164,8 @@ def ngram_section(model, settings: Settings, dataset: Dataset, place, budget: Bu
     tokens = dataset.held_out(settings.data.held_out_tokens)
     if len(tokens) < 2:
         return {}
-    from pgolf.evaluation.predictors.ngram_backoff import learnt_to_bytes
     from pgolf.evaluation.ngram_table import learn_ngram_table
+    from pgolf.evaluation.predictors.ngram_backoff import learnt_to_bytes
 
     def learn(tokens):
         return learn_ngram_table(model, tokens, settings.evaluation, bos=dataset.tokenizer.bos, device=place)

@@ -26,9 +26,9 @@ from pgolf.config import (
 from pgolf.distributed import World, launch
 from pgolf.evaluation.evaluate import Result, evaluate
 from pgolf.evaluation.metric import score_of
+from pgolf.evaluation.ngram_table import learn_ngram_table
 from pgolf.evaluation.predictors.ngram_backoff import NgramBackoffPredictor
 from pgolf.evaluation.predictors.ngrams import NgramsPredictor
-from pgolf.evaluation.ngram_table import learn_ngram_table
 from pgolf.evaluation.predictors.temperature import Plain, Tempered
 from pgolf.evaluation.records import (
     paired_gain,

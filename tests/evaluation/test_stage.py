@@ -15,8 +15,8 @@ from pgolf.cli.score import Options
 from pgolf.cli.train import write_weights
 from pgolf.config import at_scale, load_preset, preset_names, read_toml, to_toml
 from pgolf.data import default_dataset
-from pgolf.evaluation.predictors.ngram_backoff import learnt_to_bytes
 from pgolf.evaluation.ngram_table import learn_ngram_table
+from pgolf.evaluation.predictors.ngram_backoff import learnt_to_bytes
 from pgolf.folder import RunFolder
 from pgolf.model import build_model
 from pgolf.run import main
