@@ -5,8 +5,11 @@ on the width of a machine's vectors or on its mathematical library: products run
 over the outputs in the inner one, which vectorises without reordering any sum, and exponentials are made of additions
 and multiplications.
 
+A step is taken for N tokens at once, each with its sequence's row and its position in it: tokens of other sequences, or
+several of one sequence in order, at the same bits as one by one.
+
 All of it is one file, because numba's cache does not see a change in a function that another file's function calls.
-`w` are `weights.Weights`, `b` are `Buffers`.
+`w` are `weights.Weights`, `a` are `LowRank`, `b` are `Buffers`; `at` are `Places`.
 """
 
 import math
@@ -20,8 +23,8 @@ EPS = float(np.finfo(np.float32).eps)
 
 
 class State(NamedTuple):
-    """What a row remembers. Keys and values come in tiles of positions; within one, keys have positions last, so that
-    scores are a product like every other."""
+    """What each of B rows, a sequence each, remembers. Keys and values come in tiles of positions, used in turn; within one,
+    keys have positions last, so that scores are a product like every other."""
 
     keys: np.ndarray  # (A, B, Hkv, tiles, d, TILE)
     values: np.ndarray  # (A, B, Hkv, tiles, TILE, d)
@@ -32,25 +35,53 @@ class State(NamedTuple):
     token: np.ndarray  # (B,), the last one
 
 
-class Buffers(NamedTuple):
-    """Room for one position of every row."""
+class LowRank(NamedTuple):
+    """Adapters of every row: y += (x A) B for each adapted site of each executed layer; no layers for a site without."""
 
-    x: np.ndarray  # (B, D), the residual stream
-    x0: np.ndarray  # (B, D), the embedding that it began as
-    x_in: np.ndarray  # (B, D), the stream that the sublayers add to
-    lane: np.ndarray  # (B, D), the lane that the MLP reads, where there are two
-    prev_stream: np.ndarray  # (B, D), the stream that entered the previous layer
-    normed: np.ndarray  # (B, D), a sublayer's input
-    added: np.ndarray  # (B, D), its output
-    written: np.ndarray  # (B, D), attention's scaled output, where the MLP does not read it
-    pushed: np.ndarray  # (L, B, D), outputs that wait for a later layer's skip
-    qkv: np.ndarray  # (B, H + 2 Hkv, d)
-    first_values: np.ndarray  # (B, Hkv, d), the first layer's
-    gates: np.ndarray  # (B, H)
-    y: np.ndarray  # (B, H, d), attention's output
-    hidden: np.ndarray  # (B, hidden), of the MLP
-    entering: np.ndarray  # (B, 2 I + 2 H S), a mixer's products with its input
-    scanned: np.ndarray  # (B, I), a mixer's output before W_out
+    q_in: np.ndarray  # (L or 0, B, D, rank)
+    q_out: np.ndarray  # (L or 0, B, rank, D)
+    k_in: np.ndarray
+    k_out: np.ndarray
+    v_in: np.ndarray
+    v_out: np.ndarray
+    o_in: np.ndarray
+    o_out: np.ndarray
+    up_in: np.ndarray
+    up_out: np.ndarray
+    down_in: np.ndarray
+    down_out: np.ndarray
+    head_in: np.ndarray  # (1 or 0, B, D, rank)
+    head_out: np.ndarray
+
+
+class Places(NamedTuple):
+    """Where each of the N tokens stands."""
+
+    row: np.ndarray  # (N,), its sequence
+    position: np.ndarray  # (N,), rising for each sequence
+    first: np.ndarray  # (N,), the first position that it attends to
+
+
+class Buffers(NamedTuple):
+    """Room for N tokens."""
+
+    x: np.ndarray  # (N, D), the residual stream
+    x0: np.ndarray  # (N, D), the embedding that it began as
+    x_in: np.ndarray  # (N, D), the stream that the sublayers add to
+    lane: np.ndarray  # (N, D), the lane that the MLP reads, where there are two
+    prev_stream: np.ndarray  # (N, D), the stream that entered the previous layer
+    normed: np.ndarray  # (N, D), a sublayer's input
+    added: np.ndarray  # (N, D), its output
+    written: np.ndarray  # (N, D), attention's scaled output, where the MLP does not read it
+    pushed: np.ndarray  # (L, N, D), outputs that wait for a later layer's skip
+    qkv: np.ndarray  # (N, H + 2 Hkv, d)
+    first_values: np.ndarray  # (N, Hkv, d), the first layer's
+    gates: np.ndarray  # (N, H)
+    y: np.ndarray  # (N, H, d), attention's output
+    hidden: np.ndarray  # (N, hidden), of the MLP
+    entering: np.ndarray  # (N, 2 I + 2 H S), a mixer's products with its input
+    scanned: np.ndarray  # (N, I), a mixer's output before W_out
+    low: np.ndarray  # (1, rank)
     scores: np.ndarray  # (tiles, H / Hkv, TILE)
     weights: np.ndarray  # float64, exponentials' arguments and results
     work: np.ndarray  # float64, their scratch
@@ -84,6 +115,15 @@ def _add_times(x, weights, y):
 def times(x, weights, y):
     y[:] = 0
     _add_times(x, weights, y)
+
+
+@compiled
+def _adapt(x, into, out, layer, at, low, y):
+    """y += (x A) B, each token with its row's adapter of one site."""
+    for n in range(at.row.shape[0]) if into.shape[0] else range(0):
+        row = at.row[n]
+        times(x[n : n + 1], into[layer, row], low)
+        _add_times(low, out[layer, row], y[n : n + 1])
 
 
 @compiled
@@ -160,8 +200,9 @@ def _norm(x, scale, y):
 
 @compiled
 def _place(w, layer, t, first_values, qkv, keys, values):
-    """One row of (q, k, v) made ready: q stays in `qkv`, k and v go to position t of one layer's and row's cache."""
-    heads, shared, size = w.q_gain.shape[1], keys.shape[0], keys.shape[2]
+    """One token's (q, k, v) made ready: q stays in `qkv`, k and v go to position t of one layer's and row's cache."""
+    heads, shared, tiles, size = w.q_gain.shape[1], keys.shape[0], keys.shape[1], keys.shape[2]
+    tile = t // TILE % tiles
     qk, v = qkv[: heads + shared], qkv[heads + shared :]
     place = w.place[layer]
     if w.cached[layer] == 0:
@@ -179,33 +220,35 @@ def _place(w, layer, t, first_values, qkv, keys, values):
             qk[head, j] *= w.q_gain[place, head]
     for g in range(shared):
         for j in range(size):
-            keys[g, t // TILE, j, t % TILE] = qk[heads + g, j]
-            values[g, t // TILE, t % TILE, j] = other * first_values[g, j] + own * v[g, j]
+            keys[g, tile, j, t % TILE] = qk[heads + g, j]
+            values[g, tile, t % TILE, j] = other * first_values[g, j] + own * v[g, j]
 
 
 @compiled
-def _attend(q, keys, values, t, xsa, scores, weights, work, y):
-    """Attention of one position to those up to its own, t: q and y (group, d)."""
-    tiles, scale = t // TILE + 1, 1 / math.sqrt(q.shape[1])
+def _attend(q, keys, values, first, t, xsa, scores, weights, work, y):
+    """Attention of one token to the positions from `first` to its own, t: q and y (group, d)."""
+    begin = first // TILE
+    tiles, scale = t // TILE - begin + 1, 1 / math.sqrt(q.shape[1])
+    low, high = first - begin * TILE, t - begin * TILE
     for tile in range(tiles):
-        times(q, keys[tile], scores[tile])
+        times(q, keys[(begin + tile) % keys.shape[0]], scores[tile])
     for head in range(q.shape[0]):
-        most = scores[0, head, 0]
-        for p in range(t + 1):
+        most = scores[low // TILE, head, low % TILE]
+        for p in range(low, high + 1):
             most = max(most, scores[p // TILE, head, p % TILE])
         for p in range(tiles * TILE):
-            weights[p] = scale * (scores[p // TILE, head, p % TILE] - most) if p <= t else -700.0
+            weights[p] = scale * (scores[p // TILE, head, p % TILE] - most) if low <= p <= high else -700.0
         _exp(weights[: tiles * TILE], work)
         total = 0.0
-        for p in range(t + 1):
+        for p in range(low, high + 1):
             total += weights[p]
         for p in range(tiles * TILE):
             scores[p // TILE, head, p % TILE] = weights[p] / total
     y[:] = 0
     for tile in range(tiles):
-        _add_times(scores[tile], values[tile], y)
+        _add_times(scores[tile], values[(begin + tile) % keys.shape[0]], y)
     if xsa:
-        own = values[t // TILE, t % TILE]
+        own = values[t // TILE % keys.shape[0], t % TILE]
         square = max(_dot(own, own), 1e-24)
         for head in range(q.shape[0]):
             along = np.float32(_dot(y[head], own) / square)
@@ -258,7 +301,7 @@ def _scan(w, place, t, u, entering, scanned, window, weights, work, y):
 
 
 @compiled
-def _buffers(w, state, batch):
+def _buffers(w, state, a, batch):
     vocabulary, dim = w.tokens.shape
     shared, tiles, size = state.keys.shape[2], state.keys.shape[3], state.keys.shape[4]
     heads, inner = w.q_gain.shape[1], w.taps.shape[2]
@@ -281,6 +324,7 @@ def _buffers(w, state, batch):
         np.empty((batch, w.up.shape[2]), np.float32),
         np.empty((batch, w.mixer_in.shape[2]), np.float32),
         np.empty((batch, inner), np.float32),
+        np.empty((1, a.head_in.shape[3]), np.float32),
         np.empty((tiles, heads // shared, TILE), np.float32),
         exponents[0],
         exponents[1],
@@ -288,32 +332,35 @@ def _buffers(w, state, batch):
 
 
 @compiled
-def _embed(w, state, tokens, t, b):
-    """x, x0 and prev_stream of the tokens (B,) at position t."""
+def _embed(w, state, tokens, at, b):
+    """x, x0 and prev_stream of the tokens (N,)."""
     buckets = w.pairs.shape[0]
-    for row in range(tokens.shape[0]):
-        token = tokens[row]
+    for n in range(tokens.shape[0]):
+        token, row, t = tokens[n], at.row[n], at.position[n]
         bucket = buckets - 1
         if buckets and t > 0:
             bucket = np.int32((36313 * token) ^ (27191 * state.token[row])) % (buckets - 1)
         for i in range(b.x.shape[1]):
-            b.x[row, i] = w.tokens[token, i]
+            b.x[n, i] = w.tokens[token, i]
         if w.smear_gate.shape[0]:
-            b.weights[0] = _dot(w.smear_gate, b.x[row, : w.smear_gate.shape[0]])
+            b.weights[0] = _dot(w.smear_gate, b.x[n, : w.smear_gate.shape[0]])
             _sigmoid(b.weights[:1], b.work)
             share = np.float32(0.0 if token == w.smear_bos or t == 0 else w.smear_lambda * b.weights[0])
             for i in range(b.x.shape[1]):
-                now = b.x[row, i]
-                b.x[row, i] += share * state.raw[row, i]
+                now = b.x[n, i]
+                b.x[n, i] += share * state.raw[row, i]
                 state.raw[row, i] = now
         for i in range(b.x.shape[1]):
-            b.x[row, i] += w.pairs[bucket, i] if buckets else 0
+            b.x[n, i] += w.pairs[bucket, i] if buckets else 0
         state.token[row] = token
     _norm(b.x, 1.0, b.x)
-    for row in range(tokens.shape[0]):
+    for n in range(tokens.shape[0]):
+        row = at.row[n]
+        if at.position[n] == 0:
+            state.embedding[row] = 0
         for i in range(b.x.shape[1]):
-            now, share = b.x[row, i], w.smear[i]
-            b.x0[row, i] = (1 - share) * now + share * state.embedding[row, i]
+            now, share = b.x[n, i], w.smear[i]
+            b.x0[n, i] = (1 - share) * now + share * state.embedding[row, i]
             state.embedding[row, i] = now
     b.x[:] = b.x0
     b.prev_stream[:] = b.x0
@@ -340,43 +387,51 @@ def _enter(w, layer, b):
 
 
 @compiled
-def _attention(w, state, layer, tokens, t, b):
+def _attention(w, state, a, layer, tokens, at, b):
     """Attention of `normed`, before W_o: y."""
     cached, place, shared = w.cached[layer], w.place[layer], state.keys.shape[2]
     batch, heads, size = b.y.shape
-    group = heads // shared
-    times(b.normed, w.qkv[w.slot[layer]], b.qkv.reshape(batch, (heads + 2 * shared) * size))
-    for row in range(batch):
+    group, queries, keyed = heads // shared, heads * size, (heads + shared) * size
+    flat = b.qkv.reshape(batch, (heads + 2 * shared) * size)
+    times(b.normed, w.qkv[w.slot[layer]], flat)
+    _adapt(b.normed, a.q_in, a.q_out, layer, at, b.low, flat[:, :queries])
+    _adapt(b.normed, a.k_in, a.k_out, layer, at, b.low, flat[:, queries:keyed])
+    _adapt(b.normed, a.v_in, a.v_out, layer, at, b.low, flat[:, keyed:])
+    for n in range(batch):
+        row, t, first = at.row[n], at.position[n], at.first[n]
         if w.extra_scale[layer] != 0:
             for g in range(shared):
                 for j in range(size):
-                    value = w.extra_scale[layer] * w.extra[tokens[row], g * size + j]
-                    b.qkv[row, heads + shared + g, j] += value
+                    value = w.extra_scale[layer] * w.extra[tokens[n], g * size + j]
+                    b.qkv[n, heads + shared + g, j] += value
         keys, values = state.keys[cached, row], state.values[cached, row]
-        _place(w, layer, t, b.first_values[row], b.qkv[row], keys, values)
+        _place(w, layer, t, b.first_values[n], b.qkv[n], keys, values)
         for g in range(shared):
             mine = slice(g * group, (g + 1) * group)
-            _attend(b.qkv[row, mine], keys[g], values[g], t, w.xsa[layer], b.scores, b.weights, b.work, b.y[row, mine])
+            _attend(b.qkv[n, mine], keys[g], values[g], first, t, w.xsa[layer], b.scores, b.weights, b.work, b.y[n, mine])
     if w.gate.shape[0]:
         times(b.normed, w.gate[place], b.gates)
-        for row in range(batch):
+        for n in range(batch):
             for head in range(heads):
-                b.weights[head] = b.gates[row, head] + w.gate_bias[place, head]
+                b.weights[head] = b.gates[n, head] + w.gate_bias[place, head]
             _sigmoid(b.weights[:heads], b.work)
             for head in range(heads):
                 for j in range(size):
-                    b.y[row, head, j] *= np.float32(b.weights[head])
+                    b.y[n, head, j] *= np.float32(b.weights[head])
 
 
 @compiled
-def _mlp(w, slot, b):
+def _mlp(w, a, layer, at, b):
     """The MLP of `normed`: added."""
+    slot = w.slot[layer]
     times(b.normed, w.up[slot], b.hidden)
+    _adapt(b.normed, a.up_in, a.up_out, layer, at, b.low, b.hidden)
     for row in range(b.hidden.shape[0]):
         for i in range(b.hidden.shape[1]):
             h = max(b.hidden[row, i], np.float32(0)) + w.slope * min(b.hidden[row, i], np.float32(0))
             b.hidden[row, i] = h * h
     times(b.hidden, w.down[slot], b.added)
+    _adapt(b.hidden, a.down_in, a.down_out, layer, at, b.low, b.added)
 
 
 @compiled
@@ -388,14 +443,14 @@ def _add(scale, x, added, y):
 
 
 @compiled
-def _into_lanes(w, layer, b):
+def _into_lanes(w, a, layer, at, b):
     """The MLP of the second lane; then both sublayers' outputs into both lanes. Attention's is in `added`."""
     place, keeps, adds = w.place[layer], w.keeps[w.physical[layer]], w.adds[w.physical[layer]]
     for row in range(b.x.shape[0]):
         for i in range(b.x.shape[1]):
             b.written[row, i] = w.attn_scale[place, i] * b.added[row, i]
     _norm(b.lane, w.scale[layer], b.normed)
-    _mlp(w, w.slot[layer], b)
+    _mlp(w, a, layer, at, b)
     for row in range(b.x.shape[0]):
         for i in range(b.x.shape[1]):
             attention, mlp = b.written[row, i], w.mlp_scale[place, i] * b.added[row, i]
@@ -404,28 +459,33 @@ def _into_lanes(w, layer, b):
 
 
 @compiled
-def _attention_layer(w, state, layer, tokens, t, b):
+def _attention_layer(w, state, a, layer, tokens, at, b):
     slot, place = w.slot[layer], w.place[layer]
     batch, heads, size = b.y.shape
-    _attention(w, state, layer, tokens, t, b)
-    times(b.y.reshape(batch, heads * size), w.o[slot], b.added)
+    y = b.y.reshape(batch, heads * size)
+    _attention(w, state, a, layer, tokens, at, b)
+    times(y, w.o[slot], b.added)
+    _adapt(y, a.o_in, a.o_out, layer, at, b.low, b.added)
     if w.lanes[layer]:
-        _into_lanes(w, layer, b)
+        _into_lanes(w, a, layer, at, b)
         return
     _add(w.attn_scale[place], b.x_in, b.added, b.x)
     _norm(b.x, w.scale[layer], b.normed)
-    _mlp(w, slot, b)
+    _mlp(w, a, layer, at, b)
     _add(w.mlp_scale[place], b.x, b.added, b.x)
 
 
 @compiled
-def _mamba_layer(w, state, layer, t, b):
+def _mamba_layer(w, state, layer, at, b):
     slot, place, cached = w.slot[layer], w.place[layer], w.cached[layer]
     times(b.normed, w.mixer_in[slot], b.entering)
-    for row in range(b.x.shape[0]):
+    for n in range(b.x.shape[0]):
+        row, t = at.row[n], at.position[n]
+        if t == 0:
+            state.scanned[cached, row] = 0
         _scan(
-            w, place, t, b.normed[row], b.entering[row], state.scanned[cached, row], state.window[cached, row],
-            b.weights, b.work, b.scanned[row],
+            w, place, t, b.normed[n], b.entering[n], state.scanned[cached, row], state.window[cached, row],
+            b.weights, b.work, b.scanned[n],
         )  # fmt: skip
     times(b.scanned, w.mixer_out[slot], b.added)
     _add(w.mixer_scale[place], b.x_in, b.added, b.x)
@@ -446,15 +506,19 @@ def _leave(w, layer, b):
 
 
 @compiled
-def _logits(w, b, logits):
-    """softcap tanh(z / softcap) = softcap (1 - 2 / (e^(2 z / softcap) + 1)) for z = norm(x) W, x the mean of two lanes where
-    there are two."""
+def _logits(w, a, at, b, last, logits):
+    """Of the tokens `last` (M,): softcap tanh(z / softcap) = softcap (1 - 2 / (e^(2 z / softcap) + 1)) for z = norm(x) W, x
+    the mean of two lanes where there are two."""
     if w.lanes[-1]:
         for row in range(b.x.shape[0]):
             for i in range(b.x.shape[1]):
                 b.x[row, i] = (b.x[row, i] + b.lane[row, i]) / 2
-    _norm(b.x, 1.0, b.normed)
-    times(b.normed, w.head, logits)
+    rows = np.empty((last.shape[0], b.x.shape[1]), np.float32)
+    for n in range(last.shape[0]):
+        rows[n] = b.x[last[n]]
+    _norm(rows, 1.0, rows)
+    times(rows, w.head, logits)
+    _adapt(rows, a.head_in, a.head_out, 0, Places(at.row[last], at.position[last], at.first[last]), b.low, logits)
     vocabulary = logits.shape[1]
     for row in range(logits.shape[0]):
         for i in range(vocabulary):
@@ -465,23 +529,25 @@ def _logits(w, b, logits):
 
 
 @compiled
-def advance(w, state, tokens, start, logits):
-    """Steps for tokens (B, n) from position `start`; the logits (B, V) after the last."""
-    batch, count = tokens.shape
-    for row in range(batch):
-        for step in range(count):
-            if not 0 <= tokens[row, step] < w.tokens.shape[0]:
-                raise ValueError("decoder: a token is outside the vocabulary")
-    b = _buffers(w, state, batch)
-    for step in range(count):
-        t, now = start + step, tokens[:, step]
-        _embed(w, state, now, t, b)
-        for layer in range(w.scale.shape[0]):
-            _enter(w, layer, b)
-            _norm(b.x_in, w.scale[layer], b.normed)
-            if w.mamba[layer]:
-                _mamba_layer(w, state, layer, t, b)
-            else:
-                _attention_layer(w, state, layer, now, t, b)
-            _leave(w, layer, b)
-    _logits(w, b, logits)
+def advance(w, state, a, tokens, at, last, logits):
+    """A step for each of the tokens (N,); the logits (M, V) after those of the places `last` (M,) among them."""
+    for n in range(tokens.shape[0]):
+        if not 0 <= tokens[n] < w.tokens.shape[0]:
+            raise ValueError("decoder: a token is outside the vocabulary")
+    b = _buffers(w, state, a, tokens.shape[0])
+    _embed(w, state, tokens, at, b)
+    for layer in range(w.scale.shape[0]):
+        _enter(w, layer, b)
+        _norm(b.x_in, w.scale[layer], b.normed)
+        if w.mamba[layer]:
+            _mamba_layer(w, state, layer, at, b)
+        else:
+            _attention_layer(w, state, a, layer, tokens, at, b)
+        _leave(w, layer, b)
+    _logits(w, a, at, b, last, logits)
+
+
+@compiled
+def embed_only(w, state, a, tokens, at):
+    """What later tokens need of the embeddings of these, whose keys and values are set from elsewhere."""
+    _embed(w, state, tokens, at, _buffers(w, state, a, tokens.shape[0]))
