@@ -1,11 +1,66 @@
-"""Statistics of rows of logits on a CPU, in numba. Every function releases the interpreter's lock."""
+"""Statistics of rows of logits on a CPU, in numba. Every jitted function releases the interpreter's lock."""
 
 import math
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pgolf.kernels.elementary import exp_below
 from pgolf.kernels.jit import exact, reordered_inlined
+from pgolf.kernels.launch import cdiv
+from pgolf.kernels.tensors import check_range
+from pgolf.kernels.threads import in_parallel
+
+# Logits of one group of rows: small enough to stay in the cache of one core; and of one block, capped before it is shared.
+CACHED_ELEMENTS = 131_072
+BLOCK_ELEMENTS = 1 << 22
+
+
+def forward(
+    logits: Tensor, targets: Tensor, candidates: Tensor, temperature: Tensor, softcap: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows (N, V) in blocks, so that a copy in float32, capped, is never as large as the logits."""
+    count, vocabulary = logits.shape
+    check_range(targets, 0, vocabulary - 1, "logit_stats: targets")
+    check_range(candidates, -1, vocabulary - 1, "logit_stats: candidates")
+    lse, entropy, target = (torch.empty(count, dtype=torch.float64) for _ in range(3))
+    picked = torch.empty(candidates.shape, dtype=torch.float64)
+    per_row = (targets.int().contiguous(), candidates.int().contiguous(), lse, entropy, target, picked)
+    block = max(1, BLOCK_ELEMENTS // max(1, vocabulary))
+    for begin in range(0, count, block):
+        here = slice(begin, begin + block)
+        rows = logits[here] if logits.dtype in (torch.float32, torch.float64) else logits[here].float()
+        rows = (softcap * torch.tanh(rows / softcap) if softcap else rows).contiguous()
+        own = temperature[here] if len(temperature) > 1 else temperature
+        _block(rows, own.contiguous(), *(x[here] for x in per_row))
+    return lse, entropy, target, picked
+
+
+def _block(rows: Tensor, temperature: Tensor, *per_row: Tensor) -> None:
+    """`per_row`: targets and candidates, then what is filled: lse, entropy, target, picked."""
+    count, vocabulary = rows.shape
+    single = rows.dtype == torch.float32
+    peaks = torch.empty(count) if single else rows.amax(1)
+    per_token = len(temperature) > 1
+    arrays = [x.numpy() for x in (rows, peaks, *per_row)]
+    heat = temperature.numpy()
+    share = max(1, cdiv(count, torch.get_num_threads()))
+    group = max(1, CACHED_ELEMENTS // vocabulary)
+
+    def sweep(first: int) -> None:
+        stop = min(first + share, count)
+        for begin in range(first, stop, group):
+            here = slice(begin, min(begin + group, stop))
+            logits, own_peaks, targets, candidates, *results = (x[here] for x in arrays)
+            if single:
+                row_maxima(logits, own_peaks)
+            logit_stats(logits, own_peaks, targets, candidates, heat[here] if per_token else heat, *results)
+
+    in_parallel(sweep, range(0, count, share))
+
+
+# ---- in numba
 
 
 @exact

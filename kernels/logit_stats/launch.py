@@ -2,32 +2,17 @@
 
 from pgolf.kernels.launch import Launch, nearest, next_power
 
-# Logits in flight per program, by compute capability: 32 a thread forward, 16 backward. Chosen by reasoning, unmeasured.
-FORWARD_ELEMENTS = {80: 4096}
-BACKWARD_ELEMENTS = {80: 2048}
+# Logits in flight per warp, by compute capability: 32 a thread. Chosen from compiled code, unmeasured.
+ELEMENTS = {80: 1024}
 
 
 def launch_forward(vocabulary: int, capability: int) -> Launch:
-    """BR rows of BV logits a program: several short rows, or one long one in steps."""
-    return _launch(nearest(FORWARD_ELEMENTS, capability), vocabulary)
+    """One warp and one row a program: a short row at once, a long one in steps of BV."""
+    return Launch({"BV": min(nearest(ELEMENTS, capability), max(32, next_power(vocabulary)))}, num_warps=1, num_stages=2)
 
 
-def launch_backward(vocabulary: int, capability: int) -> Launch:
-    """Half the forward's tile: rows, their gradients and the candidates' comparisons are alive at once."""
-    return _launch(nearest(BACKWARD_ELEMENTS, capability), vocabulary)
-
-
-def _launch(tile: int, vocabulary: int) -> Launch:
-    width = min(tile, max(128, next_power(vocabulary)))
-    return Launch({"BR": tile // width, "BV": width}, num_warps=4, num_stages=2)
-
-
-def traffic_forward(count: int, vocabulary: int, num_candidates: int, element_size: int) -> tuple[int, int]:
+def traffic_forward(
+    count: int, vocabulary: int, num_candidates: int, element_size: int, capped: bool = False
+) -> tuple[int, int]:
     """Bytes and FLOPs: the logits once; ids, temperature and results besides."""
-    return count * (vocabulary * element_size + 8 * num_candidates + 20), 6 * count * vocabulary
-
-
-def traffic_backward(count: int, vocabulary: int, num_candidates: int, element_size: int) -> tuple[int, int]:
-    """Bytes and FLOPs: the logits read, their gradient written; ids, statistics and their gradients besides."""
-    flops = (12 + 2 * num_candidates) * count * vocabulary
-    return count * (2 * vocabulary * element_size + 8 * num_candidates + 28), flops
+    return count * (vocabulary * element_size + 8 * num_candidates + 20), (11 if capped else 6) * count * vocabulary

@@ -158,8 +158,7 @@ class NgramBackoff:
     def mix(self, stats: LogitStats, evidence: Evidence) -> NgramBackoffScores:
         """NLL (N,) of each token, with the table as it is. `stats.candidates` (N, K) are those of `evidence.top`.
 
-        A gradient flows to stats.target: -share, the neural model's part of the probability. Per token and order
-        17 bytes move on a CPU, 13 on a GPU, and about 12 FLOPs.
+        Per token and order 17 bytes move on a CPU, 13 on a GPU, and about 12 FLOPs. Nothing is differentiable here.
         """
         target, candidates = self._rows(stats, evidence)
         scores = torch.ops.pgolf.ngram_mix(target, candidates, *evidence[1:4], self.table)
@@ -171,7 +170,7 @@ class NgramBackoff:
             posterior = w q / ((1 - w) P + w q),  q = c(y) / n,  r = max(floor, 1 / (visits + 20))
 
         and is kept within [1e-4, .9995]: a step of online EM on the mixture's likelihood. The steps of a group are applied
-        when the next one starts. Call after call continues the stream. Nothing is differentiable here.
+        when the next one starts. Call after call continues the stream.
         """
         target, candidates = (x.detach() for x in self._rows(stats, evidence))
         scores = torch.ops.pgolf.ngram_mix_online(target, candidates, *evidence[1:], *self.learning_state, self.floor)

@@ -1,4 +1,4 @@
-"""The n-gram back-off's steps as registered operators: launchers, shapes, autograd, registration.
+"""The n-gram back-off's steps as registered operators: launchers, shapes, registration.
 
 `backoff.py` has the public class. Letters: N tokens, K orders.
 """
@@ -196,23 +196,11 @@ def mix_online_triton(
     return nll, share
 
 
-# ---- shapes, autograd, registration
+# ---- shapes, registration
 
 
 def _fake_mix(target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return target.new_empty(target.shape), target.new_empty(target.shape)
-
-
-def _setup_mix(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    _, share = output
-    ctx.mark_non_differentiable(share)
-    ctx.save_for_backward(share)
-
-
-def _backward_mix(ctx: Any, d_nll: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    # d nll / d log p_neural(target) is minus the share of the probability that is the neural model's
-    (share,) = ctx.saved_tensors
-    return -d_nll * share, None, None, None, None, None
 
 
 ROWS = "Tensor target, Tensor candidates, Tensor cell, Tensor count, Tensor total"
@@ -241,4 +229,3 @@ for name, on_cpu, on_gpu, fake in (
     implement(f"pgolf::ngram_{name}", "CPU", on_cpu)
     implement(f"pgolf::ngram_{name}", "CUDA", on_gpu)
     torch.library.register_fake(f"pgolf::ngram_{name}", fake)
-torch.library.register_autograd("pgolf::ngram_mix", _backward_mix, setup_context=_setup_mix)

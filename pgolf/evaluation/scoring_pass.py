@@ -218,9 +218,10 @@ class ScoringPass:
             asked = np.concatenate([candidates[w.score_from - opened.start : w.stop - opened.start] for w in group])
             kept = self.observer.wanted(np.concatenate([np.arange(w.score_from, w.stop) for w in group]))
             statistics = statistics_of(
-                model.head(rows),
+                model.raw_logits(rows),
                 targets,
                 asked,
+                softcap=model.settings.softcap,
                 temperature=self.temperature,
                 whole_rows=any(predictor.needs_logits for predictor in self.predictors),
                 kept=kept,
@@ -237,8 +238,8 @@ class ScoringPass:
             if wanting:
                 targets = np.zeros(self.window, np.int64)
                 targets[: window.stop - window.start] = opened.targets(window.start, window.stop)
-                logits = model.head(states)
-            by_window.append({predictor.name: predictor.of_window(logits, targets, self.temperature) for predictor in wanting})
+                logits, softcap = model.raw_logits(states), model.settings.softcap
+            by_window.append({p.name: p.of_window(logits, targets, softcap, self.temperature) for p in wanting})
         return by_window
 
     def _fall_back(self) -> None:

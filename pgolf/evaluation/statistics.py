@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from pgolf.kernels.logit_stats import logit_stats
+from pgolf.model.parts import softcapped
 
 COLUMNS = ("nats", "target", "entropy", "candidate_log_probs")
 
@@ -45,46 +46,50 @@ def statistics_of(
     targets: np.ndarray,
     candidates: np.ndarray | None = None,
     *,
+    softcap: float | None = None,
     temperature=None,
     whole_rows: bool = False,
     kept: np.ndarray | None = None,
 ) -> Statistics:
-    """From logits (n, V), softcap applied, targets (n,) and candidates (n, K), -1 for none.
+    """From raw logits (n, V), in whatever dtype the network computes, targets (n,) and candidates (n, K), -1 for none.
 
+    softcap      the network's; None where the logits have it already
     temperature  None for one, or a policy of pgolf.evaluation.predictors.temperature
     whole_rows   keep the logits of all targets
     kept         indices of targets whose logits are kept for an observer
     """
     device = logits.device
     ids = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64)).to(device)
-    plain = logit_stats(logits, ids)
-    used, scaled = plain, logits
-    if temperature is not None:
-        heat = temperature.of(plain.entropy, logits.shape[-1])
-        used, scaled = logit_stats(logits, ids, temperature=heat), over(logits, heat)
-    if candidates is None or not candidates.shape[-1]:
-        picked = np.empty((len(targets), 0))
+    symbols = None
+    if candidates is not None and candidates.shape[-1]:
+        symbols = torch.from_numpy(np.ascontiguousarray(candidates, dtype=np.int32)).to(device)
+    heat: float | torch.Tensor = 1.0
+    if temperature is None:
+        plain = used = logit_stats(logits, ids, symbols, softcap=softcap)
     else:
-        symbols = torch.from_numpy(np.ascontiguousarray(candidates, dtype=np.int64)).to(device)
-        log_probs = scaled.gather(1, symbols.clamp_min(0)).to(used.lse.dtype) - used.lse[:, None]
-        picked = array(torch.where(symbols >= 0, log_probs, -torch.inf))
-    rows = scaled.float().cpu().numpy() if whole_rows else None
-    kept_logits = None
+        plain = logit_stats(logits, ids, softcap=softcap)
+        heat = temperature.of(plain.entropy, logits.shape[-1])
+        used = logit_stats(logits, ids, symbols, heat, softcap)
+    rows = kept_logits = None
+    if whole_rows:
+        rows = over(softcapped(logits.detach(), softcap), heat).float().cpu().numpy()
     if kept is not None and len(kept):
-        kept_logits = logits[torch.from_numpy(kept).to(device)].detach().float().cpu().numpy()
-    return Statistics(array(-plain.target), array(used.target), array(used.entropy), picked, rows, kept_logits=kept_logits)
+        chosen = logits[torch.from_numpy(kept).to(device)].detach()
+        kept_logits = softcapped(chosen, softcap).float().cpu().numpy()
+    numbers = (array(x) for x in (-plain.target, used.target, used.entropy, used.candidates))
+    return Statistics(*numbers, rows, kept_logits=kept_logits)
 
 
 def array(values: torch.Tensor) -> np.ndarray:
     return values.detach().double().cpu().numpy()
 
 
-def heat_of(temperature, logits: torch.Tensor) -> float | torch.Tensor:
-    """What each row of logits (n, V) is divided by."""
+def heat_of(temperature, logits: torch.Tensor, softcap: float | None = None) -> float | torch.Tensor:
+    """What each row of logits (n, V) is divided by, after the softcap if they are to have one."""
     if temperature is None:
         return 1.0
     nothing = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    return temperature.of(logit_stats(logits, nothing).entropy, logits.shape[-1])
+    return temperature.of(logit_stats(logits, nothing, softcap=softcap).entropy, logits.shape[-1])
 
 
 def over(logits: torch.Tensor, heat: float | torch.Tensor) -> torch.Tensor:

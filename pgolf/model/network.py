@@ -22,7 +22,16 @@ from pgolf.model.layers import Layer, executed_layers
 from pgolf.model.mamba import Mamba2Block
 from pgolf.model.operators import OPERATORS, Operators
 from pgolf.model.parameters import BANKS, bank_shapes
-from pgolf.model.parts import BigramEmbedding, SmearGate, TokenSmearGate, ValueEmbedding, previous, rms_norm, rotary_tables
+from pgolf.model.parts import (
+    BigramEmbedding,
+    SmearGate,
+    TokenSmearGate,
+    ValueEmbedding,
+    previous,
+    rms_norm,
+    rotary_tables,
+    softcapped,
+)
 from pgolf.model.stream import LayerContext, Stream
 
 Matrices = list[dict[str, Tensor]]
@@ -103,9 +112,7 @@ class Network(nn.Module):
 
     def head(self, hidden: Tensor, adapters: Adapters | None = None) -> Tensor:
         """Softcapped logits of states (..., D), in float32 or float64."""
-        raw = self._raw_logits(hidden, adapters)
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        return self.settings.softcap * torch.tanh(raw / self.settings.softcap)
+        return softcapped(self.raw_logits(hidden, adapters), self.settings.softcap)
 
     def logits(self, tokens: Tensor, *, adapters: Adapters | None = None, positions: Tensor | slice | None = None) -> Tensor:
         """Softcapped logits (B, T, V), or of some positions only: a slice, or indices (B, P) for each row."""
@@ -136,7 +143,7 @@ class Network(nn.Module):
             share = None if weights is None else F.pad(weights[:, skip:], (0, skip))
             return operators.cross_entropy(raw, ahead, softcap=self.settings.softcap, weights=share, reduction=reduction)
 
-        loss = cross_entropy(self._raw_logits(hidden), 0)
+        loss = cross_entropy(self.raw_logits(hidden), 0)
         # multi-token prediction, arXiv:2404.19737; a head is a matrix and nothing else
         further = list(self.mtp_heads.parameters())[: tokens.shape[1] - 1] if self.training else []
         if further:
@@ -249,7 +256,8 @@ class Network(nn.Module):
         shared = self.ve_shared.scale.to(rows.dtype) * self._projected("values", rows, self.ve_shared)
         return [scale.to(rows.dtype) * shared for scale in self.ve_layer_scales]
 
-    def _raw_logits(self, hidden: Tensor, adapters: Adapters | None = None) -> Tensor:
+    def raw_logits(self, hidden: Tensor, adapters: Adapters | None = None) -> Tensor:
+        """Logits of states (..., D) before the softcap, in the activations' dtype."""
         matrices = {"head": self.output_matrix().to(hidden.dtype)}
         return Projector(self._operators(), matrices, adapters, input_hook=self.input_hook)("head", hidden)
 

@@ -21,6 +21,14 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=epsilon(x.dtype))
 
 
+def softcapped(raw: Tensor, softcap: float | None) -> Tensor:
+    """softcap tanh(raw / softcap), in float32 or float64 (Gemma 2, arXiv:2408.00118); raw itself with no softcap."""
+    if softcap is None:
+        return raw
+    wide = raw.to(torch.promote_types(raw.dtype, torch.float32))
+    return softcap * torch.tanh(wide / softcap)
+
+
 def previous(x: Tensor) -> Tensor:
     """Each position's predecessor in (B, T, ...); zeros before the first."""
     return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)

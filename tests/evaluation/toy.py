@@ -13,7 +13,7 @@ class Toy:
 
     def __init__(self, vocab=24, seed=0, strength=2.5, on_forward=lambda windows: None):
         generator = torch.Generator().manual_seed(seed)
-        self.settings = SimpleNamespace(vocab_size=vocab)
+        self.settings = SimpleNamespace(vocab_size=vocab, softcap=None)
         self.table = torch.randn(vocab, 12, generator=generator, dtype=torch.float64)
         self.out = strength * torch.randn(12, vocab, generator=generator, dtype=torch.float64) / 12**0.5
         self.on_forward = on_forward
@@ -28,11 +28,11 @@ class Toy:
         before[:, 1:] = states[:, :-1]
         return torch.tanh(states + 0.5 * before)
 
-    def head(self, hidden):
+    def raw_logits(self, hidden):
         return hidden @ self.out
 
     def logits(self, tokens):
-        return self.head(self.hidden(tokens))
+        return self.raw_logits(self.hidden(tokens))
 
 
 class Bytes:

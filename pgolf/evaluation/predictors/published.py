@@ -17,6 +17,7 @@ from pgolf.evaluation.statistics import Statistics, array, heat_of
 from pgolf.evaluation.windows import Window, share
 from pgolf.kernels.hedge import BoostedCache, HedgeMixer
 from pgolf.kernels.logit_stats import LogitStats, logit_stats
+from pgolf.model.parts import softcapped
 
 if TYPE_CHECKING:
     from pgolf.evaluation.observer import Observer
@@ -81,10 +82,10 @@ class Published(Predictor):
     def open_batch(self, windows: Sequence[Window]) -> None:
         """Before a batch is forwarded."""
 
-    def of_window(self, logits: torch.Tensor, targets: np.ndarray, temperature) -> tuple:
-        """What is kept of one window: logits (T, V) and targets (T,) of all its positions, padding included."""
+    def of_window(self, logits: torch.Tensor, targets: np.ndarray, softcap: float | None, temperature) -> tuple:
+        """What is kept of one window: raw logits (T, V) and targets (T,) of all its positions, padding included."""
         ids = torch.from_numpy(targets).to(logits.device)
-        neural = logit_stats(logits, ids, temperature=heat_of(temperature, logits))
+        neural = logit_stats(logits, ids, temperature=heat_of(temperature, logits, softcap), softcap=softcap)
         # float32: there are 32 times as many of these as there are targets, and all ranks get all of them
         return array(neural.target).astype(np.float32), array(neural.entropy).astype(np.float32)
 
@@ -130,8 +131,8 @@ class PublishedTail(Published):
     def wants(self, window):
         return self.tail and window.stop == self.targets
 
-    def of_window(self, logits, targets, temperature):
-        return super().of_window(logits, targets, None)
+    def of_window(self, logits, targets, softcap, temperature):
+        return super().of_window(logits, targets, softcap, None)
 
     def score(self, span: Span, statistics: Statistics) -> np.ndarray:
         for window, known in zip(span.windows, self.kept(statistics), strict=True):
@@ -219,8 +220,8 @@ class PublishedBoost(Published):
             self.bias, self.bias_rank = torch.zeros(self.vocab), rank
         self.batch_bias = self.bias
 
-    def of_window(self, logits, targets, temperature):
-        raised = logits + self.bias.to(logits.device)
+    def of_window(self, logits, targets, softcap, temperature):
+        raised = softcapped(logits, softcap) + self.bias.to(logits.device)
         ids = torch.from_numpy(targets).to(logits.device)
         neural = logit_stats(raised, ids)
         predicted = (raised - neural.lse[:, None]).exp().sum(0)
