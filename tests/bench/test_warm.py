@@ -24,7 +24,7 @@ def test_launches_are_compiled_once_and_found_again(tmp_path):
     """One of the two has a kernel that a launch refused when one of its global constants was not a number."""
     names = "XSA alone", "logit statistics, small vocabulary"
     done, before, compiled, failed = warm(tmp_path, *names)
-    assert (done.returncode, before, failed) == (0, 0, 0) and compiled >= 4, done.stdout + done.stderr
+    assert (done.returncode, before, failed) == (0, 0, 0) and compiled >= 3, done.stdout + done.stderr
     done, before, again, failed = warm(tmp_path, *names)
     assert (before, again, failed) == (compiled, 0, 0)
 
