@@ -16,16 +16,17 @@ def compile_cases(capability: int) -> list[Case]:
 
 
 def _forward(vocabulary: int, kind: str = "bf16", capped: bool = True, gradient: bool = True) -> Case:
-    launch = launch_forward(vocabulary)
+    element_size = 4 if kind == "fp32" else 2
+    launch = launch_forward(vocabulary, element_size)
     pointers = {"p_logits": f"*{kind}:16", "p_targets": "*i64:16", "p_gradient": f"*{kind}:16"}
     pointers |= dict.fromkeys(("p_scale", "p_losses", "p_unscaled"), "*fp32:16")
-    moved, flops = traffic_forward(TOKENS, vocabulary, 4 if kind == "fp32" else 2, gradient)
-    in_registers = "BR" in launch.tiles
+    moved, flops = traffic_forward(TOKENS, vocabulary, element_size, gradient)
+    in_registers = launch.tiles["BV"] >= vocabulary
     return Case(
         kernel=gpu.cross_entropy_fwd_kernel if in_registers else gpu.cross_entropy_fwd_kernel_long,
         name=f"fwd{'' if in_registers else '_long'} {kind}{' softcap' * capped}{' gradient' * gradient}",
-        signature=pointers | {"count": "i32", "softcap": "fp32", "z_loss": "fp32", "ignore_index": "i64"},
-        constants={"V": vocabulary, "CAPPED": capped, "GRADIENT": gradient},
+        signature=pointers | {"softcap": "fp32", "z_loss": "fp32", "ignore_index": "i64"},
+        constants={"V": vocabulary, "CAPPED": capped, "APPROXIMATE": kind != "fp32", "GRADIENT": gradient},
         launch=launch,
         shape=f"N={TOKENS} V={vocabulary}",
         bytes=moved,

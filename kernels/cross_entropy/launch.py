@@ -7,15 +7,14 @@ from pgolf.kernels.launch import Launch, next_power
 LONGEST_IN_REGISTERS = 16_384
 
 
-def launch_forward(vocabulary: int) -> Launch:
-    """Rows in registers (tiles BR and BV), short ones several at once; or, with no BR, one long row in sweeps of BV.
-    One table serves every architecture, because memory alone sets the pace."""
+def launch_forward(vocabulary: int, element_size: int = 2) -> Launch:
+    """A row a program: in registers, 64 bytes of logits a thread, by a single warp up to 2 KB; or, where BV is shorter than
+    the row, in sweeps of BV. One table serves every architecture, because memory alone sets the pace."""
     if vocabulary > LONGEST_IN_REGISTERS:
         # two programs a multiprocessor: the rows under way must fit in L2 together until their second sweep
         return Launch({"BV": 8192}, num_warps=16, num_stages=1)
     width = max(128, next_power(vocabulary))
-    rows = max(1, 2048 // width)
-    return Launch({"BR": rows, "BV": width}, num_warps=max(4, width // 1024), num_stages=1)
+    return Launch({"BV": width}, num_warps=max(1, width * element_size // 2048), num_stages=1)
 
 
 def launch_rescale(vocabulary: int) -> Launch:

@@ -195,14 +195,13 @@ def forward_triton(
         gradient = logits.new_empty((count, vocabulary) if want_gradient else (0, 0))
     if count == 0:
         return losses, unscaled, gradient
-    launch = launch_forward(vocabulary)
-    constants = {"V": vocabulary, "CAPPED": softcap > 0, "GRADIENT": want_gradient, **launch.options}
+    launch = launch_forward(vocabulary, logits.element_size())
+    in_registers = launch.tiles["BV"] >= vocabulary
+    kernel = gpu.cross_entropy_fwd_kernel if in_registers else gpu.cross_entropy_fwd_kernel_long
+    # 16-bit logits are coarser than the approximation
+    forms = {"CAPPED": softcap > 0, "APPROXIMATE": logits.element_size() == 2, "GRADIENT": want_gradient}
     tensors = (logits, targets, scale, losses, unscaled, gradient)
-    if "BR" in launch.tiles:
-        grid = (cdiv(count, launch.tiles["BR"]),)
-        gpu.cross_entropy_fwd_kernel[grid](*tensors, count, softcap, z_loss, ignore_index, **constants)
-    else:
-        gpu.cross_entropy_fwd_kernel_long[(count,)](*tensors, softcap, z_loss, ignore_index, **constants)
+    kernel[(count,)](*tensors, softcap, z_loss, ignore_index, V=vocabulary, **forms, **launch.options)
     return losses, unscaled, gradient
 
 

@@ -235,13 +235,12 @@ def test_linear_refuses():
 
 @pytest.mark.parametrize("vocabulary", [1, 127, 256, 257, 1000, 1024, 8192, 16_384, 16_385, 50_304, 65_536])
 def test_launch(vocabulary):
-    forward = launch.launch_forward(vocabulary)
-    width = forward.tiles["BV"]
-    assert width & (width - 1) == 0 and 8 <= width * forward.tiles.get("BR", 1) // (32 * forward.num_warps) <= 32
-    if vocabulary <= launch.LONGEST_IN_REGISTERS:
-        assert width // 2 < max(vocabulary, 128) <= width and forward.tiles["BR"] >= 1
-    else:
-        assert "BR" not in forward.tiles
+    for element_size in (2, 4):
+        forward = launch.launch_forward(vocabulary, element_size)
+        width = forward.tiles["BV"]
+        assert width & (width - 1) == 0 and forward.num_warps <= 32
+        assert 4 <= width // (32 * forward.num_warps) and width * element_size <= 64 * 32 * forward.num_warps
+        assert (width >= vocabulary) == (vocabulary <= launch.LONGEST_IN_REGISTERS)
     rescale = launch.launch_rescale(vocabulary)
     assert rescale.tiles["BR"] * rescale.tiles["BV"] <= 32 * 32 * rescale.num_warps
     assert rescale.tiles["BR"] == 1 or rescale.tiles["BR"] * vocabulary <= 16_384
