@@ -39,6 +39,7 @@ STAGES = {
     "compress": "FILE --artifact MODEL --out BITS: to as many bits as the score says",
     "decompress": "BITS --artifact MODEL --out FILE: and back",
     "data": "--out DIR: a dataset from text, or the challenge's public one",
+    "study": "STUDY.toml: many runs as one experiment, on this machine or a cluster, and their page",
     "honesty": "the submissions' published scores beside honest ones, in one table",
 }
 

@@ -32,3 +32,34 @@ def student_tail(t: float, freedom: float, slices: int = 2000) -> float:
     area = end / slices / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
     half = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi) * area
     return max(0.0, 0.5 - math.copysign(half, t))
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, its standard error, p) of differences between pairs: Student's two-sided test that they are none."""
+    if len(differences) < 2:
+        raise TooFewSeeds("a significance needs at least two pairs")
+    change, error = mean(differences), stdev(differences) / math.sqrt(len(differences))
+    if not error:
+        return change, 0.0, float(change == 0)
+    return change, error, min(1.0, 2 * student_tail(abs(change) / error, len(differences) - 1))
+
+
+def student_quantile(p: float, freedom: float) -> float:
+    """The t that Student's distribution exceeds with probability p, at most one half; by bisection."""
+    low, high = 0.0, 1.0
+    while student_tail(high, freedom) > p:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_tail(middle, freedom) > p else (low, middle)
+    return (low + high) / 2
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that the chance of any false discovery is bounded (Holm, 1979)."""
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    found, running = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(ps) - rank) * ps[i]))
+        found[i] = running
+    return found

@@ -24,9 +24,11 @@ LEFT_OUT = (
     "pgolf.data.fineweb",
     "pgolf.audit",
     "pgolf.cli.report",
+    "pgolf.cli.study",
     "pgolf.evaluation.codec",
     "pgolf.kernels.compile",
     "pgolf.report",
+    "pgolf.study",
 )
 KEPT = ("pgolf.report", "pgolf.report.tables")
 

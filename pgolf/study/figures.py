@@ -1,0 +1,41 @@
+"""The figures of a run that a study reads off, by name; less of them is better."""
+
+import json
+from collections.abc import Callable
+
+from pgolf.folder import RunFolder
+from pgolf.summary import Summary
+
+
+def validation_loss(folder: RunFolder) -> float | None:
+    """The last loss on validation text in the training log."""
+    found = None
+    if folder.train_log.exists():
+        for line in folder.train_log.read_text(encoding="utf-8").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # a line that a killed run did not finish
+            if isinstance(event, dict) and event.get("kind") == "validation":
+                found = event.get("loss")
+    return found
+
+
+# name, the part of the summary that has to be there, and how it is read
+OF_SUMMARY: dict[str, tuple[str, Callable[[Summary], float]]] = {
+    "train.loss": ("train", lambda summary: summary.train.loss),
+    "train.seconds": ("train", lambda summary: summary.train.seconds),
+    "artifact.total_bytes": ("artifact", lambda summary: summary.artifact.total_bytes),
+    "scoring.seconds": ("scoring", lambda summary: summary.scoring.seconds),
+    "score.main": ("main_score", lambda summary: summary.main_score.bpb),
+}
+FIGURES = ("validation.loss", *OF_SUMMARY)
+
+
+def figures_of(folder: RunFolder) -> dict[str, float]:
+    """Every figure that the run's files know, the score of each predictor included."""
+    summary = folder.read_summary()
+    found = {name: read(summary) for name, (part, read) in OF_SUMMARY.items() if getattr(summary, part) is not None}
+    found |= {f"score.{name}": score.bpb for name, score in summary.score.items()}
+    loss = validation_loss(folder)
+    return found if loss is None else {**found, "validation.loss": loss}
