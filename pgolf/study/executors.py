@@ -3,19 +3,16 @@ it ended; queueing and transport are the engines' own.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pgolf.errors import PgolfError, UsageError
+from pgolf.process import child_environment
 
-ENDS_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG of prctl(2)."""
 GRACE = 20.0
 """Seconds that a stage is given to write what it has."""
 
@@ -74,7 +71,7 @@ class Process:
 
 
 class LocalExecutor:
-    """Processes, each pinned to cores of its own; they end with the study, however that ends."""
+    """Processes, each pinned to cores of its own. A stage ends when the study does, however that ends."""
 
     name = "local"
 
@@ -86,21 +83,14 @@ class LocalExecutor:
 
     def start(self, task: Task) -> Process:
         cores = self.free.pop()
-        libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-        def prepare() -> None:
-            os.sched_setaffinity(0, cores)
-            if libc:
-                libc.prctl(ENDS_WITH_PARENT, signal.SIGTERM)
-
         threads = {"OMP_NUM_THREADS": str(len(cores)), "NUMBA_NUM_THREADS": str(len(cores))}
         with open(task.log, "ab") as log:
             process = subprocess.Popen(
                 task.command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **threads, **task.environment},
-                preexec_fn=prepare,
+                env=child_environment({**os.environ, **threads, **task.environment}),
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
                 start_new_session=True,
             )
         kept = [cores]

@@ -10,6 +10,7 @@ import numpy as np
 
 from pgolf.config import read_toml
 from pgolf.folder import RunFolder
+from pgolf.process import end_with_parent
 from pgolf.score_log import write_scores
 from pgolf.summary import ArtifactSize, Corpus, Score, Scoring, Train
 
@@ -17,6 +18,7 @@ LENGTHS = (40, 60, 25, 75)
 
 
 def main(words):
+    end_with_parent()
     path, stage, *_ = words
     folder = RunFolder.existing(path)
     settings = read_toml(folder.config)
