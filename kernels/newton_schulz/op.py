@@ -26,7 +26,16 @@ _OPTIMAL = (
 )
 POLAR_EXPRESS = (*((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in _OPTIMAL), (1.875, -1.25, 0.375))
 
-TABLES = {"classic": CLASSIC, "polar_express": POLAR_EXPRESS}
+# The same made for five steps with another guard, as PR #1787 of openai/parameter-golf has it.
+POLAR_EXPRESS_5 = (
+    (8.156555, -22.483293, 15.878770),
+    (4.042930, -2.808917, 0.500018),
+    (3.891668, -2.772484, 0.506065),
+    (3.285754, -2.368129, 0.464490),
+    (2.346541, -1.709783, 0.423236),
+)
+
+TABLES = {"classic": CLASSIC, "polar_express": POLAR_EXPRESS, "polar_express_5": POLAR_EXPRESS_5}
 
 
 def coefficient_table(coefficients: str | Iterable[Iterable[float]], steps: int) -> list[tuple[float, float, float]]:
@@ -59,7 +68,8 @@ def newton_schulz(
         g: (..., m, n); every matrix of the batch on its own
         steps: how many iterations
         coefficients: "classic": Muon's (3.4445, -4.7750, 2.0315) at every step; "polar_express": the table of
-            arXiv:2505.16932, one triple a step; or any triples (a, b, c). The last one repeats where there are more steps
+            arXiv:2505.16932, one triple a step; "polar_express_5": #1787's; or any triples (a, b, c). The last one repeats
+            where there are more steps
         dtype: of the iterations: bfloat16 on CUDA and float32 on a CPU if not given
 
     Returns:

@@ -22,10 +22,13 @@ def role_of(name: str, numel: int, settings: ArtifactSettings) -> str:
     return "small" if numel <= settings.small_tensor else parameter(name).role
 
 
-def steps_of(role: str, settings: ArtifactSettings) -> Steps:
+def steps_of(role: str, settings: ArtifactSettings, kind: str = "") -> Steps:
+    """kind  a matrix's name without its layer, where the MLP's are clipped in another way than attention's"""
     bits = settings.matrix_bits if role == "matrix" else settings.embedding_bits
     by_sigma = rounding.FORMS[settings.rounding].by_sigma
     sigmas = settings.sdclip_sigmas if role == "matrix" else settings.sdclip_embedding_sigmas
+    if kind and parameter(kind).site in ("up", "down"):
+        sigmas = settings.sdclip_mlp_sigmas or sigmas
     floor = settings.scale_floor and not by_sigma
     return Steps(bits, floor, settings.clip_scale, settings.scale_steps, sigmas if by_sigma else 0.0)
 
@@ -104,10 +107,10 @@ def round_weights(
         large[name] = tensor.float().reshape(-1, tensor.shape[-1])
         stacks.setdefault((without_layer(name), role, large[name].shape, name in hessians), []).append(name)
     found: dict[str, Rounded] = {}
-    for (_, role, _, calibrated), names in stacks.items():
+    for (kind, role, _, calibrated), names in stacks.items():
         stack = rounding.without_smallest(torch.stack([large[name] for name in names]), settings.prune)
         inputs = torch.stack([hessians[name] for name in names]) if calibrated else None
-        matrices = _round_stack(stack, inputs, role, settings)
+        matrices = _round_stack(stack, inputs, role, kind, settings)
         for name, codes, scales in zip(names, matrices.codes.cpu(), matrices.scales.cpu(), strict=True):
             found[name] = Rounded(codes, scales)
     weights.rounded = {name: found[name] for name in large}
@@ -123,8 +126,8 @@ def round_weights(
     return weights
 
 
-def _round_stack(stack: Tensor, hessians: Tensor | None, role: str, settings: ArtifactSettings) -> Rounded:
-    form, steps = rounding.FORMS[settings.rounding], steps_of(role, settings)
+def _round_stack(stack: Tensor, hessians: Tensor | None, role: str, kind: str, settings: ArtifactSettings) -> Rounded:
+    form, steps = rounding.FORMS[settings.rounding], steps_of(role, settings, kind)
     if hessians is not None and form.calibrated:
         return form.calibrated(stack, hessians, steps, damping=settings.damping)
     return (form.embedding if role == "embedding" else form.matrix)(stack, steps)

@@ -27,6 +27,8 @@ class ArtifactSettings:
     """Factor on every row's clip: larger steps, fewer bytes."""
     sdclip_sigmas: float = 12.85
     """Clip of a matrix's row in standard deviations, for sdclip and gptq-sdclip."""
+    sdclip_mlp_sigmas: float = 0.0
+    """The same for the MLP's matrices; 0: as for the others."""
     sdclip_embedding_sigmas: float = 20.0
     """Clip of an embedding's row in standard deviations, for the same."""
     gptq_embedding: bool = False
@@ -59,6 +61,14 @@ class ArtifactSettings:
         for name in ("clip_scale", "sdclip_sigmas", "sdclip_embedding_sigmas"):
             if not 0 < getattr(self, name) < 1e4:
                 raise SettingsError(f"artifact.{name} {getattr(self, name)} must be above 0 and below 10,000")
-        for name in ("small_tensor", "scale_steps", "lqer_rank", "lqer_tensors", "damping", "calibration_sequences"):
+        for name in (
+            "small_tensor",
+            "scale_steps",
+            "sdclip_mlp_sigmas",
+            "lqer_rank",
+            "lqer_tensors",
+            "damping",
+            "calibration_sequences",
+        ):
             if not 0 <= getattr(self, name) <= 1e9:
                 raise SettingsError(f"artifact.{name} {getattr(self, name)} must not be negative")

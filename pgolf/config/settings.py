@@ -31,6 +31,13 @@ class Settings:
                 "evaluation.adaptation.method = 'lora' keeps keys and values of earlier tokens, which the state-space layers "
                 "of model.scan_layers have none of; it can be none or chunks"
             )
+        if self.evaluation.adaptation.untie and self.model.loop_layers:
+            raise SettingsError(
+                "evaluation.adaptation.untie gives repeated layers matrices of their own, but the passes of model.loop_layers "
+                "share everything; choose one"
+            )
+        if self.training.loop_start and not self.model.loop_layers:
+            raise SettingsError("training.loop_start is about model.loop_layers, and there are none; set both or neither")
         if self.training.complement_alpha and self.model.vocab_size > 16_384:
             raise SettingsError(
                 f"training.complement_alpha counts pairs in a table of model.vocab_size {self.model.vocab_size} squared; "

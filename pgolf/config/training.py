@@ -35,10 +35,12 @@ class TrainingSettings:
     """Length of the ramp, in steps."""
     muon_weight_decay: float = 0.04
     """Decoupled weight decay of Muon."""
+    muon_row_norm: bool = False
+    """Each row of Muon's update is scaled to norm 1 before it is orthogonalised."""
     muon_iterations: int = 5
     """Newton-Schulz iterations."""
-    muon_coefficients: Literal["classic", "polar_express"] = "classic"
-    """Coefficients of the Newton-Schulz polynomial."""
+    muon_coefficients: Literal["classic", "polar_express", "polar_express_5"] = "classic"
+    """Coefficients of the Newton-Schulz polynomial; polar_express_5 is #1787's table for five iterations."""
     muon_projections: bool = False
     """Train the bigram and value-embedding projections with Muon instead of AdamW."""
     parallel_muon: bool = True
@@ -56,6 +58,8 @@ class TrainingSettings:
     """Epsilon of AdamW."""
     adam_weight_decay: float = 0.04
     """Decoupled weight decay of AdamW."""
+    token_weight_decay: float = -1.0
+    """That of the embedding tables, if not the same; -1: the same."""
     clip: float = 0.3
     """Gradient norm limit; 0 switches clipping off."""
     clip_scope: Literal["local", "global"] = "local"
@@ -64,6 +68,10 @@ class TrainingSettings:
     """The learning rate falls linearly to zero over the last n steps (by the clock: n average steps)."""
     warmdown_share: float = 0.0
     """If above zero, the length of that fall as a share of the clock instead."""
+    lr_floor: float = 0.0
+    """The learning rate falls no lower than this share of itself."""
+    loop_start: float = 0.0
+    """Share of the clock, or of the steps, after which model.loop_layers run all their passes; before, they run once."""
     ema_decay: float = 0.997
     """Decay of the averaged weights; 0 switches the average off."""
     ema_minimum_steps: int = 0
@@ -137,7 +145,7 @@ class TrainingSettings:
         if not 0 <= self.burst_epochs <= 4:
             # five passes over the last fifth of a schedule would leave nothing of it
             raise SettingsError(f"training.burst_epochs {self.burst_epochs} must be from 0 to 4")
-        share("training", self, "complement_alpha")
+        share("training", self, "complement_alpha", "lr_floor", "loop_start")
         if self.qat_soft_round and self.qat_soft_to_hard:
             raise SettingsError("training.qat_soft_round and qat_soft_to_hard are two forms of one rounding; choose one")
         for name in ("qat_soft_round", "qat_soft_to_hard"):

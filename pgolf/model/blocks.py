@@ -23,20 +23,39 @@ class Attention(nn.Module):
 
     def __init__(self, settings: ModelSettings):
         super().__init__()
-        self.heads, self.kv_heads = settings.heads, settings.kv_heads
+        self.settings, self.heads, self.kv_heads = settings, settings.heads, settings.kv_heads
         self.q_gain = nn.Parameter(torch.empty(settings.heads))
         self.attn_gate = nn.Linear(settings.dim, settings.heads) if settings.gated_attention else None
-        self.gate_scale = settings.gate_scale
         inputs = settings.gate_inputs
         self.attn_gate_w = nn.Parameter(torch.empty(settings.heads, inputs)) if inputs else None
         # the first layer's pair has nothing to mix, but the submissions' checkpoints hold it
         self.vr_lambda = nn.Parameter(torch.empty(2)) if settings.value_residual else None
 
+    def reset(self, settings: ModelSettings) -> None:
+        """Initial values."""
+        self.q_gain.fill_(settings.q_gain)
+        if self.vr_lambda is not None:
+            self.vr_lambda.copy_(torch.tensor(settings.value_residual_init))
+        if self.attn_gate_w is not None:
+            self.attn_gate_w.zero_()
+        if self.attn_gate is not None:
+            self.attn_gate.weight.zero_()
+            self.attn_gate.bias.fill_(settings.gate_bias)
+
+    def gate_matrix(self) -> tuple[Tensor | None, Tensor | None]:
+        """(H, D) and (H,): the gate is the sigmoid of matrix u + bias. None without a gate."""
+        if self.attn_gate_w is not None:
+            missing = self.settings.dim - self.settings.gate_inputs
+            return self.settings.gate_scale * F.pad(self.attn_gate_w, (0, missing)), torch.zeros_like(self.q_gain)
+        if self.attn_gate is not None:
+            return self.attn_gate.weight, self.attn_gate.bias
+        return None, None
+
     def gate(self, u: Tensor) -> Tensor | None:
         """(B, T, H): sigmoid(W u + b), as in PR #745 of openai/parameter-golf, or of a few channels alone, as in #1787."""
         if self.attn_gate_w is not None:
             channels = u[..., : self.attn_gate_w.shape[1]]
-            return torch.sigmoid(self.gate_scale * F.linear(channels, self.attn_gate_w.to(u.dtype)))
+            return torch.sigmoid(self.settings.gate_scale * F.linear(channels, self.attn_gate_w.to(u.dtype)))
         if self.attn_gate is None:
             return None
         return torch.sigmoid(F.linear(u, self.attn_gate.weight.to(u.dtype), self.attn_gate.bias.to(u.dtype)))
@@ -71,10 +90,24 @@ class ResidualBlock(nn.Module):
         dim = settings.dim
         for sublayer in sublayers:
             self.register_parameter(f"{sublayer}_scale", nn.Parameter(torch.empty(dim)))
+        self.sublayers = sublayers
         self.resid_mix = nn.Parameter(torch.empty(2, dim)) if settings.resid_mix else None
         # the middle weight is unused here as in the submission's code
         self.hyper = nn.Parameter(torch.empty(3)) if layer.hyper else None
         self.dtg_gate = nn.Linear(dim, 1) if settings.dtg else None
+
+    def reset(self, settings: ModelSettings) -> None:
+        """Initial values: the block is the identity but for what its sublayers add."""
+        for sublayer in self.sublayers:
+            self.get_parameter(f"{sublayer}_scale").fill_(1)
+        if self.resid_mix is not None:
+            self.resid_mix[0] = 1
+            self.resid_mix[1] = 0
+        if self.hyper is not None:
+            self.hyper.copy_(torch.tensor([1.0, 0.0, 0.3]))
+        if self.dtg_gate is not None:
+            self.dtg_gate.weight.zero_()
+            self.dtg_gate.bias.fill_(2)
 
     def enter(self, stream: Stream) -> Tensor:
         """The stream that the sublayers add to, (B, T, D)."""

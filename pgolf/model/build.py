@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.config import ModelSettings
-from pgolf.model.blocks import Attention, AttentionBlock
-from pgolf.model.mamba import Mamba2Block, Mamba2Mixer
+from pgolf.model.blocks import AttentionBlock
+from pgolf.model.mamba import Mamba2Block
 from pgolf.model.network import Network
 from pgolf.model.parameters import GROUPS, parameter
 from pgolf.model.rounding import FakeRounding
@@ -83,7 +83,11 @@ class Initialiser:
             head.weight.zero_()
         # a ModuleList does not say what its modules are
         for block in cast(Iterable[AttentionBlock | Mamba2Block], network.blocks):
-            self._block(block)
+            if isinstance(block, Mamba2Block):
+                block.mixer.reset(self.settings, self.generator)
+            else:
+                block.attn.reset(self.settings)
+            block.reset(self.settings)
 
     # ---- how single tensors start
 
@@ -135,43 +139,6 @@ class Initialiser:
         if network.smear_gate is not None and network.smear_lambda is not None:
             network.smear_gate.weight.zero_()
             network.smear_lambda.zero_()
-
-    def _block(self, block: AttentionBlock | Mamba2Block) -> None:
-        if isinstance(block, Mamba2Block):
-            block.mixer_scale.fill_(1)
-            self._mixer(block.mixer)
-        else:
-            block.attn_scale.fill_(1)
-            block.mlp_scale.fill_(1)
-            self._attention(block.attn)
-        if block.resid_mix is not None:
-            block.resid_mix[0] = 1
-            block.resid_mix[1] = 0
-        if block.hyper is not None:
-            block.hyper.copy_(torch.tensor([1.0, 0.0, 0.3]))
-        if block.dtg_gate is not None:
-            block.dtg_gate.weight.zero_()
-            block.dtg_gate.bias.fill_(2)
-
-    def _attention(self, attention: Attention) -> None:
-        attention.q_gain.fill_(self.settings.q_gain)
-        if attention.vr_lambda is not None:
-            attention.vr_lambda.copy_(torch.tensor(self.settings.value_residual_init))
-        if attention.attn_gate_w is not None:
-            attention.attn_gate_w.zero_()
-        if attention.attn_gate is not None:
-            attention.attn_gate.weight.zero_()
-            attention.attn_gate.bias.fill_(self.settings.gate_bias)
-
-    def _mixer(self, mixer: Mamba2Mixer) -> None:
-        for part in mixer.conv1d.parameters():
-            self.uniform(part, self.settings.scan_conv)
-        dt = torch.empty_like(mixer.dt_bias).uniform_(0.001, 0.1, generator=self.generator)
-        mixer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
-        mixer.A_log.copy_(torch.arange(1, self.settings.scan_heads + 1).log())
-        mixer.D_param.fill_(1)
-        if mixer.dt_proj is not None:
-            mixer.dt_proj.weight.zero_()
 
 
 def parameter_groups(model: Network) -> dict[str, list[nn.Parameter]]:

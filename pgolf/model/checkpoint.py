@@ -60,8 +60,8 @@ def import_checkpoint(model: Network, state: Mapping[str, Tensor]) -> None:
             raise ValueError(f"checkpoint does not fit: {name} is {type(tensor).__name__}, not a tensor")
         given[name] = tensor
     own = unbank(model.state_dict())
-    given = {name: tensor for name, tensor in unbank(given).items() if name in own or not _only_trains(name)}
-    missing = [name for name in own if name not in given and not _only_trains(name)]
+    given = {name: tensor for name, tensor in unbank(given).items() if name in own or parameter(name).packed}
+    missing = [name for name in own if name not in given and parameter(name).packed]
     unexpected = [name for name in given if name not in own]
     misshapen = [
         f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
@@ -76,14 +76,6 @@ def import_checkpoint(model: Network, state: Mapping[str, Tensor]) -> None:
         own[name].copy_(tensor)
 
 
-def _only_trains(name: str) -> bool:
-    """A name of the table for what no artifact holds; a stranger's checkpoint may have names that are not in it."""
-    try:
-        return not parameter(name).packed
-    except KeyError:
-        return False
-
-
 def _listed(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -92,6 +84,8 @@ def _listed(names: list[str], most: int = 4) -> str:
 def untie(model: Network) -> Network:
     """A network in which every executed layer has matrices of its own, and which computes the same function."""
     settings, order = model.settings, list(model.settings.virtual_layers)
+    if settings.loop_layers:
+        raise ValueError("a loop shares all of a layer's parameters, so its passes cannot be untied as a recurrence's")
     free = empty_network(dataclasses.replace(settings, layers=len(order), recurrence=()))
     free.activation, free.operators, free.rounding = model.activation, model.operators, model.rounding
     state = {}

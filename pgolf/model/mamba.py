@@ -32,6 +32,18 @@ class Mamba2Mixer(nn.Module):
         self.D_param = nn.Parameter(torch.empty(heads))
         self.dt_proj = nn.Linear(settings.dim, heads, bias=False) if settings.scan_input_dt else None
 
+    def reset(self, settings: ModelSettings, generator: torch.Generator | None) -> None:
+        """Initial values; dt is drawn evenly from 0.001 to 0.1, the convolution from +-1 / sqrt(taps)."""
+        bound = settings.scan_conv**-0.5
+        for part in self.conv1d.parameters():
+            part.uniform_(-bound, bound, generator=generator)
+        dt = torch.empty_like(self.dt_bias).uniform_(0.001, 0.1, generator=generator)
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
+        self.A_log.copy_(torch.arange(1, settings.scan_heads + 1).log())
+        self.D_param.fill_(1)
+        if self.dt_proj is not None:
+            self.dt_proj.weight.zero_()
+
     def convolved(self, value: Tensor) -> Tensor:
         """The causal depthwise convolution of value (B, T, I), as shifted sums: a compiler makes one pass of them."""
         weight, bias = (part.to(value.dtype) for part in self.conv1d.parameters())

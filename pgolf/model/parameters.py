@@ -1,7 +1,8 @@
 """The table of parameters: for every tensor its names, how it is trained, rounded, adapted and calibrated.
 
 Whoever classifies tensors asks `parameter(name)`, with a name of the network ("blocks.3.attn_scale"), of a checkpoint
-("blocks.3.attn.c_q.weight") or of a bank ("qo_bank"). A new tensor is one line here.
+("blocks.3.attn.c_q.weight") or of a bank ("qo_bank"). A new matrix or table is one line here; small tensors that nobody
+but their module treats in a special way need none.
 """
 
 import re
@@ -67,32 +68,10 @@ TABLE = (
     Parameter("ve_shared.proj.weight", "projection", "matrix", ("values", "value embedding"), "values", "values"),
     Parameter("ve_shared.scale", "scalar", scale=True),
     Parameter("ve_layer_scales.N", "scalar", scale=True),
-    Parameter("smear.gate", "scalar"),
-    Parameter("smear_gate.weight", "scalar"),
-    Parameter("smear_lambda", "scalar"),
-    Parameter("skip_weights", "scalar"),
-    Parameter("skip_gates", "scalar"),
-    Parameter("parallel_post_lambdas", "scalar"),
-    Parameter("parallel_resid_lambdas", "scalar"),
-    # small parts of a layer
-    Parameter("resid_mix", "scalar"),
     Parameter("attn_scale", "scalar", scale=True),
     Parameter("mlp_scale", "scalar", scale=True),
     Parameter("mixer_scale", "scalar", scale=True),
-    Parameter("hyper", "scalar"),
-    Parameter("dtg_gate.weight", "scalar"),
-    Parameter("dtg_gate.bias", "scalar"),
-    Parameter("attn.q_gain", "scalar", "matrix"),
-    Parameter("attn.vr_lambda", "scalar", "matrix"),
-    Parameter("attn.attn_gate_w", "scalar", "matrix"),
-    Parameter("attn.attn_gate.weight", "scalar", "matrix"),
-    Parameter("attn.attn_gate.bias", "scalar", "matrix"),
     Parameter("mixer.conv1d.weight", "convolution", "matrix"),
-    Parameter("mixer.conv1d.bias", "scalar", "matrix"),
-    Parameter("mixer.dt_bias", "scalar", "matrix"),
-    Parameter("mixer.dt_proj.weight", "scalar", "matrix"),
-    Parameter("mixer.A_log", "scalar", "matrix"),
-    Parameter("mixer.D_param", "scalar", "matrix"),
 )
 GROUPS = ("matrix", "projection", "token", "scalar", "head", "convolution")
 ADAPTED = ("q", "k", "v", "o", "up", "down", "head")
@@ -111,12 +90,14 @@ def without_layer(name: str) -> str:
 
 
 def parameter(name: str) -> Parameter:
-    """The table's row for a tensor of that name."""
+    """The table's row for a tensor of that name. Gains, gates and mixes have none: they are scalars; those inside attention
+    and mixers are rounded as matrices are, should they ever be large."""
     row = _BY_NAME.get(without_layer(name)) or _BY_NAME.get(re.sub(r"\.\d+\b", ".N", name))
     if row is None and name in BANKS:
         row = BANKS[name][0]
     if row is None:
-        raise KeyError(f"no tensor of a network is called {name!r}; a new one needs its line in {__name__}.TABLE")
+        own = without_layer(name)
+        row = Parameter(own, "scalar", "matrix" if own.startswith(("attn.", "mixer.")) else "embedding")
     return row
 
 

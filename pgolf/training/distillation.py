@@ -38,11 +38,9 @@ def teacher_shape(model: ModelSettings) -> ModelSettings:
 
 def teacher_of(model: Network, options: TrainingSettings, world: World) -> TrainStep:
     """A network of that shape with what trains it: nothing but AdamW, whatever the options ask for the network."""
-    own = replace(options, adam_weight_decay=TEACHER_DECAY, clip=TEACHER_CLIP, clip_scope="global")
-    groups = {"teacher": list(model.parameters())}
-    return TrainStep(
-        model, Optimisers(groups, names_of(model), own, world, assigned={"teacher": Assigned("adamw", TEACHER_RATE)}), world
-    )
+    own = replace(options, clip=TEACHER_CLIP, clip_scope="global")
+    groups, assigned = {"teacher": list(model.parameters())}, {"teacher": Assigned("adamw", TEACHER_RATE, TEACHER_DECAY)}
+    return TrainStep(model, Optimisers(groups, names_of(model), own, world, assigned=assigned), world)
 
 
 def distilled_loss(network: Network, teacher: Network) -> Callable[..., Tensor]:

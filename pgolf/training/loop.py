@@ -245,10 +245,10 @@ class Trainer:
         random = random_states(self.world.device)
         for trained in filter(None, (self.teacher, self.network)):
             before = {name: tensor.clone() for name, tensor in trained.state.items()}
-            quantised = min(self.options.warmup_steps, 2) if trained.terms else 0
-            for index in range(self.options.warmup_steps + quantised):
+            for index, (looped, quantised) in enumerate(self._graphs(trained)):
+                trained.model.looped = looped
                 if trained.terms:
-                    trained.terms.switch(index >= self.options.warmup_steps)
+                    trained.terms.switch(quantised)
                 self._gradients(trained, index)
                 trained.optimisers.step(1.0, self.options.muon_momentum)
                 trained.optimisers.zero_grad()
@@ -261,6 +261,15 @@ class Trainer:
         set_random_states(random, self.world.device)
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)
+
+    def _graphs(self, trained: TrainStep) -> list[tuple[bool, bool]]:
+        """For each step of the warm-up whether loops run all their passes and whether weights are rounded: every form that
+        training will compile."""
+        steps, again = self.options.warmup_steps, min(self.options.warmup_steps, 2)
+        graphs = [(not self.options.loop_start, False)] * steps
+        if self.options.loop_start:
+            graphs += [(True, False)] * again
+        return graphs + [(True, True)] * (again if trained.terms else 0)
 
     def _first_clock(self) -> float:
         """What the first rank's clock says now."""
@@ -328,6 +337,10 @@ class Trainer:
         phase, trained = self.plan.phase.name, self.current
         with self.budget.part("steps" if phase == NETWORK else phase):
             planned = self.plan.step(self.step, self._elapsed(), self._pace)
+            looped = planned.gone >= self.options.loop_start
+            if looped and not trained.model.looped:
+                self.log({"kind": "phase", "step": self.step, "name": "loops run all their passes"})
+            trained.model.looped = looped
             if trained.terms and trained.terms.reached(planned.schedule):
                 self.log({"kind": "phase", "step": self.step, "name": "quantisation-aware"})
             loss = self._gradients(trained, planned.batch)
@@ -477,6 +490,8 @@ class Trainer:
                     exported[names[table]] = exported[names[table]].bfloat16().float()
             self._note_checkpoint(wait=True)
         validation = None
+        # as the artifact will run, however early training ended
+        self.network.model.looped = True
         if self.validate and not self.interrupted:
             self.network.set_weights(exported)
             validation = self._validate(weights)

@@ -5,6 +5,8 @@ For a bank p (n, rows, columns) with gradient g, momentum buffer b, momentum mu,
     b <- mu b + g
     p <- p (1 - lr weight_decay) - lr sqrt(max(1, rows / columns)) newton_schulz(g + mu b)
 
+With row_norm (MuonEq-R, PR #1394 of openai/parameter-golf) each row of g + mu b is scaled to norm 1 first.
+
 Two layouts share the work out differently, with the same result:
 
 ParallelMuon    #549's: every rank owns a contiguous share of each bank (padded with zeros to a multiple of the ranks):
@@ -39,7 +41,9 @@ class Muon:
         coefficients: str,
         world: World,
         iterate_in: torch.dtype | None = None,
+        row_norm: bool = False,
     ):
+        self.row_norm = row_norm
         self.parameters = list(parameters)
         self.rates = list(rates) if rates else [1.0] * len(self.parameters)
         self.weight_decay = weight_decay
@@ -90,7 +94,10 @@ class Muon:
 
     def orthogonal(self, momentum: torch.Tensor, gradient: torch.Tensor, mu: float) -> torch.Tensor:
         momentum.mul_(mu).add_(gradient)
-        return newton_schulz(torch.add(gradient, momentum, alpha=mu), self.iterations, self.coefficients, self.iterate_in)
+        update = torch.add(gradient, momentum, alpha=mu)
+        if self.row_norm:
+            update = update / update.norm(dim=-1, keepdim=True).clamp_min(1e-7)
+        return newton_schulz(update, self.iterations, self.coefficients, self.iterate_in)
 
     def apply(self, index: int, update: torch.Tensor, multiplier: float) -> None:
         parameter, lr = self.parameters[index], self.rates[index] * multiplier

@@ -20,12 +20,16 @@ class Assigned(NamedTuple):
     """A name of OPTIMISERS."""
     lr: float
     """Its learning rate where the schedule stands at 1."""
+    weight_decay: float = 0.0
+    """Decoupled."""
 
 
 def assignment(settings: TrainingSettings) -> dict[str, Assigned]:
     """The optimiser and rate of each group of `parameter_groups`. A group that is not named keeps its initial values."""
-    muon = Assigned("muon", settings.muon_lr)
-    tables, scalars = Assigned("adamw", settings.token_lr), Assigned("adamw", settings.scalar_lr)
+    decay = settings.adam_weight_decay
+    muon = Assigned("muon", settings.muon_lr, settings.muon_weight_decay)
+    tables = Assigned("adamw", settings.token_lr, decay if settings.token_weight_decay < 0 else settings.token_weight_decay)
+    scalars = Assigned("adamw", settings.scalar_lr, decay)
     projections = muon if settings.muon_projections else scalars
     found = {"matrix": muon, "token": tables, "head": tables, "scalar": scalars, "projection": projections}
     return found | ({"convolution": scalars} if settings.train_convolutions else {})
@@ -34,7 +38,7 @@ def assignment(settings: TrainingSettings) -> dict[str, Assigned]:
 class Optimiser(Protocol):
     """Updates some parameters on one or many ranks. A step is start, averaged, step, in this order.
 
-    Made by (parameters, rates, settings, world, precision): a learning rate for each parameter, and the dtype in which
+    Made by (parameters, assigned, settings, world, precision): what is assigned to each parameter, and the dtype in which
     matrices are multiplied where that is not the device's own.
     """
 
@@ -69,22 +73,20 @@ class AdamW:
     def __init__(
         self,
         parameters: Sequence[torch.nn.Parameter],
-        rates: Sequence[float],
+        assigned: Sequence[Assigned],
         settings: TrainingSettings,
         world: World,
         precision: torch.dtype | None = None,
     ):
         self.parameters, self.world = parameters, world
-        by_rate: dict[float, list[torch.nn.Parameter]] = {}
-        for parameter, rate in zip(parameters, rates, strict=True):
-            by_rate.setdefault(rate, []).append(parameter)
-        self.adam = torch.optim.AdamW(
-            [{"params": members, "lr": rate, "base_lr": rate} for rate, members in by_rate.items()],
-            betas=settings.adam_betas,
-            eps=settings.adam_eps,
-            weight_decay=settings.adam_weight_decay,
-            fused=True,
-        )
+        members: dict[Assigned, list[torch.nn.Parameter]] = {}
+        for parameter, one in zip(parameters, assigned, strict=True):
+            members.setdefault(one, []).append(parameter)
+        groups = [
+            {"params": mine, "lr": one.lr, "base_lr": one.lr, "weight_decay": one.weight_decay}
+            for one, mine in members.items()
+        ]
+        self.adam = torch.optim.AdamW(groups, betas=settings.adam_betas, eps=settings.adam_eps, fused=True)
         self._averaging: list[Pending] = []
 
     def start(self) -> None:
@@ -119,7 +121,7 @@ class AdamW:
 
 def _muon(
     parameters: Sequence[torch.nn.Parameter],
-    rates: Sequence[float],
+    assigned: Sequence[Assigned],
     settings: TrainingSettings,
     world: World,
     precision: torch.dtype | None = None,
@@ -127,7 +129,8 @@ def _muon(
     layout = ParallelMuon if settings.parallel_muon else RoundRobinMuon
     return layout(
         parameters,
-        rates=rates,
+        rates=[one.lr for one in assigned],
+        row_norm=settings.muon_row_norm,
         weight_decay=settings.muon_weight_decay,
         iterations=settings.muon_iterations,
         coefficients=settings.muon_coefficients,
@@ -163,10 +166,10 @@ class Optimisers:
         self.assigned = {group: one for group, one in (assigned or assignment(settings)).items() if groups.get(group)}
         self.by_name: dict[str, Optimiser] = {}
         for optimiser in dict.fromkeys(one.optimiser for one in self.assigned.values()):
-            mine = [(group, one.lr) for group, one in self.assigned.items() if one.optimiser == optimiser]
+            mine = [(group, one) for group, one in self.assigned.items() if one.optimiser == optimiser]
             parameters = [parameter for group, _ in mine for parameter in groups[group]]
-            rates = [lr for group, lr in mine for _ in groups[group]]
-            self.by_name[optimiser] = OPTIMISERS[optimiser](parameters, rates, settings, world, precision)
+            each = [one for group, one in mine for _ in groups[group]]
+            self.by_name[optimiser] = OPTIMISERS[optimiser](parameters, each, settings, world, precision)
 
     def rates(self) -> dict[str, float]:
         """Each group's learning rate where the schedule stands at 1, named for people."""

@@ -44,6 +44,8 @@ class StepPlan(NamedTuple):
     """Where the schedule stands, from 1 to 0."""
     rate: float
     """What every learning rate is multiplied with."""
+    gone: float
+    """The share of the phase that lies behind, from 0 to 1."""
 
 
 class TrainingPlan:
@@ -83,12 +85,14 @@ class TrainingPlan:
         phase = self.phase
         if phase.name == BURST:
             batch = phase.step - phase.replayed + (step - phase.step) % phase.replayed
-            return StepPlan(batch, self.age(step), 0.0, BURST_RATE)
+            return StepPlan(batch, self.age(step), 0.0, BURST_RATE, 1.0)
         length = self._end(pace) - self._begun
         options = replace(self.options, steps=int(length) if self.fixed else 0)
         age = self.age(step)
         multiplier = schedule.multiplier(options, step=age, elapsed=elapsed - phase.elapsed, limit=length)
-        return StepPlan(step, age, multiplier, multiplier)
+        return StepPlan(
+            step, age, multiplier, multiplier, (age if self.fixed else elapsed - phase.elapsed) / max(length, 1e-9)
+        )
 
     def age(self, step: int) -> int:
         """How many steps the network being trained has taken before this one."""

@@ -4,7 +4,7 @@ from pgolf.config import TrainingSettings
 
 
 def multiplier(settings: TrainingSettings, *, step: int, elapsed: float, limit: float) -> float:
-    """What every learning rate is multiplied with: 1, then a straight line to 0 at the end.
+    """What every learning rate is multiplied with: 1, then a straight line to 0 at the end, but never below lr_floor.
 
     By the clock, `limit` seconds long, the line takes warmdown_share of it, or as long as warmdown_steps steps take
     at the average pace so far; a clock too short for that begins below 1. With a fixed number of steps it is a share
@@ -18,7 +18,7 @@ def multiplier(settings: TrainingSettings, *, step: int, elapsed: float, limit: 
         length = settings.warmdown_share * limit or settings.warmdown_steps * elapsed / max(step, 1)
     if length <= 0:
         return 1.0
-    return min(1.0, max(0.0, left / length))
+    return min(1.0, max(settings.lr_floor, left / length))
 
 
 def muon_momentum(settings: TrainingSettings, step: int) -> float:

@@ -25,21 +25,22 @@ def test_every_tensor_has_a_line(settings):
         if name in BANKS:
             assert row.bank == name and tensor.dim() == 3
     for name, tensor in submission_state(model).items():
-        assert parameter(name).name in {name, name.split(".", 2)[-1], "ve_layer_scales.N"}
         assert tensor.dim() == 2 or not parameter(name).site
 
 
 def test_every_line_is_a_tensor_of_some_network():
     models = [build_model(settings, device="meta") for settings in NETWORKS.values()]
     found = {parameter(name).name for model in models for name in unbank(model.state_dict())}
-    assert found == {row.name for row in TABLE}
+    assert {row.name for row in TABLE} <= found
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_the_networks_of_the_presets_have_no_other_tensors(preset):
+def test_what_has_no_line_is_small(preset):
+    """At full size; a matrix without a line would be trained and rounded as a gain."""
     model = build_model(load_preset(preset).model, device="meta")
+    lines = {row.name for row in TABLE}
     layered = unbank(model.state_dict())
-    assert all(parameter(name) for name in layered)
+    assert all(tensor.numel() <= 65_536 for name, tensor in layered.items() if parameter(name).name not in lines)
     assert {name for names in slice_names(model.settings).values() for name in names} <= layered.keys()
 
 
@@ -58,9 +59,18 @@ def test_the_report_counts_the_same_products(settings):
     assert matrix_weights(settings) == count
 
 
-def test_an_unknown_tensor_says_where_its_line_belongs():
-    with pytest.raises(KeyError, match="'blocks.3.attn.c_w.weight'; a new one needs its line in pgolf.model.parameters.TABLE"):
-        parameter("blocks.3.attn.c_w.weight")
+def test_small_tensors_are_scalars():
+    row = parameter("blocks.3.attn.some_gate")
+    assert (row.name, row.group, row.role, row.bank, row.site, row.packed) == (
+        "attn.some_gate",
+        "scalar",
+        "matrix",
+        "",
+        "",
+        True,
+    )
+    assert parameter("some_mix").role == "embedding" and parameter("blocks.11.some_mix").name == "some_mix"
+    assert parameter("blocks.3.mixer.conv1d.weight").group == "convolution" and parameter("mtp_heads.3.weight").group == "head"
 
 
 def test_sites():

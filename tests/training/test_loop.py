@@ -580,3 +580,22 @@ def test_held_out_text_is_not_trained_on(tmp_path, kind):
         data = DataSettings(loader=kind, held_out_tokens=held_out)
         with pytest.raises(DataError, match="holds token 60") if not held_out else nullcontext():
             run(dataclasses.replace(tiny(steps=10), data=data), tmp_path, dataset)
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_loops_begin_at_their_share_of_the_steps(tmp_path, warmup):
+    """Before it every layer runs once, as with one pass; afterwards all passes run, in training and for whoever validates."""
+
+    def trained(name, **options):
+        model = {"loop_layers": (1,), "loop_passes": options.pop("loop_passes", 3), "unet_skips": False}
+        seen = []
+        validate = lambda network: seen.append(network.looped) or {"loss": 0.0}
+        settings = tiny(model=model, steps=6, warmup_steps=warmup, **options)
+        _, events = run(settings, tmp_path / name, validate=validate)
+        return losses(events), [event["step"] for event in events if event.get("name") == "loops run all their passes"], seen
+
+    late, began, seen = trained("late", loop_start=0.5)
+    once, none, _ = trained("once", loop_passes=1)
+    always, _, _ = trained("always")
+    assert late[:3] == once[:3] and late[3] != once[3] and always[0] != late[0]
+    assert began == [3] and none == [] and seen == [True]

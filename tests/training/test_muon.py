@@ -10,9 +10,11 @@ SHAPES = [(5, 8, 20), (3, 24, 7), (4, 6, 6), (10, 4)]
 LAYOUTS = {"parallel": ParallelMuon, "round robin": RoundRobinMuon}
 
 
-def orthogonal(matrix, iterations):
+def orthogonal(matrix, iterations, row_norm=False):
     """A transcription for one matrix, in float64."""
     x = matrix.double()
+    if row_norm:
+        x = torch.stack([row / math.sqrt((row * row).sum()) for row in x])
     x = x / (math.sqrt((x * x).sum()) + 1e-7)
     tall = x.shape[0] > x.shape[1]
     if tall:
@@ -23,22 +25,25 @@ def orthogonal(matrix, iterations):
     return x.t() if tall else x
 
 
-def transcription(matrix, gradients, lrs, momenta, weight_decay, iterations=5):
+def transcription(matrix, gradients, lrs, momenta, weight_decay, iterations=5, row_norm=False):
     p, buffer = matrix.double(), torch.zeros_like(matrix).double()
     for gradient, lr, mu in zip(gradients, lrs, momenta, strict=True):
         buffer = mu * buffer + gradient.double()
-        update = orthogonal(gradient.double() + mu * buffer, iterations)
+        update = orthogonal(gradient.double() + mu * buffer, iterations, row_norm)
         p = p * (1 - lr * weight_decay) - lr * max(1, p.shape[0] / p.shape[1]) ** 0.5 * update
     return p
 
 
+@pytest.mark.parametrize("row_norm", [False, True], ids=["plain", "rows of norm 1"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_it_is_muon(layout):
+def test_it_is_muon(layout, row_norm):
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     starts = [p.detach().clone() for p in parameters]
     gradients = [[torch.randn(shape) for shape in SHAPES] for _ in range(4)]
     lrs, momenta = [0.1, 0.2, 0.05, 0.1], [0.8, 0.85, 0.9, 0.95]
-    muon = LAYOUTS[layout](parameters, weight_decay=0.3, iterations=5, coefficients="classic", world=World())
+    muon = LAYOUTS[layout](
+        parameters, weight_decay=0.3, iterations=5, coefficients="classic", world=World(), row_norm=row_norm
+    )
     for step in range(4):
         for p, gradient in zip(parameters, gradients[step], strict=True):
             p.grad = gradient.clone()
@@ -48,7 +53,7 @@ def test_it_is_muon(layout):
         matrices = start if start.dim() == 3 else start[None]
         banks = [g[index].reshape(matrices.shape) for g in gradients]
         for i, matrix in enumerate(matrices):
-            expected = transcription(matrix, [bank[i] for bank in banks], lrs, momenta, 0.3)
+            expected = transcription(matrix, [bank[i] for bank in banks], lrs, momenta, 0.3, row_norm=row_norm)
             torch.testing.assert_close(p.detach().reshape(matrices.shape)[i].double(), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -141,8 +141,8 @@ class Sgd:
 
     sharded = False
 
-    def __init__(self, parameters, rates, settings, world, precision=None):
-        self.parameters, self.rates, self.steps = parameters, rates, torch.zeros(())
+    def __init__(self, parameters, assigned, settings, world, precision=None):
+        self.parameters, self.rates, self.steps = parameters, [one.lr for one in assigned], torch.zeros(())
 
     def start(self):
         pass
@@ -164,6 +164,19 @@ class Sgd:
 
     def restore(self, state):
         self.steps.copy_(state[0]["steps"])
+
+
+def test_tables_can_decay_on_their_own():
+    settings = TrainingSettings(token_lr=0.1, scalar_lr=0.1, adam_weight_decay=0.5, token_weight_decay=0.25, clip=0.0)
+    groups, names = network()
+    before = {p: p.detach().clone() for p in names}
+    optimisers = Optimisers(groups, names, settings, World())
+    for p in names:
+        p.grad = torch.zeros_like(p)
+    optimisers.step(1.0, 0.9)
+    for group, decay in (("token", 0.25), ("head", 0.25), ("scalar", 0.5)):
+        for p in groups[group]:
+            torch.testing.assert_close(p.detach(), before[p] * (1 - 0.1 * decay))
 
 
 def test_an_optimiser_is_its_class_and_a_line_of_the_table(monkeypatch):

@@ -27,6 +27,12 @@ def test_by_the_clock_the_fall_can_be_a_share(elapsed, expected):
     assert multiplier(settings, step=10, elapsed=elapsed, limit=60.0) == pytest.approx(expected)
 
 
+def test_the_fall_ends_at_the_floor():
+    settings = TrainingSettings(steps=100, warmdown_share=0.5, lr_floor=0.1)
+    values = [multiplier(settings, step=step, elapsed=0, limit=1) for step in (0, 50, 75, 94, 95, 99)]
+    assert values == pytest.approx([1, 1, 0.5, 0.12, 0.1, 0.1])
+
+
 def test_with_fixed_steps_the_clock_does_not_matter():
     settings = TrainingSettings(steps=100, warmdown_share=0.25)
     values = [multiplier(settings, step=step, elapsed=1e9, limit=1.0) for step in (0, 74, 75, 76, 99)]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.model.blocks import Attention, AttentionBlock
+from pgolf.model.blocks import AttentionBlock
 from pgolf.model.decoder.step import times
 from pgolf.model.mamba import Mamba2Block, Mamba2Mixer
 from pgolf.model.network import Network
@@ -187,17 +187,7 @@ def _attention(model: Network) -> dict:
     settings, dim, heads = model.settings, model.settings.dim, model.settings.heads
     blocks = [block for block in model.blocks if isinstance(block, AttentionBlock)]
     (q, o), (k, v) = _parts(model.qo_bank, 2), _parts(model.kv_bank, 2)
-
-    def gate(attention: Attention) -> tuple[Tensor | None, Tensor | None]:
-        """Weights (D, H) and bias of the gate's linear part."""
-        if attention.attn_gate_w is not None:
-            weight = torch.zeros(dim, heads)
-            weight[: settings.gate_inputs] = settings.gate_scale * attention.attn_gate_w.mT.float()
-            return weight, torch.zeros(heads)
-        if attention.attn_gate is not None:
-            return attention.attn_gate.weight.mT, attention.attn_gate.bias
-        return None, None
-
+    gates = [block.attn.gate_matrix() for block in blocks]
     share = _each(blocks, lambda block: block.attn.vr_lambda, (2,), 1.0)
     share[: 1 if settings.value_residual else len(blocks), 0] = 0
     share[0, 1] = 1
@@ -210,8 +200,8 @@ def _attention(model: Network) -> dict:
         "attn_scale": _each(blocks, lambda block: block.attn_scale, (dim,)),
         "mlp_scale": _each(blocks, lambda block: block.mlp_scale, (dim,)),
         "q_gain": _each(blocks, lambda block: block.attn.q_gain, (heads,)),
-        "gate": _each(blocks, lambda block: gate(block.attn)[0], (dim, heads)),
-        "gate_bias": _each(blocks, lambda block: gate(block.attn)[1], (heads,)),
+        "gate": _each(gates, lambda gate: None if gate[0] is None else gate[0].mT, (dim, heads)),
+        "gate_bias": _each(gates, lambda gate: gate[1], (heads,)),
         "share": share,
     }
 
