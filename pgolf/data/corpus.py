@@ -24,7 +24,11 @@ from pgolf.files import system_error
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
 SHORTEST_DOCUMENT = 64
 VALIDATION_SHARE = 10
-READ_BYTES = 1 << 16
+READ_BYTES = 1 << 12
+# a compressed file may expand to so many times its size, or to so many bytes if that is more: text does not reach it
+EXPANSION = 100
+SMALL_EXPANSION = 1 << 26
+LONGEST_LINE = 1 << 28
 
 
 def standard_library() -> Path:
@@ -147,17 +151,35 @@ def _documents_of(path: Path) -> Iterator[str]:
     compression = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else None
     try:
         with open(path, "rb") as file:
+            size = path.stat().st_size
+            most = max(EXPANSION * size, SMALL_EXPANSION) if compression else max(size, SMALL_EXPANSION)
             stream = _decompressed(file, compression)
             if suffixes and suffixes[-1] == ".jsonl":
-                for number, line in enumerate(stream, 1):
+                for number, line in enumerate(_lines(stream, path, most), 1):
                     if line.strip():
                         yield _json_document(line, f"{path}:{number}")
             else:
-                yield _utf8(stream.read(), str(path))
+                data = stream.read(most + 1)
+                if len(data) > most:
+                    raise DataError(f"{path} expands to more than {most:,} bytes; if it is no mistake, give it expanded")
+                yield _utf8(data, str(path))
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{path} cannot be decompressed ({error}); it is cut off or damaged") from error
     except OSError as error:
         raise system_error("read", path, error) from error
+
+
+def _lines(stream: BinaryIO | io.BufferedIOBase, path: Path, most: int) -> Iterator[bytes]:
+    """The lines of a stream, none of them longer than LONGEST_LINE, at most `most` bytes in all."""
+    total = number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        total += len(line)
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{path}:{number} is longer than {LONGEST_LINE:,} bytes; a line holds one document")
+        if total > most:
+            raise DataError(f"{path} expands to more than {most:,} bytes; if it is no mistake, give it expanded")
+        yield line
 
 
 def _decompressed(file: BinaryIO, compression: str | None) -> BinaryIO | io.BufferedIOBase:

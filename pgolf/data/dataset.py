@@ -392,7 +392,8 @@ def open_dataset(
 ) -> Dataset:
     """Opens a dataset folder, or the challenge's: a folder (or a pattern) of NAME_train_*.bin and NAME_val_*.bin.
 
-    Every shard's header and size are checked, every validation token and the first billion training tokens too.
+    Every shard's header and size are checked; every validation token and the first billion training tokens too, against the
+    vocabulary and, where there is a dataset.json, the shard's sha256.
     """
     folder, files = _find(folder_or_glob)
     table = _read_table(folder) if files is None else None
@@ -416,6 +417,7 @@ def open_dataset(
     _check_vocab(tokenizer, vocab_size)
     if table is not None:
         _check_table(table, tokenizer)
+        _check_digests(table, val, train)
     _check_shards(train, val, tokenizer.vocab_size)
     if table is not None:
         digest = table["digest"]
@@ -464,6 +466,16 @@ def _read_table(folder: Path) -> dict | None:
 def _check_table(table: dict, tokenizer: Tokenizer) -> None:
     if sha256_of(tokenizer.path) != table["tokenizer"]["sha256"]:
         raise DataError(f"tokenizer {tokenizer.path} is not the one that made the shards (its sha256 differs)")
+
+
+def _check_digests(table: dict, val: tuple[Path, ...], train: tuple[Path, ...]) -> None:
+    """Every validation shard, and the first billion training tokens, against what their maker wrote down of them."""
+    digests = {Path(entry["file"]).name: entry.get("sha256") for entry in table["shards"]}
+    tokens = 0
+    for path in (*val, *train):
+        tokens += 0 if path in val else token_count(path)
+        if tokens <= CHECKED_WHEN_OPENED and sha256_of(path) != digests[path.name]:
+            raise DataError(f"shard {path} is not what was written (its sha256 differs from {TABLE}); make the dataset again")
 
 
 def _check_shards(train: tuple[Path, ...], val: tuple[Path, ...], vocab_size: int) -> None:

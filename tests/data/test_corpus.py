@@ -111,3 +111,23 @@ def test_missing_paths_and_empty_folders(tmp_path):
         list(read_documents([tmp_path / "nowhere"]))
     with pytest.raises(PgolfError, match="no text found in"):
         list(read_documents([tmp_path]))
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+@pytest.mark.parametrize("form", ["txt", "jsonl"])
+def test_a_compressed_file_that_expands_without_end_is_refused(tmp_path, monkeypatch, kind, form):
+    monkeypatch.setattr("pgolf.data.corpus.SMALL_EXPANSION", 100_000)
+    data = b'{"text": "a"}\n' * 1_000_000
+    path = tmp_path / f"bomb.{form}.{kind}"
+    path.write_bytes(gzip.compress(data) if kind == "gz" else zstandard.compress(data))
+    assert len(data) > 100 * path.stat().st_size
+    with pytest.raises(PgolfError, match="bomb.* expands to more than .* bytes; if it is no mistake, give it expanded"):
+        for _ in read_documents([path]):
+            pass
+
+
+def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("pgolf.data.corpus.LONGEST_LINE", 1000)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "short"}) + "\n" + json.dumps({"text": "x" * 2000}) + "\n")
+    with pytest.raises(PgolfError, match="a.jsonl:2 is longer than 1,000 bytes; a line holds one document"):
+        list(read_documents([tmp_path / "a.jsonl"]))

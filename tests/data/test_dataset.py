@@ -287,3 +287,15 @@ def test_the_loser_of_a_race_takes_the_winners_dataset(tmp_path, monkeypatch, do
     monkeypatch.setattr(dataset_module, "builtin_documents", overtaken)
     assert default_dataset(tmp_path, vocab_size=300).digest == corpus_digest(documents[:50])
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_flipped_bit_in_a_shard_is_noticed(dataset, tmp_path, split):
+    for path in dataset.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = next(tmp_path.glob(f"*_{split}_*.bin"))
+    content = bytearray(shard.read_bytes())
+    content[2000] ^= 1  # still a token of the vocabulary
+    shard.write_bytes(content)
+    with pytest.raises(PgolfError, match=f"{shard.name} is not what was written"):
+        open_dataset(tmp_path)
