@@ -1,12 +1,24 @@
 """Ranks: who am I, how many are we, and the few collectives that training needs, over NCCL or gloo."""
 
+import contextlib
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from pgolf.errors import PgolfError
+
+# for the first rank to pack, while the others wait to score
+JOIN_SECONDS = 1800.0
+# of one collective: compiling may keep a rank away from it for minutes
+COLLECTIVE_SECONDS = 600.0
+HEARTBEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,12 +117,17 @@ class AllGather(Pending):
         return self.full
 
 
+class DistributedError(PgolfError):
+    """Ranks that do not come together, in one line."""
+
+
 @contextmanager
 def launch(device: str | torch.device = "cpu", stage: str = "train") -> Iterator[World]:
     """Join the ranks that torchrun started (or stay alone where it did not) and leave them cleanly at the end.
 
     On CUDA a rank's device is the one of its LOCAL_RANK. Each stage of a run meets under a name of its own: torchrun's
-    store outlives the processes of a stage, and would hand the next one the addresses of the last.
+    store outlives the processes of a stage, and would hand the next one the addresses of the last. No wait is without end:
+    a rank that is missing is named.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -119,12 +136,80 @@ def launch(device: str | torch.device = "cpu", stage: str = "train") -> Iterator
     if "RANK" not in os.environ or dist.is_initialized():
         yield World.current(device)
         return
-    store, rank, size = next(dist.rendezvous("env://"))
-    backend, place = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    dist.init_process_group(backend, store=dist.PrefixStore(stage, store), rank=rank, world_size=size, device_id=place)
     try:
-        yield World.current(device)
-        # leave together: the first rank keeps the store that the others still talk to
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+    except RuntimeError as error:
+        raise DistributedError(
+            f"the ranks did not meet within {JOIN_SECONDS:.0f} s: {' '.join(str(error).split())[:200]}"
+        ) from error
+    store = dist.PrefixStore(stage, store)
+    _join(store, rank, size, stage)
+    backend, place = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    timeout = timedelta(seconds=COLLECTIVE_SECONDS)
+    with Heartbeat(store.clone(), rank, size) as heartbeat:
+        try:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=place, timeout=timeout)
+            yield World.current(device)
+            # leave together: the first rank keeps the store that the others still talk to
+            dist.barrier()
+        except RuntimeError as error:
+            silent = heartbeat.silent()
+            if silent or any(word in str(error).lower() for word in ("timed out", "timeout", "connection closed", "reset by")):
+                raise DistributedError(_complaint(silent)) from error
+            raise
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _join(store: dist.Store, rank: int, size: int, stage: str) -> None:
+    """Wait for all ranks to come to this stage; the first one may still be busy with the one before it."""
+    store.set(f"joined/{rank}", "")
+    try:
+        store.wait([f"joined/{other}" for other in range(size)], timedelta(seconds=JOIN_SECONDS))
+    except RuntimeError:
+        missing = [str(other) for other in range(size) if not store.check([f"joined/{other}"])]
+        raise DistributedError(
+            f"rank {', '.join(missing)} of {size} did not come to the stage {stage} within {JOIN_SECONDS:.0f} s"
+        ) from None
+
+
+def _complaint(silent: list[int]) -> str:
+    if not silent:
+        return f"the ranks did not finish together within {COLLECTIVE_SECONDS:.0f} s, though all of them are there"
+    return f"rank {', '.join(map(str, silent))} is missing: it has ended, or does not move; see what it said, and start again"
+
+
+class Heartbeat:
+    """A count in the store that a thread of each rank raises, by which the others know that its process is there."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int):
+        self.store, self.rank, self.size = store, rank, size
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the store has gone: whoever waits will hear of it
+            while not self._over.wait(HEARTBEAT_SECONDS):
+                self.store.add(f"heartbeat/{self.rank}", 1)
+
+    def silent(self) -> list[int]:
+        """The ranks whose count stands still."""
+        try:
+            before = self._counts()
+            time.sleep(3 * HEARTBEAT_SECONDS)
+            after = self._counts()
+        except RuntimeError:
+            return []
+        return [rank for rank in range(self.size) if rank != self.rank and before[rank] == after[rank]]
+
+    def _counts(self) -> list[int]:
+        return [self.store.add(f"heartbeat/{rank}", 0) for rank in range(self.size)]
