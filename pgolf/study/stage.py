@@ -11,7 +11,6 @@ import sys
 from pgolf.folder import RunFolder
 from pgolf.process import end_with_parent
 
-
 LEAVES = {"train": "train", "pack": "artifact", "score": "score"}
 
 
