@@ -9,6 +9,7 @@ from statistics import mean
 import numpy as np
 
 from pgolf.report.files import Run, read_run
+from pgolf.report.sections.section import label
 from pgolf.report.tables import given_up, same_work
 from pgolf.significance import holm, paired, student_quantile, student_tail
 from pgolf.study.ledger import Ledger, State
@@ -84,7 +85,9 @@ class Comparison:
     def verdict(self) -> str:
         if self.change is None:
             return f"{self.arm.title}: no result" + (f"; {self.trouble[0]}" if self.trouble else "")
-        said = f"{self.change:+.4f} bits per byte against {self.arm.against}"
+        own = self.arm.against == self.arm.name
+        said = f"{self.change:+.4f} bits per byte against "
+        said += f"its own score by {label(self.arm.against_score)}" if own else self.arm.against
         if self.why_not:
             return f"{self.arm.title}: not comparable, because {self.why_not} ({said})"
         if self.adjusted is None:

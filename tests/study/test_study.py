@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pgolf.config import changed
 from pgolf.errors import PgolfError
 from pgolf.run import main
 from pgolf.study import driver as driver_module
@@ -17,7 +18,7 @@ from pgolf.study.driver import Driver
 from pgolf.study.executors import LocalExecutor, executor_of
 from pgolf.study.ledger import Ledger, LedgerError
 from pgolf.study.page import publish
-from pgolf.study.plan import StudyError, study_of
+from pgolf.study.plan import StudyError, read_study, study_of
 from pgolf.study.results import compared
 
 ROOT = Path(__file__).parents[2]
@@ -265,6 +266,33 @@ def test_a_grid_is_every_combination():
         0.05,
         0.25,
     ) and "training.muon_lr = 0.05" in arm.title
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("docs/*.toml")) + sorted(ROOT.glob("recipes/**/*.toml")), ids=lambda p: p.name
+)
+def test_the_studies_of_the_project_can_be_run(path):
+    study = read_study(path)
+    assert study.others and study.title and all(one.settings.seed == 0 for one in study.arms.values())
+
+
+def test_the_branchs_switches_are_flipped_one_at_a_time():
+    arms = read_study(ROOT / "docs/history.toml").arms
+    stages = {one.name: one.first_stage for one in arms.values()}
+    assert len(arms) == 30 and list(stages.values()).count("score") == 6 and stages["int5"] == "pack"
+    changed_by = {name: changed(arms[name].settings, arms["base"].settings) for name in ("hyper", "int5", "raw")}
+    assert changed_by == {
+        "hyper": {"model": {"hyper_layers": 4}},
+        "int5": {"artifact": {"matrix_bits": 5}},
+        "raw": {"training": {"export": "raw"}},
+    }
+
+
+def test_an_arm_can_be_held_against_another_score_of_its_own(tmp_path):
+    arms = {"own": {"settings": {"evaluation": {"batch": 2}}, "against": "own", "score": "sliding"}}
+    _, study, _ = run(tmp_path, table(arms=arms, seeds=[1]))
+    (one,) = compared(study, tmp_path)
+    assert one.change == 0 and "against its own score by main" in one.verdict
 
 
 def test_an_unknown_executor(tmp_path):
