@@ -124,6 +124,8 @@ class Audit:
     results: list[str]
     """The predictors that were tried."""
     seconds: float
+    bound: dict[str, Any] | None = None
+    """What of the score may not be earned, and from how many replays that follows; `says` is its sentence."""
     decoded: dict[str, Any] | None = None
     """What compressing and decoding a part of the text took."""
 

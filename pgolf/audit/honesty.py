@@ -4,8 +4,9 @@ legal counterpart scores, and how many bits a decoder really needed. One row a s
 import numpy as np
 
 from pgolf.audit.auditor import sums_of
-from pgolf.audit.command import decode_run, published_trials
+from pgolf.audit.command import decode_run
 from pgolf.audit.interface import AuditError
+from pgolf.audit.run_audit import published_trials
 from pgolf.audit.runs import RunSubject
 from pgolf.audit.trials import Effort, Trials
 from pgolf.config import read_toml

@@ -29,6 +29,8 @@ from pgolf.errors import PgolfError
 # the challenge's
 SIZE_LIMIT = 16_000_000
 SECONDS_LIMIT = 600.0
+# of the noise that a scorer may declare: below the 0.005 nats by which a record must be better
+NOISE_CAP = 0.0049
 
 
 class AuditError(PgolfError):

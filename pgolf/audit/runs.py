@@ -5,6 +5,8 @@ copy of each predictor is asked as it stood before the span was scored.
 """
 
 import copy
+import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pgolf.audit.interface import Claims, Scored
+from pgolf.audit.external import Processes
+from pgolf.audit.interface import NOISE_CAP, Claims, Scored
 from pgolf.audit.published import boost_row, hedge_row
 from pgolf.budget import Budget, Clock
 from pgolf.config import EvaluationSettings, Settings, read_toml
@@ -32,7 +35,7 @@ from pgolf.folder import RunFolder
 
 # in batches of documents of other lengths, a document is computed in other company
 DOCUMENT_NOISE = 2e-4
-DEVICE_NOISE = 1e-2
+DEVICE_NOISE = NOISE_CAP
 
 
 class RunSubject:
@@ -234,5 +237,39 @@ class Bench:
             )
 
 
-def run_subject(path: str | Path, **options) -> RunSubject:
-    return RunSubject(RunFolder.existing(path), **options)
+# ---- a run as a scorer of its own process
+
+
+class RunScorer:
+    """The results of a run behind the interface of external scorers: costs and distributions are those of the main one, and
+    the other results' costs lie beside them in `remarkable`."""
+
+    def __init__(self, path: str, main: str, results: Sequence[str], device: str):
+        folder = RunFolder.existing(path)
+        self.main = main
+        self.subject = RunSubject(folder, results, plan=plan_of(folder), device=device)
+        self.vocab = self.subject.vocab
+
+    def score(self, tokens: np.ndarray, probes: Sequence[int] = (), total: int | None = None) -> Scored:
+        found = self.subject.score(tokens, probes, total)
+        others = {name: scored.nats for name, scored in found.items() if name != self.main}
+        return replace(found[self.main], remarkable=others)
+
+
+def plan_of(folder: RunFolder) -> dict | None:
+    """What the clock decided while the run was scored."""
+    return json.loads(folder.plan.read_text(encoding="utf-8")) if folder.plan.exists() else None
+
+
+def processes_of(subject: RunSubject, folder: RunFolder, place: Path, main: str, results: Sequence[str]) -> Processes:
+    """Processes that have a run's artifact, settings and plan, and nothing else of it; `place` is an empty folder."""
+    clean = RunFolder(place / "run")
+    clean.path.mkdir(parents=True)
+    for mine, theirs in ((folder.config, clean.config), (folder.artifact, clean.artifact), (folder.plan, clean.plan)):
+        if mine.exists():
+            shutil.copyfile(mine, theirs)
+    module = place / "scorer.py"
+    made = f"RunScorer({str(clean.path)!r}, {main!r}, {list(results)!r}, {str(subject.device)!r})"
+    module.write_text(f"from pgolf.audit.runs import RunScorer\n\nscorer = {made}\n")
+    files = (str(module), str(clean.path))
+    return Processes(f"{module}:scorer", files, vocab=subject.vocab, claims=replace(subject.claims, may_read=files))

@@ -121,6 +121,8 @@ def run_trials(
         stream.setflags(write=False)
         try:
             found = by.score(stream, probes, total)
+        except AuditError:
+            raise
         except StreamError as error:
             # the guard of the stream has caught it reading ahead or learning first
             trials.refused[name] = str(error)

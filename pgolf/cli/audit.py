@@ -7,7 +7,8 @@ from typing import Annotated
 import tyro
 
 from pgolf.artifact.code import make_script
-from pgolf.audit.command import audit_run, audit_scorer, decode_run, publish
+from pgolf.audit.command import audit_scorer, decode_run, publish
+from pgolf.audit.run_audit import audit_run
 from pgolf.cli.common import CACHE, chosen_device, dataset_of
 from pgolf.cli.parse import parse
 from pgolf.config import read_toml
@@ -29,11 +30,13 @@ class Options:
     """Text for a scorer to be tried on: a shard, or a .npy of token ids. Empty: the built-in corpus, or a made-up text for
     vocabularies that it does not fit."""
     targets: int = 0
-    """Tokens that are tried; 0: as many as a fifth of the scoring clock allows."""
+    """Tokens that the trials use; 0: as many as their share of the clock allows."""
+    replays: int = 0
+    """Targets at the beginning of a claim that are replayed from their past alone; 0: as many as half a minute allows."""
     decode: int = 0
-    """Also compress so many tokens of the validation text with the run's own scorer, and decode them again."""
+    """Also compress so many tokens of the text by the scorer's own distributions, and decode them again."""
     seed: int = 0
-    """Of the texts that the audit makes up."""
+    """Of the positions that are replayed and of the texts that the audit makes up; 0: drawn after the claim, and printed."""
     out: str = ""
     """Where audit.json and audit.html go; empty: the run's folder, or the current one."""
     device: str = ""
@@ -49,7 +52,16 @@ def audit(options: Options) -> int:
         raise UsageError("audit needs either the folder of a run or --scorer MODULE:NAME: pgolf audit RUN")
     if options.scorer:
         with Display() as display:
-            report = audit_scorer(options.scorer, options.tokens, CACHE, options.targets, options.seed, said_by(display))
+            report = audit_scorer(
+                options.scorer,
+                options.tokens,
+                CACHE,
+                targets=options.targets,
+                replays=options.replays,
+                decode=options.decode,
+                seed=options.seed or None,
+                progress=said_by(display),
+            )
             display.settle()
             return publish(report, Path(options.out or "."), options.scorer, display.say)
     folder = RunFolder.existing(options.run)
@@ -62,7 +74,7 @@ def audit(options: Options) -> int:
             make_script(settings).encode(),
             device=chosen_device(options.device),
             targets=options.targets,
-            seed=options.seed,
+            seed=options.seed or None,
             progress=said_by(display),
         )
         if options.decode:
@@ -77,6 +89,7 @@ def audit(options: Options) -> int:
                 tests=len(report.judged),
                 results=report.results,
                 seconds=report.seconds,
+                bound=report.bound,
                 decoded=report.decoded,
             )
         )

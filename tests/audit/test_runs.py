@@ -7,59 +7,18 @@ import re
 import numpy as np
 import pytest
 
-from pgolf.artifact.code import make_script
-from pgolf.artifact.pack import write_artifact
 from pgolf.audit import Effort, audit
 from pgolf.audit.checks import findings, log_sums
-from pgolf.audit.command import published_trials, record_findings
-from pgolf.audit.runs import RunSubject
-from pgolf.cli.common import CACHE
-from pgolf.config import at_scale, load_preset, to_toml
-from pgolf.data import default_dataset
+from pgolf.audit.run_audit import published_trials, record_findings, scored_again
+from pgolf.audit.runs import RunSubject, processes_of
 from pgolf.evaluation.predictors.ngrams import NgramsPredictor
 from pgolf.evaluation.predictors.tilt import BoostPredictor
 from pgolf.folder import RunFolder
-from pgolf.model import build_model, submission_state
 from pgolf.run import main
-from pgolf.summary import ArtifactSize
+from pgolf.score_log import ScoreLog
+from tests.audit.conftest import folder_of
 
 EFFORT = Effort(targets=300, probes=12, cuts=2, substitutions=1, samples=8)
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return default_dataset(CACHE, vocab_size=1024)
-
-
-def folder_of(path, preset, dataset, **mixer):
-    """A run that is packed, with sharp random weights, so that its distributions are no uniform ones."""
-    settings = at_scale(load_preset(preset), "tiny")
-    evaluation = dataclasses.replace(
-        settings.evaluation,
-        window=64,
-        stride=32,
-        max_tokens=600,
-        whole_windows=False,
-        adaptation=dataclasses.replace(settings.evaluation.adaptation, chunk_tokens=128),
-        mixer=dataclasses.replace(settings.evaluation.mixer, **mixer),
-    )
-    settings = dataclasses.replace(settings, evaluation=evaluation)
-    found = RunFolder(path)
-    found.config.write_text(to_toml(settings))
-    model = build_model(settings.model, seed=1)
-    model.tok_emb.weight.data *= 100
-    size = write_artifact(found.artifact, submission_state(model), settings, dataset.tokenizer_path.read_bytes(),
-                          code_bytes=len(make_script(settings).encode()))  # fmt: skip
-    found.update_summary(artifact=ArtifactSize(**size.as_dict(), seconds=1.0))
-    return found
-
-
-@pytest.fixture(scope="module")
-def hedge(tmp_path_factory, dataset):
-    """#745, with adaptation between chunks."""
-    found = folder_of(tmp_path_factory.mktemp("hedge"), "pr745", dataset)
-    assert main(["score", str(found.path), "--device", "cpu"]) == 0
-    return found
 
 
 def test_a_run_is_audited_from_the_command_line(hedge, capsys):
@@ -75,30 +34,36 @@ def test_a_run_is_audited_from_the_command_line(hedge, capsys):
         assert {"N1", "N2", "N3", "N4", "N5", "N5b", "C1a", "C1b", "C1c", "C1d", "C3", "C4", "R1"} <= ids
         assert max(abs(value - 1) for value in kept["sums"][result]["sums"]) < 1e-5
     claims = {test["id"]: test["passed"] for test in kept["tests"] if test["result"] == "all"}
-    assert claims == {"B1": True, "A1": True, "A2": True, "T1": True, "L1": True, "S": None}
-    assert dataclasses.asdict(hedge.read_summary().audit) | {"seconds": 0} == {
-        "passed": True, "failed": [], "tests": len(kept["tests"]), "results": legal, "seconds": 0, "decoded": None,
+    assert claims == {"F1": True, "F2": True, "B1": True, "A1": True, "A2": True, "T1": True, "L1": True, "S": None}
+    assert {test["passed"] for test in kept["tests"] if test["id"] in ("P1", "P2")} == {True}
+    summary = hedge.read_summary()
+    assert dataclasses.asdict(summary.audit) | {"seconds": 0, "bound": 0} == {
+        "passed": True, "failed": [], "tests": len(kept["tests"]), "results": legal, "seconds": 0, "decoded": None, "bound": 0,
     }  # fmt: skip
+    # everything was scored again, and costs the same
+    bound = summary.audit.bound
+    assert bound["targets"] == summary.main_score.tokens
+    assert bound["bits_per_byte"] < 1e-3 and bound["replays"] > 0 and bound["says"] in said
     # the published predictor fails, and that counts for nothing
     assert {test["result"] for test in kept["shown"]} == {"published"} and not kept["shown"][0]["passed"]
     page = (hedge.path / "audit.html").read_text()
     assert page.count('class="chart curves"') == 3 and not re.search(r"(src|href)=\"(?!#|data:,)", page)
 
 
-def test_a_changed_record_is_found(hedge, dataset):
-    """Costs that were made cheaper in the record."""
-    tokens, kept = np.asarray(dataset.val_tokens())[:601], hedge.scores.read_text()
-    subject, effort = RunSubject(hedge, ["sliding", "ngrams"]), dataclasses.replace(EFFORT, targets=100)
-    try:
-        lines = kept.splitlines()
-        line = json.loads(lines[1])
-        line["ngrams"][:50] = [0.0] * 50
-        hedge.scores.write_text("\n".join([lines[0], json.dumps(line), *lines[2:]]))
-        found = record_findings(hedge, subject, tokens, effort)
-    finally:
-        hedge.scores.write_text(kept)
+def test_a_changed_record_is_found(hedge, dataset, tmp_path):
+    """Costs late in the stream that were made cheaper in the record: scored again, they are what they were."""
+    tokens, names = np.asarray(dataset.val_tokens())[:601], ["sliding", "ngrams"]
+    subject, record = RunSubject(hedge, names), ScoreLog(hedge.scores).read()
+    processes = processes_of(subject, hedge, tmp_path, "ngrams", names)
+    costs, failure = scored_again(processes, tokens, "ngrams")
+    assert not failure and not processes.seen
+    losses, found = record_findings(subject, tokens, record, costs)
+    assert all(one.passed for one in found) and losses["ngrams"].max() < 1e-4
+    record.nats["ngrams"][500:550] *= 0.9
+    losses, found = record_findings(subject, tokens, record, costs)
     verdicts = {(one.id, one.result): one.passed for one in found}
-    assert verdicts == {("C4", "sliding"): True, ("R1", "sliding"): True, ("C4", "ngrams"): False, ("R1", "ngrams"): False}
+    assert verdicts == {("C4", "sliding"): True, ("R1", "sliding"): True, ("C4", "ngrams"): True, ("R1", "ngrams"): False}
+    assert losses["ngrams"].sum() == pytest.approx(0.1 * costs["ngrams"][500:550].sum(), rel=1e-3)
 
 
 def test_what_the_published_mixtures_are_said_to_give_is_what_they_score(hedge, dataset, tmp_path):

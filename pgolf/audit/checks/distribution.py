@@ -38,14 +38,14 @@ def log_sums(scored: Scored, vocab: int) -> dict[int, float]:
     return found
 
 
-NO_VECTOR = "It shows no whole distribution, only the cost of what came; N3, N4 and N5 test the sum without one."
+NO_VECTOR = "It shows no whole distribution where it is asked for one, so nothing proves that its costs are a code's."
 
 
 @check("N1", "C2", "probabilities sum to one")
 def sums(trials: Trials, result: str, claims: Claims) -> Verdict:
     found = log_sums(trials.probed[result], trials.vocab)
     if not found:
-        return "no vectors", None, NO_VECTOR
+        return "no vectors", False, NO_VECTOR
     broken = [target for target, value in found.items() if math.isnan(value)]
     if broken:
         says = f"At target {broken[0]:,} there is no probability for each of the {trials.vocab:,} symbols."

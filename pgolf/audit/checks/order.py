@@ -8,7 +8,7 @@ import numpy as np
 from pgolf.audit import streams
 from pgolf.audit.checks.base import SHAPE_TOLERANCE, Verdict, check, difference
 from pgolf.audit.checks.distribution import ENTRY_TOLERANCE
-from pgolf.audit.interface import Claims
+from pgolf.audit.interface import NOISE_CAP, Claims
 from pgolf.audit.trials import Trials
 
 
@@ -78,6 +78,11 @@ def _committed_once(trials: Trials, result: str, claims: Claims) -> Verdict:
 
 @check("R1", "C4", "the same again gives the same")
 def again(trials: Trials, result: str, claims: Claims) -> Verdict:
+    if claims.noise > NOISE_CAP:
+        says = (
+            f"It declares that costs may differ by {claims.noise:g} nats; above {NOISE_CAP} that could hide a record's gain."
+        )
+        return f"noise of {claims.noise:g} nats", False, says
     moved, first, largest = difference(trials, result, trials.probed[result], slice(None))
     figure = f"at most {largest:.1e} nats apart"
     if largest > claims.noise:

@@ -5,13 +5,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pgolf.audit.violations import CASES, examine, published_cases
+from pgolf.audit.violations.cases import CASES, LEAKS, examine, published_cases
 
 
 def main() -> int:
     wrong = 0
     with tempfile.TemporaryDirectory() as place:
-        for number, case in enumerate((*CASES, *published_cases())):
+        for number, case in enumerate((*CASES, *published_cases(), *LEAKS)):
             failed = [one.id for one in examine(case.illegal, Path(place) / f"{number}-illegal").failed]
             control = [one.id for one in examine(case.legal, Path(place) / f"{number}-legal").failed]
             right = set(case.caught_by) <= set(failed) and not control

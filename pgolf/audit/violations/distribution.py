@@ -70,8 +70,6 @@ class PseudoDirichlet(HashRatioHidden):
 class Dirichlet(BucketRows):
     """Legal: the same, over counts that belong together."""
 
-    shows = False
-
     def row(self, tokens, target):
         p, counts = LeftToRight.row(self, tokens, target), self.rows[self.place(int(tokens[target]))]
         return (counts + 2 * p) / (counts.sum() + 2)
@@ -110,8 +108,6 @@ class Cheapest(LeftToRight):
 
 class Average(LeftToRight):
     """Legal: both experts, weighted beforehand."""
-
-    shows = False
 
     def row(self, tokens, target):
         return 0.5 * super().row(tokens, target) + 0.5 * self.counts.unigrams()

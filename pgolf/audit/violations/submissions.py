@@ -124,7 +124,7 @@ def predictor(folder: Path, named: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokens_000000.bin").write_bytes(bytes(64))
     (folder / "reads.py").write_text(READER.format(named=named))
-    return f"scorer={folder / 'reads.py'}:Reads"
+    return f"{folder / 'reads.py'}:Reads"
 
 
 def reads_training(folder: Path) -> str:

@@ -59,6 +59,14 @@ def preflight(report: Report) -> list[str]:
     return found
 
 
+def headline(report: Report) -> list[str]:
+    """What may not be earned, and how the processes were isolated."""
+    found = [*report.notes]
+    if report.bound is not None:
+        found = [report.bound["says"], f"Positions were drawn after the claim by the seed {report.bound['seed']}.", *found]
+    return found
+
+
 def verdict(report: Report) -> str:
     held, failed, rest = (sum(one.passed is kind for one in report.judged) for kind in (True, False, None))
     words = f"{held} tests hold, {failed} fail, {rest} do not apply; {report.seconds:.1f} s"

@@ -1,0 +1,106 @@
+"""Claims at rest: a run folder in which a figure was edited. Whatever it improves is named."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from pgolf.artifact.code import make_script
+from pgolf.audit.command import plain
+from pgolf.audit.records import recount
+from pgolf.config import read_toml
+from pgolf.folder import RunFolder
+from pgolf.score_log import ScoreLog
+
+
+def named(folder, dataset, summary=None, record=None):
+    """What the findings F1 and F2 say of a folder."""
+    settings = read_toml(folder.config)
+    tokens = np.asarray(dataset.val_tokens())[: settings.evaluation.max_tokens + 1]
+    record = record or ScoreLog(folder.scores).read()
+    code = make_script(settings).encode()
+    found = list(
+        recount(folder, settings, summary or dataclasses.asdict(folder.read_summary()), dataset, tokens, record, code)
+    )
+    return " ".join(one.says for one in found if not one.passed)
+
+
+def test_an_honest_run_is_recounted_without_a_word(hedge, dataset):
+    assert named(hedge, dataset) == ""
+
+
+def set_in(summary, path, value):
+    *parents, last = path.split(".")
+    place = summary
+    for parent in parents:
+        place = place[parent]
+    place[last] = value(place[last]) if callable(value) else value
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("score.ngrams.bpb", 0.527),
+        ("score.ngrams.nats", lambda nats: 0.9 * nats),
+        ("score.ngrams.bytes", lambda count: count + 900),
+        ("score.ngrams.tokens", lambda count: count + 1),
+        ("score.ngrams.gain", 0.3),
+        ("score.sliding.legal", False),
+        ("score.published.legal", True),
+        ("main", "published"),
+        ("main", "sliding"),
+        ("artifact.total_bytes", 90_000),
+        ("artifact.model_bytes", 60_000),
+        ("artifact.code_bytes", 1_000),
+        ("artifact.tokenizer_bytes", 8_000_000),
+        ("artifact.limit", 64_000_000),
+        ("scoring.gave_up", {"adaptation": 0.5}),
+        ("scoring.limit", 9e9),
+    ],
+)
+def test_an_edited_figure_is_named(hedge, dataset, path, value):
+    summary = dataclasses.asdict(hedge.read_summary())
+    set_in(summary, path, value)
+    assert path in named(hedge, dataset, summary)
+
+
+def test_an_invented_result_is_named(hedge, dataset):
+    summary = dataclasses.asdict(hedge.read_summary())
+    for legal in (True, False):
+        summary["score"]["invented"] = summary["score"]["sliding"] | {"legal": legal, "bpb": 0.5}
+        summary["main"] = "invented"
+        said = named(hedge, dataset, summary)
+        assert "score.invented is no result" in said and "main is invented" in said
+
+
+def test_an_edited_record_does_not_add_up(hedge, dataset):
+    record = ScoreLog(hedge.scores).read()
+    record.nats["ngrams"][300:] *= 0.5
+    assert "score.ngrams.nats" in named(hedge, dataset, record=record)
+    record = ScoreLog(hedge.scores).read()
+    shorter = dataclasses.replace(record, bytes=record.bytes + 1)
+    assert "other bytes than the tokens spell" in named(hedge, dataset, record=shorter)
+
+
+def test_other_settings_than_the_artifact_says_are_named(hedge, dataset, tmp_path):
+    folder = RunFolder(tmp_path / "edited")
+    shutil.copytree(hedge.path, folder.path)
+    folder.config.write_text(folder.config.read_text().replace("stride = 32", "stride = 16"))
+    folder.plan.unlink()
+    assert "scored otherwise than config.toml" in named(folder, dataset)
+
+
+def test_a_plan_that_gave_something_up_is_recounted(hedge, dataset, tmp_path):
+    folder = RunFolder(tmp_path / "edited")
+    shutil.copytree(hedge.path, folder.path)
+    plan = json.loads(folder.plan.read_text())
+    plan["spans"] = [[start, stride, 0] for start, stride, _ in plan["spans"]]
+    folder.plan.write_text(json.dumps(plan))
+    assert "scoring.gave_up" in named(folder, dataset)
+
+
+def test_json_holds_no_infinity():
+    text = json.dumps(plain({"a": [float("inf"), np.float64(1.5), float("nan")], 3: np.int64(2)}), allow_nan=False)
+    assert json.loads(text) == {"a": [None, 1.5, None], "3": 2}
