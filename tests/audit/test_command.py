@@ -41,9 +41,10 @@ def written(folder, trouble="pass", surplus=""):
     return f"{path}:Uniform"
 
 
-def audited(folder, **source):
+def audited(folder, *options, **source):
+    np.save(folder / "text.npy", np.random.default_rng(0).integers(0, 50, 301))
     words = ["audit", "--scorer", written(folder, **source), "--targets", "200", "--out", str(folder)]
-    code = main(words)
+    code = main([*words, "--tokens", str(folder / "text.npy"), *options])
     found = json.loads((folder / "audit.json").read_text())
     return code, {test["id"]: test for test in found["tests"]}, found
 
@@ -54,7 +55,9 @@ def test_a_file_with_a_scorer(tmp_path, capsys):
     assert {id for id, test in tests.items() if test["passed"] is None} == {"B1", "A2", "T1", "L1", "S", "D1"}
     assert tests["A1"]["passed"]
     assert found["sums"]["score"]["mean"] == pytest.approx(1) and found["uniform"]["results"]["score"][-1] == pytest.approx(0)
-    assert "audit passed: 14 tests hold" in capsys.readouterr().out
+    assert "audit passed: 16 tests hold" in capsys.readouterr().out
+    # all of the claim was replayed, and nothing of it is unearned
+    assert found["bound"]["replays"] == found["bound"]["targets"] == 300 and found["bound"]["bits"] < 0.1
     assert (tmp_path / "audit.html").read_text().startswith("<!doctype html>")
 
 
@@ -94,7 +97,7 @@ def test_tokens_of_ones_own(tmp_path, capsys):
     assert main([*words, str(tmp_path / "tokens.npy")]) == 1 and "holds no tokens" in capsys.readouterr().err
     assert main(["audit", "--scorer", str(tmp_path / "other.py") + ":Uniform"]) == 1
     assert main(["audit", "--scorer", name + "s"]) == 1
-    assert "has no Uniforms" in capsys.readouterr().err
+    assert "no attribute 'Uniforms'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds, cuts, targets", [
@@ -111,3 +114,15 @@ def test_a_short_clock_gets_a_smaller_audit(seconds, cuts, targets, monkeypatch)
     subject = SimpleNamespace(least_targets=400, settings=SimpleNamespace(window=32), score=score)
     effort = run_audit.effort_for(subject, np.zeros(9001, np.int64), seconds)
     assert (effort.cuts, effort.targets) == (cuts, targets)
+
+
+def test_the_beginning_of_a_claim_is_decoded(tmp_path, capsys):
+    code, _, found = audited(tmp_path, "--decode", "100")
+    assert code == 0 and found["decoded"]["equal"] and found["decoded"]["passed"] and found["decoded"]["tokens"] == 100
+    assert 0 <= found["decoded"]["real_bits"] - found["decoded"]["claimed_bits"] < 160
+
+
+def test_the_seed_is_drawn_and_printed(tmp_path, capsys):
+    seeds = {audited(tmp_path)[2]["bound"]["seed"] for _ in range(2)}
+    assert len(seeds) == 2 and str(max(seeds)) in capsys.readouterr().out
+    assert audited(tmp_path, "--seed", "5")[2]["bound"]["seed"] == 5
