@@ -63,7 +63,8 @@ class LoraSettings:
     rank: int = 8
     """Rank of every adapter."""
     targets: tuple[str, ...] = ("q", "v", "head")
-    """Which of q, k, v, o, mlp, head get adapters."""
+    """Which of q, k, v, o, up, down, mlp (up and down) and head get adapters; attn_side and mlp_side get theirs beside the
+    sublayer, from its input to its output."""
     layers: int = 0
     """Only the last n executed layers, and the head, get adapters; 0: all layers."""
     alpha: float = 0.0

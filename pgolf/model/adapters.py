@@ -42,7 +42,7 @@ class Adapters:
     ) -> "Adapters":
         """Adapters that change nothing yet: A uniform in +-1/sqrt(in), the same for every document; B zero.
 
-        targets  any of q, k, v, o, up, down, head, and mlp for up and down
+        targets  sites of `parameters.ADAPTED`, and mlp for up and down
         alpha    the adapters' output is scaled by alpha / rank; 0: not scaled
         dtype    of the factors
         """
@@ -95,3 +95,9 @@ class Projector:
         if self.adapters is None or (site, self.layer) not in self.adapters.factors:
             return F.linear(x, self.matrices[site])
         return self.operators.lora(x, self.matrices[site], *self.adapters.factors[site, self.layer], self.adapters.scale)
+
+    def beside(self, site: str, x: Tensor, y: Tensor) -> Tensor:
+        """y, a sublayer's output for x, with what an adapter beside it adds."""
+        if self.adapters is None or (site, self.layer) not in self.adapters.factors:
+            return y
+        return y + self.operators.lora(x, None, *self.adapters.factors[site, self.layer], self.adapters.scale)

@@ -78,7 +78,7 @@ class Attention(nn.Module):
                 v = share[0] * first_values + share[1] * v
         q, k = project.operators.rotary(q, k, self.q_gain.to(q.dtype), *context.rotary, eps=epsilon(q.dtype))
         y = context.attention(q, k, v, xsa=context.layer.xsa, gate=self.gate(u))
-        return project("o", y.flatten(2)), first_values
+        return project.beside("attn_side", u, project("o", y.flatten(2))), first_values
 
 
 class ResidualBlock(nn.Module):
@@ -141,9 +141,10 @@ class AttentionBlock(ResidualBlock):
     def mlp(self, u: Tensor, project: Projector) -> Tensor:
         """W_down LeakyReLU(W_up u)^2, fused where neither matrix has an adapter."""
         if project.plain("up", "down"):
-            return project.operators.mlp(u, project.matrices["up"], project.matrices["down"], self.slope)
-        h = F.leaky_relu(project("up", u), self.slope)
-        return project("down", h.square())
+            y = project.operators.mlp(u, project.matrices["up"], project.matrices["down"], self.slope)
+        else:
+            y = project("down", F.leaky_relu(project("up", u), self.slope).square())
+        return project.beside("mlp_side", u, y)
 
     def forward(self, stream: Stream, context: LayerContext) -> Stream:
         scale, x_in = context.layer.scale, self.enter(stream)

@@ -26,7 +26,7 @@ class Operators(NamedTuple):
     plain: bool
     """In plain torch."""
 
-    def lora(self, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+    def lora(self, x: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
         """Imported where it is called: few networks have adapters."""
         if self.plain:
             from pgolf.kernels.lora.reference import lora_reference

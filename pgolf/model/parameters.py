@@ -74,8 +74,9 @@ TABLE = (
     Parameter("mixer.conv1d.weight", "convolution", "matrix"),
 )
 GROUPS = ("matrix", "projection", "token", "scalar", "head", "convolution")
-ADAPTED = ("q", "k", "v", "o", "up", "down", "head")
-"""Sites that adapters can have, in the order of their seeds."""
+ADAPTED = ("q", "k", "v", "o", "up", "down", "head", "attn_side", "mlp_side")
+"""Sites that can have adapters, in the order of their seeds: matrices, and a sublayer as a whole, beside which an adapter
+leads from its input to its output."""
 
 _BY_NAME = {row.name: row for row in TABLE}
 BANKS: dict[str, tuple[Parameter, ...]] = {
@@ -125,6 +126,7 @@ def matrix_shape(row: Parameter, settings: ModelSettings) -> tuple[int, int]:
 def adapter_shapes(settings: ModelSettings) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of every site that can have an adapter."""
     shapes = {row.site: matrix_shape(row, settings) for row in TABLE if row.site in ADAPTED}
+    shapes |= {site: (settings.dim, settings.dim) for site in ("attn_side", "mlp_side")}
     return {site: shapes[site] for site in ADAPTED}
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pgolf.model import Adapters
+from pgolf.model.blocks import Attention, AttentionBlock
 from pgolf.model.parameters import ADAPTED
-from tests.model.common import EVERYTHING, SHALLOW, SMALL, random_model, tokens
+from tests.model.common import EVERYTHING, LANES, SHALLOW, SMALL, random_model, tokens
 
 FREE = dataclasses.replace(EVERYTHING, recurrence=(), layers=4, value_embedding_layers=(2, 3))
 SHAPES = {"q": (48, 48), "k": (24, 48), "v": (24, 48), "o": (48, 48), "up": (80, 48), "down": (48, 80), "head": (61, 48)}
@@ -41,12 +42,15 @@ def merge(model, adapters, document):
             target += adapters.scale * b[document] @ a[document]
 
 
-@pytest.mark.parametrize("target", [*ADAPTED, "mlp", "all"])
+MATRICES = [site for site in ADAPTED if not site.endswith("_side")]
+
+
+@pytest.mark.parametrize("target", [*MATRICES, "mlp", "all"])
 def test_adapters_are_merged_weights(target):
     given = tokens(3, 14)
     model = random_model(FREE, dtype=torch.float64).eval()
     plain = model.logits(given)
-    adapters = created(model, 3, 2, ADAPTED if target == "all" else (target,), alpha=3.0)
+    adapters = created(model, 3, 2, MATRICES if target == "all" else (target,), alpha=3.0)
     assert adapters.scale == 1.5
     torch.testing.assert_close(model.logits(given, adapters=adapters), plain)
     found = model.logits(given, adapters=filled(adapters))
@@ -58,6 +62,35 @@ def test_adapters_are_merged_weights(target):
     chosen = torch.tensor([[13], [0], [5]])
     picked = model.logits(given, adapters=adapters, positions=chosen)
     torch.testing.assert_close(picked[:, 0], found[torch.arange(3), chosen[:, 0]])
+
+
+@pytest.mark.parametrize("settings", [FREE, LANES], ids=["one lane", "lanes and loops"])
+def test_adapters_beside_a_sublayer(settings, monkeypatch):
+    """Against sublayers whose outputs the same terms are added to from outside, one document at a time."""
+    model = random_model(settings, dtype=torch.float64).eval()
+    given = tokens(2, 14)
+    adapters = filled(created(model, 2, 3, ("attn_side", "mlp_side"), alpha=6.0))
+    found = model.logits(given, adapters=adapters)
+
+    def added(site, layer, document, u):
+        a, b = adapters.factors[site, layer]
+        return 2.0 * u @ a[document].T @ b[document].T
+
+    for document in range(2):
+
+        def with_attention(self, u, first_values, context, plain=Attention.forward, document=document):
+            y, values = plain(self, u, first_values, context)
+            return y + added("attn_side", context.layer.index, document, u), values
+
+        def with_mlp(self, u, project, plain=AttentionBlock.mlp, document=document):
+            return plain(self, u, project) + added("mlp_side", project.layer, document, u)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Attention, "forward", with_attention)
+            patch.setattr(AttentionBlock, "mlp", with_mlp)
+            wanted = model.logits(given[document : document + 1])
+        torch.testing.assert_close(found[document : document + 1], wanted)
+    assert ((found - model.logits(given)).abs().amax((1, 2)) > 1e-3).all()
 
 
 def test_what_is_created():
@@ -76,7 +109,7 @@ def test_what_is_created():
     again, other = (created(model, 1, 3, ("q", "mlp", "head"), seed=seed) for seed in (2, 3))
     assert torch.equal(again.initial["up", 4], adapters.initial["up", 4])
     assert not torch.equal(other.initial["up", 4], adapters.initial["up", 4])
-    with pytest.raises(ValueError, match="no target 'w'; there are q, k, v, o, up, down, head and mlp"):
+    with pytest.raises(ValueError, match="no target 'w'; there are q, k, v, o, up, down, head, attn_side, mlp_side and mlp"):
         created(model, 1, 3, ("q", "w"))
 
 

@@ -76,6 +76,7 @@ def test_small_tensors_are_scalars():
 def test_sites():
     assert adapter_shapes(SMALL) == {
         "q": (48, 48), "k": (24, 48), "v": (24, 48), "o": (48, 48), "up": (80, 48), "down": (48, 80), "head": (61, 48),
+        "attn_side": (48, 48), "mlp_side": (48, 48),
     }  # fmt: skip
     assert tuple(adapter_shapes(SMALL)) == ADAPTED
     assert moment_names("q", 3, tied=True) == [f"blocks.3.attn.{name}.weight" for name in ("c_q", "c_k", "c_v")]

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from pgolf.config import Settings, SettingsError, load_preset
 from pgolf.model import (
+    Adapters,
     Decoder,
     KVCachedNetwork,
     build_model,
@@ -21,6 +22,7 @@ from pgolf.model import (
 )
 from tests import transcription
 from tests.model.common import LANES, error, facts, random_model, randomise, tokens
+from tests.model.test_adapters import filled
 
 LAYER = {
     "attn_scale": (512,), "mlp_scale": (512,), "resid_mix": (2, 512), "attn.q_gain": (8,), "attn.attn_gate_w": (8, 12),
@@ -171,3 +173,20 @@ def test_what_is_refused(change, line):
 
 def test_facts_are_those_of_the_small_tests():
     assert facts(network()) | FACTS | {"base": 10_000.0} == facts(network())
+
+
+def test_the_decoder_goes_through_adapters_beside_sublayers():
+    """A set of its own for each row, and none for one."""
+    model = random_model(LANES).eval()
+    given = tokens(3, 66)
+    sites = ("q", "v", "attn_side", "mlp_side", "head")
+    adapters = filled(Adapters.create(LANES, 3, 3, sites, alpha=6.0))
+    with torch.no_grad():
+        wanted = model.logits(given, adapters=adapters)
+        plain = model.logits(given)
+    decoder = Decoder(model, 3, 66, rank=3)
+    for row, document in enumerate((2, 1)):
+        decoder.adapt(row, adapters, document)
+    found = decoder.prefill(given[torch.tensor([2, 1, 0])])
+    assert error(found[0], wanted[2, -1]) < 1e-5 and error(found[1], wanted[1, -1]) < 1e-5
+    assert error(found[2], plain[0, -1]) < 1e-5 and error(wanted[0, -1], plain[0, -1]) > 1e-3

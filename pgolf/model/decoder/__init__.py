@@ -8,9 +8,11 @@ from torch import Tensor
 
 from pgolf.kernels.rotary import rotary_table
 from pgolf.model.adapters import Adapters
-from pgolf.model.decoder.step import TILE, LowRank, Places, State, advance, embed_only
-from pgolf.model.decoder.weights import Weights, weights_of
+from pgolf.model.decoder.state import TILE, LowRank, Places, state_of
+from pgolf.model.decoder.step import advance, embed_only
+from pgolf.model.decoder.weights import weights_of
 from pgolf.model.network import Network
+from pgolf.model.parameters import ADAPTED
 from pgolf.model.parts import rotary_base
 
 # positions of one sequence that go through a layer together
@@ -39,7 +41,7 @@ class Decoder:
         self.first = np.zeros(batch, np.int64)
         """The first position that each row's next tokens attend to."""
         self._weights = weights_of(model, length)
-        self._state = state_of(model, self._weights, batch, keep + TILE if keep else length)
+        self._state = state_of(model, batch, keep + TILE if keep else length)
         self._adapters = self._no_adapters()
 
     @property
@@ -59,9 +61,9 @@ class Decoder:
 
     def advance(self, rows: Sequence[int], tokens: np.ndarray) -> np.ndarray:
         """The next tokens (R, n) of some rows -> the logits (R, V) after the last of each."""
-        rows, tokens = np.asarray(rows, np.int64), np.ascontiguousarray(tokens, np.int64)
+        chosen, tokens = np.asarray(rows, np.int64), np.ascontiguousarray(tokens, np.int64)
         count = tokens.shape[1]
-        furthest = int(self.positions[rows].max()) + count
+        furthest = int(self.positions[chosen].max()) + count
         if not self.endless and furthest > self.length:
             raise ValueError(
                 f"decoder: {furthest - count} of {self.length} tokens are taken, {count} more do not fit; "
@@ -74,9 +76,9 @@ class Decoder:
             part = tokens[:, start : start + size]
             last = np.arange(1, len(rows) + 1) * part.shape[1] - 1 if start + size >= count else np.empty(0, np.int64)
             out = logits if len(last) else np.empty((0, logits.shape[1]), np.float32)
-            at = self._places(rows, part.shape[1])
+            at = self._places(chosen, part.shape[1])
             advance(self._weights, self._state, self._adapters, part.reshape(-1), at, last, out)
-            self.positions[rows] += part.shape[1]
+            self.positions[chosen] += part.shape[1]
         return logits
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
@@ -88,8 +90,8 @@ class Decoder:
 
     def adapt(self, row: int, adapters: Adapters | None, document: int = 0) -> None:
         """From now on the row goes through these adapters of one document; None: through none."""
-        factors = {} if adapters is None else adapters.factors
-        for site in ("q", "k", "v", "o", "up", "down", "head"):
+        factors, scale = ({}, 1.0) if adapters is None else (adapters.factors, adapters.scale)
+        for site in ADAPTED:
             into, out = (getattr(self._adapters, f"{site}_{end}") for end in ("in", "out"))
             layers = [layer for name, layer in factors if name == site]
             if layers and not len(into):
@@ -98,11 +100,12 @@ class Decoder:
                 into = np.zeros((count, self.batch, a.shape[2], a.shape[1]), np.float32)
                 out = np.zeros((count, self.batch, b.shape[2], b.shape[1]), np.float32)
                 self._adapters = self._adapters._replace(**{f"{site}_in": into, f"{site}_out": out})
-            out[:, row] = 0
+            if len(out):
+                out[:, row] = 0
             for layer in layers:
                 a, b = (factor.detach()[document].float().cpu() for factor in factors[site, layer])
                 into[layer, row] = a.mT.numpy()
-                out[layer, row] = (adapters.scale * b.mT).numpy()
+                out[layer, row] = (scale * b.mT).numpy()
 
     def load(self, row: int, tokens: np.ndarray, position: int, past: dict[int, tuple[Tensor, Tensor]]) -> None:
         """Set a row to stand at `position`, behind these last tokens (at least three, or all there are), with the keys and
@@ -138,20 +141,3 @@ class Decoder:
     def _no_adapters(self) -> LowRank:
         shapes = {"in": (0, 1, 1, self._rank), "out": (0, 1, self._rank, 1)}
         return LowRank(**{name: np.zeros(shapes[name.rpartition("_")[2]], np.float32) for name in LowRank._fields})
-
-
-def state_of(model: Network, weights: Weights, batch: int, length: int) -> State:
-    """An empty state for `batch` rows of `length` positions."""
-    settings, tiles = model.settings, -(-length // TILE)
-    mixers = sum(layer.mamba for layer in model.layers)
-    cache = (len(model.layers) - mixers, batch, settings.kv_heads, tiles)
-    heads, taps = weights.dt.shape[1], weights.taps.shape[1:]
-    return State(
-        np.zeros((*cache, settings.head_dim, TILE), np.float32),
-        np.zeros((*cache, TILE, settings.head_dim), np.float32),
-        np.zeros((mixers, batch, heads, settings.scan_state, taps[1] // heads), np.float32),
-        np.zeros((mixers, batch, *taps), np.float32),
-        np.zeros((batch, settings.dim), np.float32),
-        np.zeros((batch, settings.dim), np.float32),
-        np.zeros(batch, np.int64),
-    )

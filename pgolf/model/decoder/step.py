@@ -8,83 +8,18 @@ and multiplications.
 A step is taken for N tokens at once, each with its sequence's row and its position in it: tokens of other sequences, or
 several of one sequence in order, at the same bits as one by one.
 
-All of it is one file, because numba's cache does not see a change in a function that another file's function calls.
+All that is compiled is one file, because numba's cache does not see a change in a function that another file's function calls.
 `w` are `weights.Weights`, `a` are `LowRank`, `b` are `Buffers`; `at` are `Places`.
 """
 
 import math
-from typing import NamedTuple
 
 import numba
 import numpy as np
 
-TILE = 64
+from pgolf.model.decoder.state import TILE, Buffers, Places
+
 EPS = float(np.finfo(np.float32).eps)
-
-
-class State(NamedTuple):
-    """What each of B rows, a sequence each, remembers. Keys and values come in tiles of positions, used in turn; within one,
-    keys have positions last, so that scores are a product like every other."""
-
-    keys: np.ndarray  # (A, B, Hkv, tiles, d, TILE)
-    values: np.ndarray  # (A, B, Hkv, tiles, TILE, d)
-    scanned: np.ndarray  # (M, B, H, S, I / H)
-    window: np.ndarray  # (M, B, K, I), what the convolutions still see: token t in place t mod K
-    embedding: np.ndarray  # (B, D), of the last token, normed and not yet smeared
-    raw: np.ndarray  # (B, D), the same as its table has it
-    token: np.ndarray  # (B,), the last one
-
-
-class LowRank(NamedTuple):
-    """Adapters of every row: y += (x A) B for each adapted site of each executed layer; no layers for a site without."""
-
-    q_in: np.ndarray  # (L or 0, B, D, rank)
-    q_out: np.ndarray  # (L or 0, B, rank, D)
-    k_in: np.ndarray
-    k_out: np.ndarray
-    v_in: np.ndarray
-    v_out: np.ndarray
-    o_in: np.ndarray
-    o_out: np.ndarray
-    up_in: np.ndarray
-    up_out: np.ndarray
-    down_in: np.ndarray
-    down_out: np.ndarray
-    head_in: np.ndarray  # (1 or 0, B, D, rank)
-    head_out: np.ndarray
-
-
-class Places(NamedTuple):
-    """Where each of the N tokens stands."""
-
-    row: np.ndarray  # (N,), its sequence
-    position: np.ndarray  # (N,), rising for each sequence
-    first: np.ndarray  # (N,), the first position that it attends to
-
-
-class Buffers(NamedTuple):
-    """Room for N tokens."""
-
-    x: np.ndarray  # (N, D), the residual stream
-    x0: np.ndarray  # (N, D), the embedding that it began as
-    x_in: np.ndarray  # (N, D), the stream that the sublayers add to
-    lane: np.ndarray  # (N, D), the lane that the MLP reads, where there are two
-    prev_stream: np.ndarray  # (N, D), the stream that entered the previous layer
-    normed: np.ndarray  # (N, D), a sublayer's input
-    added: np.ndarray  # (N, D), its output
-    written: np.ndarray  # (N, D), attention's scaled output, where the MLP does not read it
-    pushed: np.ndarray  # (L, N, D), outputs that wait for a later layer's skip
-    qkv: np.ndarray  # (N, H + 2 Hkv, d)
-    first_values: np.ndarray  # (N, Hkv, d), the first layer's
-    gates: np.ndarray  # (N, H)
-    y: np.ndarray  # (N, H, d), attention's output
-    hidden: np.ndarray  # (N, hidden), of the MLP
-    entering: np.ndarray  # (N, 2 I + 2 H S), a mixer's products with its input
-    scanned: np.ndarray  # (N, I), a mixer's output before W_out
-    low: np.ndarray  # (1, rank)
-    scores: np.ndarray  # (tiles, H / Hkv, TILE)
-    weights: np.ndarray  # float64, exponentials' arguments and results
-    work: np.ndarray  # float64, their scratch
 
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -432,6 +367,7 @@ def _mlp(w, a, layer, at, b):
             b.hidden[row, i] = h * h
     times(b.hidden, w.down[slot], b.added)
     _adapt(b.hidden, a.down_in, a.down_out, layer, at, b.low, b.added)
+    _adapt(b.normed, a.mlp_side_in, a.mlp_side_out, layer, at, b.low, b.added)
 
 
 @compiled
@@ -466,6 +402,7 @@ def _attention_layer(w, state, a, layer, tokens, at, b):
     _attention(w, state, a, layer, tokens, at, b)
     times(y, w.o[slot], b.added)
     _adapt(y, a.o_in, a.o_out, layer, at, b.low, b.added)
+    _adapt(b.normed, a.attn_side_in, a.attn_side_out, layer, at, b.low, b.added)
     if w.lanes[layer]:
         _into_lanes(w, a, layer, at, b)
         return
