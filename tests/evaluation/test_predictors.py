@@ -315,6 +315,18 @@ def test_policies_by_their_names():
         assert type(made) is kind and made.value == 0.97
 
 
+@pytest.mark.parametrize("heat", [None, Temperature(0.7), ByEntropy(0.9)], ids=["plain", "fixed", "by entropy"])
+def test_raw_logits_give_what_capped_ones_give(heat):
+    """To the last digit: a run on a CPU and its audit, which keeps capped logits, read the same numbers."""
+    raw, wanted = 20 * torch.randn(33, VOCAB), np.tile([3, -1, 5], (33, 1))
+    arguments = {"temperature": heat, "whole_rows": True, "kept": np.arange(0, 33, 4)}
+    found = statistics_of(raw, np.arange(33) % VOCAB, wanted, softcap=15.0, **arguments)
+    expected = statistics_of(15.0 * torch.tanh(raw / 15.0), np.arange(33) % VOCAB, wanted, **arguments)
+    for name in ("nats", "target", "entropy", "candidate_log_probs", "logits", "kept_logits"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    assert not np.allclose(found.nats, statistics_of(raw, np.arange(33) % VOCAB).nats)
+
+
 def test_candidates_are_read_at_the_temperature():
     logits = torch.randn(5, VOCAB, dtype=torch.float64)
     wanted = np.array([[3, -1], [0, 23], [5, 5], [-1, -1], [1, 2]])

@@ -27,7 +27,8 @@ def test_loss_and_gradient(count, vocabulary, options):
     exact = logits.detach().double().requires_grad_()
     found = cross_entropy(logits, targets, weights=weights, **options)
     expected = cross_entropy_reference(exact, targets, weights=weights.double(), **options)
-    assert_close(found, expected, 1e-5, "loss")
+    # the softcap of 16-bit logits takes the hardware's tanh, whose largest relative error is 2^-11
+    assert_close(found, expected, 2e-4 if "softcap" in options else 1e-5, "loss")
     for upstream in (torch.ones_like(found), torch.randn_like(found)):
         loss = cross_entropy(logits, targets, weights=weights, **options)
         (gradient,) = torch.autograd.grad(loss, logits, upstream)
