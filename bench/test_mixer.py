@@ -5,51 +5,15 @@ import pytest
 import torch
 
 from bench.benchmarks import Benchmark
-from bench.benchmarks.hedge import eager_mixture
 from bench.eager import markov_stream
-from pgolf.kernels.hedge import BoostedCache, HedgeMixer, reference
-from pgolf.kernels.logit_stats import logit_stats
+from pgolf.kernels.hedge import BoostedCache, reference
 from pgolf.kernels.threads import torch_threads
-
-EAGER = "submissions' eager"
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     with torch_threads(1):
         yield
-
-
-def test_five_experts_in_sliding_windows(bench):
-    """A chunk's windows overlap: ours looks each token's n-grams up once, the submissions once for every window."""
-    vocabulary, windows, length, stride, chunk = (64, 4, 32, 8, 256) if bench.tiny else (1024, 16, 2048, 64, 32_768)
-    stream = markov_stream(chunk * 3 + length + 1, vocabulary)
-    mixer = HedgeMixer(vocabulary, warmup=0)
-    mixer.count(stream[: 2 * chunk])
-    span = stream[2 * chunk : 3 * chunk + length + 1]
-    begins = [stride * i for i in range(windows)]
-    inputs = torch.stack([span[b : b + length] for b in begins])
-    targets = torch.stack([span[b + 1 : b + 1 + length] for b in begins])
-    # the mixer's window begins without a predecessor, so the eager one may be held to the positions that score
-    stats = logit_stats(torch.randn(windows, length, vocabulary) * 2, targets)
-    neural, entropy = stats.target.float(), stats.entropy.float()
-    valid = torch.ones(windows, length, dtype=torch.bool)
-    ngrams, turn = mixer.ngrams(span), iter(range(1 << 60))
-
-    def ours():
-        # n-grams of a chunk serve all its batches: they are counted in where this batch's share of a chunk is due
-        nonlocal ngrams
-        if next(turn) % max(1, chunk // (windows * stride)) == 0:
-            ngrams = mixer.ngrams(span)
-        return mixer.score_windows(stats, ngrams, begins, [length] * windows, [stride] * windows).nll
-
-    def theirs():
-        return eager_mixture(mixer, neural, entropy, inputs, targets, valid)[:, -stride:].reshape(-1)
-
-    benchmark = Benchmark(
-        ours, {EAGER: theirs}, per_call=(windows * length, "positions/s"), min_speedup={EAGER: 8.0}, tolerance=1e-4
-    )
-    bench.hold("Hedge mixer, overlapping windows", benchmark)
 
 
 def test_boosted_cache(bench):

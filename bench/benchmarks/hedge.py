@@ -40,6 +40,39 @@ def _(place, form, windows, length, vocabulary):
     return Benchmark(ours, {peer: theirs}, (moved + more[0], flops + more[1]), (tokens, "tokens/s"), min_speedup=min_speedup)
 
 
+@benchmark("Hedge mixer, a chunk", tiny=(4, 32, 40), cpu=(32, 2048, 1024), full=(512, 2048, 1024), forms=(FORWARD,))
+def _(place, form, windows, length, vocabulary):
+    """A chunk's windows at a stride of 64, in batches of 32, weights and all: the n-grams of a token are looked up once, in
+    the submissions' arithmetic once for every window."""
+    stride, batch = min(64, length // 4), 32
+    mixer = HedgeMixer(vocabulary, warmup=0, device=place.device)
+    mixer.count(place.randint(vocabulary, 20_000))
+    tokens = place.randint(vocabulary, windows * stride + length + 1)
+    begins = torch.arange(windows, device=place.device) * stride
+    rows = tokens[begins[:, None] + torch.arange(length + 1, device=place.device)]
+    neural, entropy = -place.randn(windows, length).float().abs() - 1, place.randn(windows, length).float().abs()
+    triples = [(i * stride, length, stride) for i in range(windows)]
+    valid = torch.ones(batch, length, dtype=torch.bool, device=place.device)
+
+    def ours():
+        return mixer.score_chunk(neural, entropy, tokens, triples, batch=batch).nll
+
+    def theirs():
+        tables, weights, nll = [table.float() for table in mixer.tables], mixer.log_weights.float(), []
+        for at in range(0, windows, batch):
+            here = slice(at, at + batch)
+            known = (neural[here], entropy[here], rows[here, :-1], rows[here, 1:], valid[: len(neural[here])])
+            losses, _, sums = reference.score_reference(*known, *tables, weights, mixer.tokens)
+            weights = reference.hedge_step_reference(weights, sums, known[-1].sum())
+            nll.append(losses[:, -stride:].flatten())
+        return torch.cat(nll)
+
+    peer = "submissions' eager"
+    work = launch.traffic_chunk(windows * length, len(tokens), windows * stride)
+    speedup = {peer: 2.0 if place.on_gpu else 8.0}
+    return Benchmark(ours, {peer: theirs}, work, (windows * length, "positions/s"), min_speedup=speedup, tolerance=1e-4)
+
+
 def counting_benchmark(place: Place, form: str, tokens: int, vocabulary: int):
     """A chunk's tokens into the five experts' tables, beside the submissions' scatter_add."""
     mixer, stream = HedgeMixer(vocabulary, device=place.device), place.randint(vocabulary, tokens)

@@ -2,15 +2,15 @@
 
 from pgolf.kernels.compile import Case
 from pgolf.kernels.hedge import gpu
-from pgolf.kernels.hedge.launch import launch_tokens, traffic_count, traffic_score
+from pgolf.kernels.hedge.launch import launch_chunk, launch_tokens, traffic_chunk, traffic_count, traffic_score
 
 BUCKETS = 65_536
 WINDOWS, CHUNK = 65_536, 32_769
 
 
 def compile_cases(capability: int) -> list[Case]:
-    """Scoring at two vocabularies, and counting."""
-    return [_score(1024), _score(8192), _count(1024)]
+    """Windows, chunks and counting."""
+    return [_score(1024), _score(8192), _chunk(1024), _chunk(8192), _count(1024)]
 
 
 def _score(vocabulary: int) -> Case:
@@ -28,6 +28,26 @@ def _score(vocabulary: int) -> Case:
         bytes=moved,
         flops=flops,
         max_registers=64,
+    )
+
+
+def _chunk(vocabulary: int) -> Case:
+    """A chunk in windows of 2048 at a stride of 64, for one rank."""
+    moved, flops = traffic_chunk(2048 * CHUNK // 64, CHUNK + 2048, CHUNK)
+    signature = _pointers("fp32", "neural", "entropy", "losses", "nll") | _pointers("i32", "tokens", "windows", "ranks")
+    signature |= _pointers("fp64", "log_weights") | TABLES
+    signature |= dict.fromkeys(("count", "width", "batch", "batches", "tokens"), "i32")
+    signature |= dict.fromkeys(("eta", "smoothing", "trigram_smoothing"), "fp32")
+    return Case(
+        kernel=gpu.hedge_chunk_kernel,
+        name="chunk",
+        signature=signature,
+        constants={"V": vocabulary, "BUCKETS": BUCKETS},
+        launch=launch_chunk(),
+        shape=f"N={CHUNK} V={vocabulary}",
+        bytes=moved,
+        flops=flops,
+        max_registers=96,
     )
 
 

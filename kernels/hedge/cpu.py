@@ -131,7 +131,7 @@ def mix_block(neural, entropy, probabilities, weights, nll):
 @exact
 def score_windows(
     neural, entropy, tokens, begins, lengths, scored, probabilities, cumulative, trigram, trigram_total, trigram_smoothing,
-    weights, nll, experts, sums,
+    weights, nll, sums,
 ):  # fmt: skip
     """Score the last positions of windows whose n-grams are known; the sums over all positions come from running sums."""
     buckets, vocabulary = trigram.shape
@@ -151,15 +151,10 @@ def score_windows(
         here = slice(done, done + kept)
         rows, columns = neural[window, length - kept : length], entropy[window, length - kept : length]
         mix_block(rows, columns, probabilities[:, end - kept : end], weights, nll[here])
-        for i in range(kept):
-            target = end - kept + i
-            experts[0, done + i], experts[4, done + i] = -rows[i], columns[i]
-            for k in range(3):
-                experts[k + 1, done + i] = cumulative[k, target + 1] - cumulative[k, target]
         if kept == length:
             own = weights[0] * math.exp(rows[0]) + weights[4] * math.exp(-columns[0]) + weights[3] * p3
             own += weights[1] * probabilities[0, first] + weights[2] * probabilities[1, first]
-            nll[done], experts[3, done] = -math.log(own), -math.log(p3)
+            nll[done] = -math.log(own)
         done += kept
 
 

@@ -1,12 +1,13 @@
 """The five-expert Hedge mixer of #688, #745 and #953 of openai/parameter-golf. Its scores are not code lengths."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pgolf.kernels.hedge import op  # noqa: F401  registers the operators
+from pgolf.kernels.hedge import op
 from pgolf.kernels.hedge.reference import ETA
 from pgolf.kernels.logit_stats import LogitStats
 
@@ -24,13 +25,13 @@ class HedgeScores(NamedTuple):
     """how many positions are valid"""
 
 
-class NGrams(NamedTuple):
-    """The n-gram experts on a stretch of n tokens: probabilities (3, n) and running sums of their NLLs (3, n + 1)."""
+class ChunkScores(NamedTuple):
+    """Scores of a chunk's windows, and the weights on the way."""
 
-    tokens: Tensor
-    probabilities: Tensor
-    cumulative: Tensor
-    counted: int
+    nll: Tensor
+    """(S,): of the scored positions, window after window"""
+    log_weights: Tensor
+    """(R, batches + 1, 5) float64: of each rank before its first batch and after each; unfilled after its last one"""
 
 
 class HedgeMixer:
@@ -106,49 +107,60 @@ class HedgeMixer:
         nll, experts, sums = torch.ops.pgolf.hedge_score(*windows, *self.tables, self.log_weights, self.tokens)
         return HedgeScores(nll, experts, sums, valid.sum())
 
-    def ngrams(self, tokens: Tensor) -> NGrams:
-        """The n-gram experts on each of tokens (n,), a stretch of the stream, once for all windows over it.
+    def score_chunk(
+        self,
+        log_prob: Tensor,
+        entropy: Tensor,
+        tokens: Tensor,
+        windows: Sequence[tuple[int, int, int]],
+        *,
+        batch: int = 32,
+        shares: Sequence[int] | None = None,
+        log_weights: Tensor | None = None,
+    ) -> ChunkScores:
+        """Score a chunk's windows, a step of Hedge after each batch of them, in one launch. The state is left as it is.
 
-        Windows overlap, so a token stands in many of them (32 at a length of 2048 and a stride of 64), and its n-gram
-        losses are the same in each. Valid until the next `count`.
+        Windows overlap, so a token stands in many of them (32 at a length of 2048 and a stride of 64), and its n-gram losses
+        are the same in each: they are computed once.
+
+        Args:
+            log_prob: (W, T), the neural log-probability of each position's target, a window's positions first.
+            entropy: (W, T), the neural entropy there.
+            tokens: (n,), the stretch of the stream that the windows stand on.
+            windows: W triples (begin, length, scored): the inputs are tokens begin .. begin + length - 1, the targets the
+                tokens one further on, and the last `scored` of them are scored.
+            batch: windows of one step of the weights.
+            shares: R + 1 bounds of the ranks' contiguous shares of the windows, 0 first, W last; None for one rank.
+            log_weights: (R, 5) float64, each rank's own; None for the mixer's.
         """
-        probabilities, cumulative = torch.ops.pgolf.hedge_ngrams(tokens, *self.tables, self.tokens)
-        return NGrams(tokens, probabilities, cumulative, self.tokens)
-
-    def score_windows(
-        self, stats: LogitStats, ngrams: NGrams, begins: list[int], lengths: list[int], scored: list[int]
-    ) -> HedgeScores:
-        """`score`, for windows over one stretch of the stream, at a fraction of the cost: only scored positions are mixed.
-
-        Window b has as inputs the tokens begins[b] .. begins[b] + lengths[b] - 1 of `ngrams.tokens` and as targets the
-        tokens one further on; stats (B, T) hold its positions first. The last scored[b] of them are scored.
-
-        Returns:
-            nll (S,) and experts (5, S) of the scored positions, window after window, S = sum(scored), and the sums over
-            all positions that `learn` needs.
-        """
-        batch = stats.target.shape
-        if len(batch) != 2 or not len(begins) == len(lengths) == len(scored) == batch[0]:
+        shares = [0, len(windows)] if shares is None else list(shares)
+        start = self.log_weights[None] if log_weights is None else log_weights
+        shape = log_prob.shape
+        if len(shape) != 2 or entropy.shape != shape or shape[0] != len(windows) or batch < 1 or len(windows) < 1:
             raise ValueError(
-                f"HedgeMixer.score_windows: stats {tuple(batch)} must be (B, T), with B begins, lengths and scored"
+                f"HedgeMixer.score_chunk: log_prob {tuple(shape)} and entropy {tuple(entropy.shape)} must be (W, T) for "
+                f"{len(windows)} windows, one or more, in batches of {batch}"
             )
-        for begin, length, kept in zip(begins, lengths, scored, strict=True):
-            if not (0 <= begin and 1 <= length <= batch[1] and begin + length < len(ngrams.tokens) and 0 <= kept <= length):
+        if shares != sorted(shares) or shares[0] != 0 or shares[-1] != len(windows) or len(start) != len(shares) - 1:
+            raise ValueError(
+                f"HedgeMixer.score_chunk: shares {shares} must rise from 0 to {len(windows)}, with weights for each of "
+                f"{len(shares) - 1} ranks, not {len(start)}"
+            )
+        for begin, length, scored in windows:
+            if not (0 <= begin and 1 <= length <= shape[1] and begin + length < len(tokens) and 0 <= scored <= length):
                 raise ValueError(
-                    f"HedgeMixer.score_windows: a window of {length} inputs from {begin}, {kept} scored, does not fit "
-                    f"{len(ngrams.tokens)} tokens and {batch[1]} positions"
+                    f"HedgeMixer.score_chunk: a window of {length} inputs from {begin}, {scored} scored, does not fit "
+                    f"{len(tokens)} tokens and {shape[1]} positions"
                 )
-        if ngrams.counted != self.tokens:
-            raise ValueError("HedgeMixer.score_windows: these n-grams are from before the last count; ask for new ones")
         if self.tokens < self.warmup:
-            rows = zip(stats.target, lengths, scored, strict=True)
-            nll = -torch.cat([row[length - kept : length] for row, length, kept in rows])
-            return HedgeScores(nll, None, None, sum(lengths))
-        nll, experts, sums = torch.ops.pgolf.hedge_score_windows(
-            stats.target.detach(), stats.entropy.detach(), ngrams.tokens, begins, lengths, scored,
-            ngrams.probabilities, ngrams.cumulative, *self.tables, self.log_weights, self.tokens,
-        )  # fmt: skip
-        return HedgeScores(nll, experts, sums, sum(lengths))
+            rows = zip(log_prob, windows, strict=True)
+            nll = -torch.cat([row[length - scored : length] for row, (_, length, scored) in rows])
+            return ChunkScores(nll, start[:, None].expand(-1, op.most_batches(shares, batch) + 1, -1))
+        flat = [number for window in windows for number in window]
+        scores = torch.ops.pgolf.hedge_chunk(
+            log_prob.detach(), entropy.detach(), tokens, flat, shares, batch, *self.tables, start, self.tokens, self.eta
+        )
+        return ChunkScores(*scores)
 
     def learn(self, scores: HedgeScores) -> None:
         """One Hedge step from a batch that `score` returned. Nothing happens in the warm-up."""

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.kernels.hedge.launch import launch_tokens
-from pgolf.kernels.hedge.reference import SMOOTHING, TRIGRAM_SMOOTHING
+from pgolf.kernels.hedge.launch import launch_chunk, launch_tokens
+from pgolf.kernels.hedge.reference import SMOOTHING, TRIGRAM_SMOOTHING, hedge_step_reference
 from pgolf.kernels.launch import cdiv, implement
-from pgolf.kernels.tensors import check_range
+from pgolf.kernels.tensors import check_range, exact_dtype
 from pgolf.kernels.threads import in_parallel
 
 # ---- on a CPU
@@ -50,38 +51,13 @@ def score_cpu(
     return nll, experts, sums.sum(0)
 
 
-def ngrams_cpu(
-    tokens: Tensor,
-    unigram: Tensor,
-    bigram: Tensor,
-    bigram_total: Tensor,
-    trigram: Tensor,
-    trigram_total: Tensor,
-    counted: int,
-) -> tuple[Tensor, Tensor]:
-    """Probabilities (3, n) of tokens (n,) under the n-gram experts, and running sums of their NLLs (3, n + 1)."""
-    from pgolf.kernels.hedge import cpu
-
-    check_range(tokens, 0, len(unigram) - 1, "HedgeMixer: tokens")
-    probabilities = torch.empty(3, len(tokens), dtype=torch.float64)
-    cumulative = torch.empty(3, len(tokens) + 1, dtype=torch.float64)
-    tables = [x.numpy() for x in (unigram, bigram, bigram_total, trigram, trigram_total)]
-    cpu.ngrams(
-        tokens.int().contiguous().numpy(), *tables, float(counted), SMOOTHING, TRIGRAM_SMOOTHING,
-        probabilities.numpy(), cumulative.numpy(),
-    )  # fmt: skip
-    return probabilities, cumulative
-
-
-def score_windows_cpu(
+def chunk_cpu(
     neural: Tensor,
     entropy: Tensor,
     tokens: Tensor,
-    begins: list[int],
-    lengths: list[int],
-    scored: list[int],
-    probabilities: Tensor,
-    cumulative: Tensor,
+    windows: list[int],
+    shares: list[int],
+    batch: int,
     unigram: Tensor,
     bigram: Tensor,
     bigram_total: Tensor,
@@ -89,21 +65,46 @@ def score_windows_cpu(
     trigram_total: Tensor,
     log_weights: Tensor,
     counted: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """NLL (S,) and experts' NLLs (5, S) of the scored positions, and the experts' sums over all positions (5)."""
+    eta: float,
+) -> tuple[Tensor, Tensor]:
+    """NLL (S,) of the scored positions, and each rank's log-weights before and after its batches (R, batches + 1, 5)."""
     from pgolf.kernels.hedge import cpu
 
-    count = sum(scored)
-    nll, experts, sums = (torch.empty(shape, dtype=torch.float64) for shape in ((count,), (5, count), (5,)))
-    sums.zero_()
-    plan = [torch.tensor(x, dtype=torch.int64) for x in (begins, lengths, scored)]
-    arrays = (neural.contiguous(), entropy.contiguous(), tokens.int().contiguous(), *plan)
-    tables = (probabilities, cumulative, trigram, trigram_total)
-    cpu.score_windows(
-        *(x.numpy() for x in (*arrays, *tables)), TRIGRAM_SMOOTHING, log_weights.double().softmax(0).numpy(),
-        nll.numpy(), experts.numpy(), sums.numpy(),
-    )  # fmt: skip
-    return nll, experts, sums
+    check_range(tokens, 0, len(unigram) - 1, "HedgeMixer: tokens")
+    probabilities = np.empty((3, len(tokens)))
+    cumulative = np.empty((3, len(tokens) + 1))
+    ids = tokens.int().contiguous().numpy()
+    tables = [x.numpy() for x in (unigram, bigram, bigram_total, trigram, trigram_total)]
+    cpu.ngrams(ids, *tables, float(counted), SMOOTHING, TRIGRAM_SMOOTHING, probabilities, cumulative)
+    plan = np.array(windows, dtype=np.int64).reshape(-1, 3)
+    scores, history = np.empty(int(plan[:, 2].sum())), _history(log_weights, shares, batch)
+    sources = neural.contiguous().numpy(), entropy.contiguous().numpy()
+    done = 0
+    for rank, (first, last) in enumerate(zip(shares, shares[1:], strict=False)):
+        for i, begin in enumerate(range(first, last, batch)):
+            here = slice(begin, min(begin + batch, last))
+            begins, lengths, scored = (np.ascontiguousarray(column) for column in plan[here].T)
+            stop = done + int(scored.sum())
+            sums = np.zeros(5)
+            cpu.score_windows(
+                *(x[here] for x in sources), ids, begins, lengths, scored, probabilities, cumulative, *tables[3:],
+                TRIGRAM_SMOOTHING, history[rank, i].softmax(0).numpy(), scores[done:stop], sums,
+            )  # fmt: skip
+            history[rank, i + 1] = hedge_step_reference(history[rank, i], torch.from_numpy(sums), int(lengths.sum()), eta)
+            done = stop
+    return torch.from_numpy(scores), history
+
+
+def _history(log_weights: Tensor, shares: list[int], batch: int) -> Tensor:
+    """Memory for each rank's log-weights (R, batches + 1, 5), the first row of each filled in from (R, 5)."""
+    ranks, batches = len(shares) - 1, most_batches(shares, batch)
+    history = log_weights.new_zeros(ranks, batches + 1, 5, dtype=torch.float64)
+    history[:, 0] = log_weights
+    return history
+
+
+def most_batches(shares: list[int], batch: int) -> int:
+    return max(cdiv(last - first, batch) for first, last in zip(shares, shares[1:], strict=False))
 
 
 def count_cpu(
@@ -139,33 +140,39 @@ def score_triton(
     return nll, experts, sums.to(log_weights.dtype).sum(0)
 
 
-def ngrams_triton(tokens: Tensor, *tables_and_rest: Any) -> tuple[Tensor, Tensor]:
-    """Nothing: a GPU gathers again for each window, at the speed of the logits' sweep, and needs no running sums."""
-    return tokens.new_empty((3, 0), dtype=torch.float32), tokens.new_empty((3, 0), dtype=torch.float32)
-
-
-def score_windows_triton(
+def chunk_triton(
     neural: Tensor,
     entropy: Tensor,
     tokens: Tensor,
-    begins: list[int],
-    lengths: list[int],
-    scored: list[int],
-    probabilities: Tensor,
-    cumulative: Tensor,
+    windows: list[int],
+    shares: list[int],
+    batch: int,
     *tables_and_rest: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    width = neural.shape[1]
-    tokens = torch.nn.functional.pad(tokens, (0, width))
-    inputs = torch.stack([tokens[begin : begin + width] for begin in begins])
-    targets = torch.stack([tokens[begin + 1 : begin + 1 + width] for begin in begins])
-    places = torch.arange(width, device=tokens.device)
-    masks = {length: places < length for length in set(lengths)}
-    valid = torch.stack([masks[length] for length in lengths])
-    nll, experts, sums = score_triton(neural, entropy, inputs, targets, valid, *tables_and_rest)
-    spans = [(row, slice(length - kept, length)) for row, (length, kept) in enumerate(zip(lengths, scored, strict=True))]
-    kept_nll, kept_experts = ([x[..., row, span] for row, span in spans] for x in (nll, experts))
-    return torch.cat(kept_nll), torch.cat(kept_experts, 1), sums
+) -> tuple[Tensor, Tensor]:
+    """One launch, a program a rank: what depends on the batch before is a few numbers, and stays on one multiprocessor."""
+    from pgolf.kernels.hedge import gpu
+
+    *tables, log_weights, counted, eta = tables_and_rest
+    buckets, vocabulary = tables[3].shape
+    rows = torch.tensor(windows, dtype=torch.int32).reshape(-1, 3)
+    begins, lengths, scored = rows.unbind(1)
+    places = scored.cumsum(0) - scored
+    history = _history(log_weights, shares, batch)
+    nll = neural.new_empty(int(scored.sum()), dtype=torch.float32)
+    spans = []
+    for first, last in zip(shares, shares[1:], strict=False):
+        here = slice(first, last)
+        reach = [int(begins[here].min()) + 1, int((begins[here] + lengths[here]).max()) + 1] if first < last else [0, 0]
+        spans.append([first, last, *reach])
+    launch = launch_chunk()
+    gpu.hedge_chunk_kernel[(len(spans),)](
+        neural.float().contiguous(), entropy.float().contiguous(), tokens.int().contiguous(),
+        torch.cat([rows, places[:, None]], 1).to(torch.int32).contiguous().to(tokens.device),
+        torch.tensor(spans, dtype=torch.int32).to(tokens.device), *tables,
+        neural.new_empty((len(spans), 3, len(tokens)), dtype=torch.float32), history, nll, len(tokens), neural.shape[1], batch,
+        history.shape[1] - 1, counted, eta, SMOOTHING, TRIGRAM_SMOOTHING, V=vocabulary, BUCKETS=buckets, **launch.options,
+    )  # fmt: skip
+    return nll, history
 
 
 def count_triton(tokens: Tensor, *tables: Tensor) -> None:
@@ -189,17 +196,12 @@ def _fake_score(
     return neural.new_empty(neural.shape), neural.new_empty((5, *neural.shape)), log_weights.new_empty(5)
 
 
-def _fake_ngrams(tokens: Tensor, *tables_and_rest: Any) -> tuple[Tensor, Tensor]:
-    if tokens.device.type != "cpu":
-        return ngrams_triton(tokens)
-    return tokens.new_empty((3, len(tokens)), dtype=torch.float64), tokens.new_empty((3, len(tokens) + 1), dtype=torch.float64)
-
-
-def _fake_score_windows(
-    neural: Tensor, entropy: Tensor, tokens: Tensor, begins: list[int], lengths: list[int], scored: list[int], *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    count = sum(scored)
-    return neural.new_empty(count), neural.new_empty((5, count)), rest[-2].new_empty(5)
+def _fake_chunk(
+    neural: Tensor, entropy: Tensor, tokens: Tensor, windows: list[int], shares: list[int], batch: int, *tables_and_rest: Any
+) -> tuple[Tensor, Tensor]:
+    kind = exact_dtype(neural.device)
+    history = tables_and_rest[-3].new_empty((len(shares) - 1, most_batches(shares, batch) + 1, 5), dtype=torch.float64)
+    return neural.new_empty(sum(windows[2::3]), dtype=kind), history
 
 
 TABLES = "Tensor unigram, Tensor bigram, Tensor bigram_total, Tensor trigram, Tensor trigram_total"
@@ -211,18 +213,14 @@ torch.library.define(
     " -> (Tensor nll, Tensor experts, Tensor sums)",
 )
 torch.library.define(
-    "pgolf::hedge_ngrams", f"(Tensor tokens, {TABLES}, int counted) -> (Tensor probabilities, Tensor cumulative)"
-)
-torch.library.define(
-    "pgolf::hedge_score_windows",
-    "(Tensor neural, Tensor entropy, Tensor tokens, int[] begins, int[] lengths, int[] scored, Tensor probabilities,"
-    f" Tensor cumulative, {TABLES}, Tensor log_weights, int counted) -> (Tensor nll, Tensor experts, Tensor sums)",
+    "pgolf::hedge_chunk",
+    f"(Tensor neural, Tensor entropy, Tensor tokens, int[] windows, int[] shares, int batch, {TABLES}, Tensor log_weights,"
+    " int counted, float eta) -> (Tensor nll, Tensor history)",
 )
 torch.library.define("pgolf::hedge_count", f"(Tensor tokens, {TABLES_CHANGED}) -> ()")
 for name, on_cpu, on_gpu, fake in (
     ("score", score_cpu, score_triton, _fake_score),
-    ("ngrams", ngrams_cpu, ngrams_triton, _fake_ngrams),
-    ("score_windows", score_windows_cpu, score_windows_triton, _fake_score_windows),
+    ("chunk", chunk_cpu, chunk_triton, _fake_chunk),
     ("count", count_cpu, count_triton, lambda *arguments: None),
 ):
     implement(f"pgolf::hedge_{name}", "CPU", on_cpu)

@@ -191,7 +191,7 @@ class Scorer:
         return box[0]
 
     def predictors(self, temperature: Temperature | None) -> list[Predictor]:
-        return predictors_of(self.settings, self.vocab, self.targets, temperature, self.ngram_table)
+        return predictors_of(self.settings, self.vocab, self.targets, temperature, self.ngram_table, self.device)
 
     # ---- passes
 
@@ -200,7 +200,7 @@ class Scorer:
         measure of the machine. Two windows of one repeated token."""
         settings, targets = self.settings, self.settings.window + self.settings.stride
         temperature = policy(settings.temperature)
-        predictors = predictors_of(settings, self.vocab, targets, temperature)
+        predictors = predictors_of(settings, self.vocab, targets, temperature, device=self.device)
         repeated = np.zeros(targets + 1, np.uint16)
         tried = self._pass(predictors, repeated, temperature, observer=Observer(), progress=lambda share: None)
         tried.run(Steady(self.budget.clock, targets, settings.stride))

@@ -68,10 +68,8 @@ def test_five_experts_over_chunks_and_the_tail():
     for begin in range(0, total, chunk):
         mine = [w for w in windows if begin <= (w + max(min(length, total - w) - stride, 0) if w else 0) < begin + chunk]
         span = stream[: min(begin + chunk, total) + 1 + length]
-        ngrams = fast.ngrams(span)
-        for group in (mine[:3], mine[3:]):
-            if not group:
-                continue
+        chunk_of: list = []
+        for group in (mine[at : at + 3] for at in range(0, len(mine), 3)):
             lengths = [min(length, total - w) for w in group]
             kept = [size if w == 0 else stride for w, size in zip(group, lengths, strict=True)]
             logits = torch.randn(len(group), length, vocabulary, dtype=torch.float64) * 2
@@ -88,15 +86,15 @@ def test_five_experts_over_chunks_and_the_tail():
             scores = whole.score(stats, inputs, targets, valid)
             whole.learn(scores)
             assert_close(scores.nll[valid], expected[valid], EXACT)
-            few = fast.score_windows(stats, ngrams, group, lengths, kept)
-            fast.learn(few)
+            assert_close(whole.log_weights, log_weights, EXACT)
             last = torch.arange(length) >= torch.tensor([size - k for size, k in zip(lengths, kept, strict=True)])[:, None]
-            assert torch.allclose(few.nll, scores.nll[valid & last], atol=1e-11)
-            if scores.experts is not None:
-                assert torch.allclose(few.experts, scores.experts[:, valid & last], atol=1e-10)
-                assert torch.allclose(few.sums, scores.sums, atol=1e-8)
-            for mixer in (whole, fast):
-                assert_close(mixer.log_weights, log_weights, EXACT)
+            chunk_of.append((stats, list(zip(group, lengths, kept, strict=True)), scores.nll[valid & last], log_weights))
+        target, entropy = (torch.cat([getattr(stats, name) for stats, *_ in chunk_of]) for name in ("target", "entropy"))
+        triples = [triple for _, windows, *_ in chunk_of for triple in windows]
+        few = fast.score_chunk(target, entropy, span, triples, batch=3)
+        assert torch.allclose(few.nll, torch.cat([nll for _, _, nll, _ in chunk_of]), atol=1e-11)
+        assert_close(few.log_weights[0, 1:], torch.stack([weights for *_, weights in chunk_of]), EXACT)
+        fast.log_weights = few.log_weights[0, -1]
         chunk_tokens = stream[begin : min(begin + chunk, total) + 1]
         count_reference(chunk_tokens, *tables)
         counted += len(chunk_tokens)
@@ -130,20 +128,48 @@ def test_masked_positions_and_the_mass_of_the_entropy_expert():
     assert mass[place] > 1.02
 
 
-def test_windows_say_what_is_wrong():
-    mixer = HedgeMixer(5, warmup=0)
-    tokens = torch.zeros(20, dtype=torch.long)
-    ngrams = mixer.ngrams(tokens)
-    stats = logit_stats(torch.randn(1, 8, 5), tokens[None, :8])
-    with pytest.raises(ValueError, match="does not fit"):
-        mixer.score_windows(stats, ngrams, [13], [8], [2])
-    mixer.count(tokens)
-    with pytest.raises(ValueError, match="before the last count"):
-        mixer.score_windows(stats, ngrams, [0], [8], [2])
+def chunk_example(vocabulary=13, width=24, ranks=3, kind=torch.float64):
+    """Windows of several ranks, one of which has none, with weights of their own."""
+    mixer = HedgeMixer(vocabulary, buckets=32, warmup=0)
+    mixer.count(repeating_tokens(300, vocabulary))
+    tokens = repeating_tokens(150, vocabulary, 1)
+    windows = [(begin, min(width, 149 - begin), 8 if begin else width) for begin in range(0, 142, 8)]
+    shares = [0, 7, 7, len(windows)]
+    log_prob, entropy = (-torch.rand(len(windows), width, dtype=kind) * 5, torch.rand(len(windows), width, dtype=kind) * 3)
+    return mixer, (log_prob, entropy, tokens, windows), shares, torch.randn(ranks, 5, dtype=torch.float64)
+
+
+def test_ranks_of_a_chunk_are_apart():
+    mixer, (log_prob, entropy, tokens, windows), shares, weights = chunk_example()
+    together = mixer.score_chunk(log_prob, entropy, tokens, windows, batch=4, shares=shares, log_weights=weights)
+    assert together.log_weights.shape == (3, 4, 5)
+    done = 0
+    for rank, (first, last) in enumerate(zip(shares, shares[1:], strict=False)):
+        if first < last:
+            own = (log_prob[first:last], entropy[first:last], tokens, windows[first:last])
+            alone = mixer.score_chunk(*own, batch=4, log_weights=weights[rank : rank + 1])
+            assert torch.equal(together.nll[done : done + len(alone.nll)], alone.nll)
+            assert torch.equal(together.log_weights[rank, : alone.log_weights.shape[1]], alone.log_weights[0])
+            done += len(alone.nll)
+    assert done == len(together.nll) and torch.equal(together.log_weights[:, 0], weights)
+
+
+def test_chunks_say_what_is_wrong():
+    mixer, (log_prob, entropy, tokens, windows), shares, weights = chunk_example()
+    for message, change in {
+        "does not fit": {"windows": [(140, 24, 8), *windows[1:]]},
+        "must be": {"entropy": entropy[1:]},
+        "must rise": {"shares": [0, 9, 7, len(windows)]},
+        "not 2": {"log_weights": weights[:2]},
+    }.items():
+        given = {"log_prob": log_prob, "entropy": entropy, "tokens": tokens, "windows": windows}
+        with pytest.raises(ValueError, match=message):
+            mixer.score_chunk(**{**given, "shares": shares, "log_weights": weights, **change})
+    stats = logit_stats(torch.randn(1, 8, 13), tokens[None, :8])
     with pytest.raises(ValueError, match="inputs"):
         mixer.score(stats, tokens[None, :7], tokens[None, :8])
-    with pytest.raises(ValueError, match="0..4"):
-        mixer.count(torch.tensor([5]))
+    with pytest.raises(ValueError, match="0..12"):
+        mixer.count(torch.tensor([13]))
 
 
 # ---- hashed counts, two experts
@@ -253,22 +279,19 @@ def example_arguments():
     tokens = repeating_tokens(50, 11)
     mixer = HedgeMixer(11, buckets=16, warmup=0)
     mixer.count(tokens)
-    ngrams = mixer.ngrams(tokens)
     grid = tokens.reshape(5, 10)
     stats = logit_stats(torch.randn(5, 10, 11), grid)
-    windows = ([0, 8], [10, 9], [10, 3])
     return {
         "score": (stats.target, stats.entropy, grid, grid, grid > 2, *mixer.tables, mixer.log_weights, 50),
-        "ngrams": (tokens, *mixer.tables, 50),
-        "score_windows": (
-            stats.target[:2], stats.entropy[:2], tokens, *windows, ngrams.probabilities, ngrams.cumulative,
-            *mixer.tables, mixer.log_weights, 50,
+        "chunk": (
+            stats.target[:2], stats.entropy[:2], tokens, [0, 10, 10, 8, 9, 3], [0, 1, 2], 1, *mixer.tables,
+            torch.randn(2, 5, dtype=torch.float64), 50, 0.1,
         ),
         "count": (tokens, *mixer.tables),
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["score", "ngrams", "score_windows", "count"])
+@pytest.mark.parametrize("name", ["score", "chunk", "count"])
 def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.pgolf, f"hedge_{name}").default, example_arguments()[name])
 

@@ -16,7 +16,7 @@ from pgolf.evaluation.predictors.base import Predictor, Span
 from pgolf.evaluation.statistics import Statistics, array, heat_of
 from pgolf.evaluation.windows import Window, share
 from pgolf.kernels.hedge import BoostedCache, HedgeMixer
-from pgolf.kernels.logit_stats import LogitStats, logit_stats
+from pgolf.kernels.logit_stats import logit_stats
 from pgolf.model.parts import softcapped
 
 if TYPE_CHECKING:
@@ -152,31 +152,30 @@ class PublishedHedge(Published):
 
     name = "published"
 
-    def __init__(self, vocab: int, eta: float, **windows):
+    def __init__(self, vocab: int, eta: float, device: str = "cpu", **windows):
         super().__init__(vocab, **windows)
-        self.mixer = HedgeMixer(vocab, eta=eta)
+        self.mixer = HedgeMixer(vocab, eta=eta, device=device)
         self.log_weights = [self.mixer.log_weights.clone() for _ in range(self.ranks)]
 
     def score(self, span: Span, statistics: Statistics) -> np.ndarray:
-        mixer, base, context = self.mixer, span.context_start, torch.from_numpy(span.context)
-        ngrams = mixer.ngrams(context)
-        nats = np.full(len(span), np.nan)
-        windows = list(zip(span.windows, self.kept(statistics), strict=True))
-        for rank in range(self.ranks):
-            mixer.log_weights = self.log_weights[rank]
-            mine = share(windows, rank, self.ranks)
-            for at in range(0, len(mine), self.batch):
-                plan, known = zip(*mine[at : at + self.batch], strict=True)
-                target, entropy = (torch.from_numpy(np.stack(kind)) for kind in zip(*known, strict=True))
-                scored = [window.stop - self.scored_from(window) for window in plan]
-                self.announce(span, plan, statistics)
-                scores = mixer.score_windows(
-                    LogitStats(target, entropy, target, target), ngrams, [w.start - base for w in plan],
-                    [w.stop - w.start for w in plan], scored,
-                )  # fmt: skip
-                mixer.learn(scores)
-                self.file(span, plan, scores.nll.numpy(), nats)
-            self.log_weights[rank] = mixer.log_weights
+        mixer, base, device = self.mixer, span.context_start, self.mixer.log_weights.device
+        context, nats = torch.from_numpy(span.context).to(device), np.full(len(span), np.nan)
+        target, entropy = (torch.from_numpy(np.stack(kind)).to(device) for kind in zip(*self.kept(statistics), strict=True))
+        plans = [share(span.windows, rank, self.ranks) for rank in range(self.ranks)]
+        triples = [(w.start - base, w.stop - w.start, w.stop - self.scored_from(w)) for plan in plans for w in plan]
+        shares = np.cumsum([0, *map(len, plans)]).tolist()
+        weights = torch.stack(self.log_weights)
+        scores = mixer.score_chunk(target, entropy, context, triples, batch=self.batch, shares=shares, log_weights=weights)
+        nll, filed = scores.nll.cpu().numpy(), 0
+        for rank, plan in enumerate(plans):
+            history = list(scores.log_weights[rank])
+            for i, at in enumerate(range(0, len(plan), self.batch)):
+                batch = plan[at : at + self.batch]
+                mixer.log_weights, self.log_weights[rank] = history[i], history[i + 1]
+                self.announce(span, batch, statistics)
+                count = sum(window.stop - self.scored_from(window) for window in batch)
+                self.file(span, batch, nll[filed : filed + count], nats)
+                filed += count
         mixer.count(context[span.start - base :])
         return nats
 

@@ -26,8 +26,9 @@ def predictors_of(
     targets: int,
     temperature: Temperature | None,
     ngram_table: "Learnt | None" = None,
+    device: str = "cpu",
 ) -> list[Predictor]:
-    """Those of the main pass: the network's own first, then those that build on it."""
+    """Those of the main pass: the network's own first, then those that build on it. `device`: where the Hedge mixer counts."""
     adaptation, published = settings.adaptation.method, settings.mixer.published
     plain = "sliding" if adaptation == "none" else "adapted"
     predictors: list[Predictor] = [Plain(plain)]
@@ -42,7 +43,7 @@ def predictors_of(
     predictors += tail_of(plain, settings, vocab, targets)
     windows = published_windows(plain, settings, targets)
     if published == "hedge":
-        predictors.append(PublishedHedge(vocab, settings.mixer.eta, **windows))
+        predictors.append(PublishedHedge(vocab, settings.mixer.eta, device, **windows))
     elif published == "boost":
         predictors.append(PublishedBoost(vocab, settings.mixer.eta, settings.mixer.bias_lr, **windows))
     return predictors

@@ -26,9 +26,11 @@ def test_five_experts_follow_the_cpu():
         for mixer in (host, device):
             place = mixer.unigram.device
             stats = logit_stats(logits.to(place), targets.to(place))
-            scores.append(mixer.score_windows(stats, mixer.ngrams(span.to(place)), begins, lengths, scored))
-            mixer.learn(scores[-1])
+            windows = list(zip(begins, lengths, scored, strict=True))
+            # the same numbers on both, so that what differs is the mixer's
+            numbers = (x.float().cpu().to(place) for x in (stats.target, stats.entropy))
+            scores.append(mixer.score_chunk(*numbers, span.to(place), windows, batch=3))
+            mixer.log_weights = scores[-1].log_weights[0, -1]
         assert_close(scores[1].nll, scores[0].nll, 1e-5)
-        assert_close(scores[1].experts, scores[0].experts, 1e-5)
         assert_close(device.log_weights, host.log_weights, 1e-5)
         assert all(torch.equal(a, b.cpu()) for a, b in zip(host.tables, device.tables, strict=True))
