@@ -181,7 +181,7 @@ def hedge_chunk_kernel(
         lse_d = tl.log2(all_d) * LN_2
         b_sum_0 = tl.zeros([BN], tl.float32)
         b_sum_1, b_sum_2, b_sum_3, b_sum_4 = b_sum_0, b_sum_0, b_sum_0, b_sum_0
-        valid = 0
+        valid = first * 0
         for i_window in range(begin_batch, tl.minimum(begin_batch + batch, last)):
             p_window = p_windows + i_window * 4
             begin, length = tl.load(p_window), tl.load(p_window + 1)
