@@ -8,7 +8,9 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from pgolf.files import system_error
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -21,6 +23,7 @@ class Display:
         self._plain_seconds = plain_seconds
         self._last_plain = -math.inf
         self._live: Live | None = None
+        self._begun, self._done = time.monotonic(), 1.0
         # line buffered, so that a killed run has lost nothing it said
         self._log = open(log, "a", encoding="utf-8", buffering=1) if active and log else None
         self._events = open(events, "a", encoding="utf-8", buffering=1) if active and events else None
@@ -34,17 +37,25 @@ class Display:
         else:
             print(text, flush=True)
         if self._log:
-            self._log.write(text + "\n")
+            _write(self._log, text + "\n")
 
     def event(self, event: dict) -> None:
         """Keep a record of an event; it is shown by whoever knows how."""
         if self._events:
-            self._events.write(json.dumps(event) + "\n")
+            _write(self._events, json.dumps(event) + "\n")
 
-    def status(self, text: str, done: float) -> None:
-        """A line that replaces itself on a terminal; elsewhere one line every few seconds. `done` is a share of the whole."""
+    def status(self, text: str, done: float, *, left: bool = True) -> None:
+        """A line that replaces itself on a terminal; elsewhere one line every few seconds. `done` is a share of the whole,
+        from which the time left follows, unless the text has it; 0: nobody knows how long it takes."""
         if not self.active:
             return
+        now = time.monotonic()
+        if done < self._done or not done:
+            self._begun = now
+        self._done = done
+        seconds = now - self._begun
+        if left and seconds >= 1 and 0 < done < 1:
+            text += f", {clock(seconds * (1 - done) / done)} left"
         if self.terminal:
             self._show_live(text, done)
         elif done >= 1 or time.monotonic() - self._last_plain >= self._plain_seconds:
@@ -60,7 +71,7 @@ class Display:
             self._live = Live(refresh_per_second=8, transient=True)
             self._live.start()
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(ProgressBar(total=1.0, completed=min(done, 1.0), width=24), text)
+        grid.add_row(ProgressBar(total=1.0, completed=min(done, 1.0), width=24, pulse=not done), text)
         self._live.update(grid)
 
     def settle(self) -> None:
@@ -80,6 +91,13 @@ class Display:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _write(file: TextIO, text: str) -> None:
+    try:
+        file.write(text)
+    except OSError as error:
+        raise system_error("write", file.name, error) from None
 
 
 def clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pgolf.cli.compress import Options, content_of
 from pgolf.cli.parse import parse
 from pgolf.evaluation.codec import Codec
+from pgolf.evaluation.codec.stream import Stream
 from pgolf.files import write_whole
 from pgolf.progress import Display
 
@@ -15,6 +16,8 @@ def main(words: list[str]) -> int:
 
 def decompress(options: Options) -> int:
     packed = content_of(options.file)
+    # what it begins with is checked before a model is loaded
+    Stream.from_bytes(packed, options.file)
     codec = Codec(Path(options.artifact))
     with Display() as display:
         data = codec.decompress(

@@ -162,7 +162,11 @@ class TrainingNarrator:
         self.display.say(f"{self.parameters:,} parameters; {length} of {plan['batch_tokens']:,} tokens a step{ranks}")
 
     def _phase(self, event: dict) -> None:
-        self.display.say(f"step {event['step']}: {event['name']}")
+        if event["name"] == "warm-up":
+            self.display.status("warming up, which compiles what has to be", 0.0)
+        else:
+            self.display.settle()
+            self.display.say(f"step {event['step']}: {event['name']}")
 
     def _step(self, event: dict) -> None:
         total = event["elapsed"] + event["remaining"]
@@ -171,6 +175,7 @@ class TrainingNarrator:
             f"step {event['step']:,}  loss {event['loss']:.4f}  {event['tokens_per_second']:,.0f} tokens/s  "
             f"rate x{event['multiplier']:.2f}  {clock(event['elapsed'])} gone, {clock(event['remaining'])} left",
             done,
+            left=False,
         )
 
     def _validation(self, event: dict) -> None:

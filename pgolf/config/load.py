@@ -85,6 +85,10 @@ def read_toml(path: Path) -> Settings:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such file; is this a run folder?") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: {error}") from None
-    return from_table(table, Settings(), str(path))
+    settings = from_table(table, Settings(), str(path))
+    settings.validate()
+    return settings

@@ -75,7 +75,7 @@ def _read(run: Run, name: str, parse) -> dict:
         if isinstance(found, dict):
             return found
         run.damaged.append(f"{name} is damaged: it holds no table")
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         run.damaged.append(f"{name} is damaged: {error}")
     return {}
 
@@ -87,7 +87,7 @@ def read_lines(path: Path) -> Iterator[dict]:
             for line in file:
                 try:
                     found = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(found, dict):
                     yield found
@@ -95,7 +95,8 @@ def read_lines(path: Path) -> Iterator[dict]:
 
 def read_events(path: Path) -> list[dict]:
     """The events of a run in order. A resumed run repeats steps: the later account of a step replaces the earlier."""
-    events = [event for event in read_lines(path) if "kind" in event]
+    events = [event for event in read_lines(path) if isinstance(event.get("kind"), str)]
+    events = [event for event in events if event["kind"] != "step" or type(event.get("step")) is int]
     latest = {event["step"]: i for i, event in enumerate(events) if event["kind"] == "step"}
     return [event for i, event in enumerate(events) if event["kind"] != "step" or latest[event["step"]] == i]
 
@@ -107,5 +108,6 @@ def read_traces(path: Path) -> dict[str, list[tuple[int, dict[str, float]]]]:
         target = trace.pop("target", None)
         if isinstance(target, int):
             for predictor, weights in trace.items():
-                found.setdefault(predictor, []).append((target, weights))
+                if isinstance(weights, dict):
+                    found.setdefault(predictor, []).append((target, weights))
     return found

@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from pgolf.errors import PgolfError
-from pgolf.report.files import read_run
+from pgolf.report.files import ODD, read_run
 from pgolf.report.page import page
 
 HOST = "127.0.0.1"
@@ -60,7 +60,11 @@ def server_of(folder: Path, port: int) -> ThreadingHTTPServer:
             if self.path == STATE:
                 return self._send(watcher.state().encode(), "text/plain; charset=utf-8")
             if self.path == "/":
-                return self._send(watcher.page(), "text/html; charset=utf-8")
+                try:
+                    return self._send(watcher.page(), "text/html; charset=utf-8")
+                except (OSError, ArithmeticError, *ODD) as error:
+                    # a file that is just being written, or an odd one: the next look may find it well
+                    return self.send_error(503, "the page cannot be drawn", f"{type(error).__name__}: {error}")
             return self.send_error(404)
 
         def _send(self, content: bytes, kind: str) -> None:

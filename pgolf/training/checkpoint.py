@@ -37,19 +37,25 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; start without resuming") from None
     except (OSError, safetensors.SafetensorError, ValueError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     text = metadata.get("pgolf")
     if text is None:
         raise CheckpointError(f"{path} is no checkpoint of a training run; resume from another one, or start afresh")
     if metadata.get("sha256") != _digest(tensors, text):
-        raise _damaged(path, "its checksum does not match")
-    facts = json.loads(text)
-    if facts["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {facts['format']}, this version reads {FORMAT}; start afresh")
+        raise damaged(path, "its checksum does not match")
+    try:
+        facts = json.loads(text)
+        version = facts["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(path, f"{type(error).__name__} in its facts") from error
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version}, this version reads {FORMAT}; start afresh")
+    if not isinstance(facts.get("settings"), dict):
+        raise damaged(path, "it does not say whose settings it has")
     return tensors, facts
 
 
-def _damaged(path: Path, reason: str) -> CheckpointError:
+def damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{path} is damaged ({reason}); delete it and start afresh")
 
 

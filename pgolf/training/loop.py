@@ -208,7 +208,11 @@ class Trainer:
             self._warm_up()
         with self.budget.outside("set-up"):
             if saved:
-                self._restore(*saved)
+                try:
+                    self._restore(*saved)
+                except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                    raise checkpoint.damaged(self.checkpointer.path, reason) from error
         self.known = dataclasses.replace(self.known, step=self.step, loss=self.loss, elapsed=self._first_clock())
         self.saved_at = self.known.elapsed
         self.recent.append(self.known)
