@@ -97,7 +97,7 @@ class Scoring:
     seconds: float
     limit: float
     parts: dict[str, float]
-    gave_up: dict[str, Any]
+    gave_up: dict[str, int | float | list[str]]
     """What the clock left no time for; empty: nothing."""
     replayed: bool
     """The decisions came from a plan.json instead of the clock."""

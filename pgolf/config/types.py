@@ -1,5 +1,6 @@
 """A value from a file or the environment as the type that a field is annotated with."""
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -39,7 +40,11 @@ def checked(value, hint, where: str):
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return checked(value, next(kind for kind in arguments if kind is not type(None)), where)
+        *others, last = (kind for kind in arguments if kind is not type(None))
+        for kind in others:
+            with contextlib.suppress(SettingsError):
+                return checked(value, kind, where)
+        return checked(value, last, where)
     if hint is float and type(value) is int and abs(value) < 2**1000:
         return float(value)
     if type(value) is not hint:

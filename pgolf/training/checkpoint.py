@@ -50,8 +50,6 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise damaged(path, f"{type(error).__name__} in its facts") from error
     if version != FORMAT:
         raise CheckpointError(f"{path} has format {version}, this version reads {FORMAT}; start afresh")
-    if not isinstance(facts.get("settings"), dict):
-        raise damaged(path, "it does not say whose settings it has")
     return tensors, facts
 
 
@@ -115,6 +113,8 @@ class Checkpointer:
         if not self.path.exists():
             return None
         tensors, facts = read(self.path)
+        if not isinstance(facts.get("settings"), dict):
+            raise damaged(self.path, "it does not say whose settings it has")
         check_settings(self.path, facts["settings"], ours)
         return tensors, facts
 

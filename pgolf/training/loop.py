@@ -424,7 +424,8 @@ class Trainer:
 
     # ---- checkpoints, validation, the end
 
-    def _checkpoint(self) -> None:
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds of the current phase."""
         tensors: dict[str, torch.Tensor] = {}
         if self.teacher:
             kept = self.teacher.tensors() if self.current is self.teacher else self.teacher.weights()
@@ -434,6 +435,10 @@ class Trainer:
             tensors |= self.network.tensors()
         if self.complement:
             tensors["complement"] = self.complement.pairs
+        return tensors
+
+    def _checkpoint(self) -> None:
+        tensors = self._tensors()
         floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
         # the loss is of the weights before the step, and says nothing of those that its update has led to
         if not torch.stack(torch._foreach_norm(floating, math.inf)).isfinite().all():
@@ -458,8 +463,13 @@ class Trainer:
             self.log({"kind": "checkpoint", "step": arrived[0], "path": str(arrived[1])})
 
     def _restore(self, tensors: dict[str, torch.Tensor], facts: dict) -> None:
-        self.step, self.loss = facts["step"], facts["loss"]
+        self.step, self.loss = int(facts["step"]), float(facts["loss"])
         self.plan.restore(facts["phases"])
+        for name, own in self._tensors().items():
+            if name in tensors and (tensors[name].shape, tensors[name].dtype) != (own.shape, own.dtype):
+                raise ValueError(f"{name} is {tensors[name].dtype} {tuple(tensors[name].shape)}")
+        if not all(tensor.numel() for tensor in tensors.values()):
+            raise ValueError("it holds empty tensors")
         if self.current is self.teacher:
             self.teacher.restore(under("teacher.", tensors))
         else:
