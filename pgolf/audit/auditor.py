@@ -210,27 +210,27 @@ def alone(scorer: Processes, tokens: np.ndarray, failure: str) -> Finding:
     """What its processes opened and connected to, beside its own files."""
     title = "alone with its files, it scores"
     if failure:
-        return Finding("A1", "C1", title, "all", "no score", False, f"In a sandbox it gives no score: {failure}")
+        return Finding("A1", "sandbox", title, "all", "no score", False, f"In a sandbox it gives no score: {failure}")
     if scorer.connected:
         figure = f"{len(scorer.connected)} connections"
         says = f"In a sandbox it reached out: {', '.join(sorted(scorer.connected)[:3])}."
-        return Finding("A1", "C1", title, "all", figure, False, says)
+        return Finding("A1", "sandbox", title, "all", figure, False, says)
     if scorer.seen:
         figure = f"{len(scorer.seen)} files"
         says = f"In a sandbox it opened what it does not name: {', '.join(sorted(scorer.seen)[:3])}."
-        return Finding("A1", "C1", title, "all", figure, False, says)
+        return Finding("A1", "sandbox", title, "all", figure, False, says)
     for path, size in scorer.sizes.items():
         if size > SIZE_LIMIT:
             says = f"{path}, which it names as its own, is larger than the rules allow."
-            return Finding("A1", "C1", title, "all", f"{size:,} bytes or more", False, says)
+            return Finding("A1", "sandbox", title, "all", f"{size:,} bytes or more", False, says)
         if holds(path, tokens):
             says = f"{path}, which it names as its own, holds the text that it is scored on."
-            return Finding("A1", "C1", title, "all", f"{size:,} bytes", False, says)
+            return Finding("A1", "sandbox", title, "all", f"{size:,} bytes", False, says)
     total = sum(scorer.sizes.values())
     figure = f"{len(scorer.sizes):,} files of its own, {total:,} bytes"
     if not isolation():
-        return Finding("A1", "C1", title, "all", figure, None, note())
-    return Finding("A1", "C1", title, "all", figure, True, f"It scores alone with its files. {note()}")
+        return Finding("A1", "sandbox", title, "all", figure, None, note())
+    return Finding("A1", "sandbox", title, "all", figure, True, f"It scores alone with its files. {note()}")
 
 
 def holds(path: str, tokens: np.ndarray) -> bool:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,13 +85,13 @@ def text_for(vocab: int, bos: int | None, cache: Path) -> tuple[np.ndarray, np.n
         return tokens, dataset.tokenizer.byte_table.count(tokens[:-1], tokens[1:])
     rng = np.random.default_rng(0)
     followers = rng.integers(0, vocab, (vocab, 4))
-    tokens = [0 if bos is None else bos]
-    while len(tokens) < MADE_UP:
+    made = [0 if bos is None else bos]
+    while len(made) < MADE_UP:
         if bos is not None and rng.random() < 0.005:
-            tokens.append(bos)
+            made.append(bos)
         else:
-            tokens.append(int(followers[tokens[-1], min(rng.geometric(0.5) - 1, 3)]))
-    return np.array(tokens), None
+            made.append(int(followers[made[-1], min(rng.geometric(0.5) - 1, 3)]))
+    return np.array(made), None
 
 
 # ---- the proof by decoding
@@ -107,7 +108,13 @@ def decode_run(folder: RunFolder, dataset: Dataset, count: int, progress: Progre
 
     settings = read_toml(folder.config)
     tokens = np.asarray(dataset.val_tokens())[: count + 1]
-    found = {"tokens": len(tokens) - 1, "equal": False, "passed": False, "claimed_bits": None, "real_bits": None}
+    found: dict[str, Any] = {
+        "tokens": len(tokens) - 1,
+        "equal": False,
+        "passed": False,
+        "claimed_bits": None,
+        "real_bits": None,
+    }
     try:
         record = ScoreLog(folder.scores).read()
         found |= prove(folder.artifact, tokens, settings, progress=lambda share: progress("compressing and decoding", share))

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from pgolf.budget import Budget
 from pgolf.config import Settings, from_table, scoring_table
 from pgolf.data import Dataset
 from pgolf.evaluation.documents import document_starts
+from pgolf.evaluation.evaluate import Result
 from pgolf.evaluation.metric import score_of
 from pgolf.evaluation.planner import PlanError, Planner
 from pgolf.evaluation.predictors.selection import bases_of, predictors_of, wants_main_pass
@@ -147,7 +147,7 @@ def score_differences(
         base = expected.bases.get(name)
         if base in record.nats and base in said:
             yield from differences(said[name].get("baseline"), base, f"score.{name}.baseline")
-            below, above = SimpleNamespace(nats=record.nats[base]), SimpleNamespace(nats=nats)
+            below, above = (Result(score, 0.0, costs) for costs in (record.nats[base], nats))
             gain, error = paired_gain(below, above, sizes, document_starts(tokens, dataset.tokenizer.bos))
             found = {"gain": gain, "gain_error": error}
             yield from differences(said[name], found, f"score.{name}", 1e-4)

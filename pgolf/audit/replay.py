@@ -257,7 +257,7 @@ def replay(
         dense = min(replays, claim.targets) if replays else min(max(dense_targets(speed, seconds), least[0]), claim.targets)
         cost = speed.seconds((dense + claim.targets) / 2)
         sparse = int(np.clip(seconds / 4 * workers() / cost, least[1], MOST_SPARSE)) if dense < claim.targets else 0
-    strata = []
+    strata: list[tuple[int, int, np.ndarray, int]] = []
     for start, stop, count in ((0, dense, dense), (dense, claim.targets, sparse)):
         order = start + draw_order(limits_of(claim.nats[start:stop], scorer.vocab), rng)
         count = min(count, len(order))

@@ -133,7 +133,8 @@ def bound_of_run(losses: np.ndarray | None, replayed: replay.Replayed) -> dict:
     found = replayed.as_dict()
     if losses is None:
         return found
-    bits, count = float(losses.sum()) / math.log(2), int(np.sum(replayed.byte_counts))
+    assert replayed.byte_counts is not None
+    bits, count = float(losses.sum()) / math.log(2), int(replayed.byte_counts.sum())
     per_byte = bits / count if count else None
     says = (
         f"At most {bits / max(count, 1):.4f} bits per byte of this score are not earned: all {len(losses):,} targets were "

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ def load(name: str):
     where, _, what = name.rpartition(":")
     if where.endswith(".py"):
         spec = importlib.util.spec_from_file_location(os.path.basename(where)[:-3], where)
+        assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module.__name__] = module
         sys.path.insert(0, os.path.dirname(where))
@@ -40,7 +42,7 @@ class Runner:
         whole = hasattr(found, "score")
         self.made = found() if isinstance(found, type) and whole else found
         self.whole = hasattr(self.made, "score")
-        self.stepper = None
+        self.stepper: Any = None
 
     def describe(self) -> tuple[dict, dict]:
         claims = getattr(self.made, "claims", None)

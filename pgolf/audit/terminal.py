@@ -6,10 +6,11 @@ from pgolf.audit.checks import Finding
 MARKS = {True: "holds", False: "FAILS", None: "n/a"}
 # what a person checks before handing in: line, the tests on it
 PREFLIGHT = (
-    ("C2", "the sum over the vocabulary", ("N1", "N2", "N3", "N4", "N5", "N5b")),
-    ("C1", "the past alone", ("C1a", "C1b", "C1c", "C1d", "D1")),
+    ("C2", "the sum over the vocabulary", ("P2", "N1", "N2", "N3", "N4", "N5", "N5b")),
+    ("C1", "the past alone", ("P1", "C1a", "C1b", "C1c", "C1d", "D1")),
     ("C3", "scored first, learnt from later", ("C3",)),
     ("C4", "scored once", ("C4", "R1")),
+    ("F ", "the record", ("F1", "F2")),
     ("B1", "bytes", ("B1",)),
     ("L1", "documents", ("L1",)),
     ("A1", "sandbox", ("A1",)),

@@ -14,12 +14,13 @@ RULES = {
     "C2": "The probabilities of all tokens sum to one.",
     "C3": "Text is scored first and learned from afterwards.",
     "C4": "Every token is scored once, and the record adds up to the score.",
-    "B1": "The bytes that the score is divided by are those of the text.",
-    "L1": "No document of the validation text is in the training text.",
-    "A1": "Scoring works in a sandbox with the artifact alone.",
-    "A2": "Artifact and code fit the limit of bytes.",
-    "T1": "Training and scoring end within their clocks.",
-    "S": "The score holds for several seeds.",
+    "record": "summary.json says what its files say.",
+    "metric": "The bytes that the score is divided by are those of the text.",
+    "data": "No document of the validation text is in the training text.",
+    "sandbox": "Scoring works in a sandbox with the artifact alone.",
+    "size": "Artifact and code fit the limit of bytes.",
+    "clocks": "Training and scoring end within their clocks.",
+    "evidence": "The score holds for several seeds.",
 }
 
 

@@ -63,7 +63,7 @@ def test_the_head_of_a_run(whole):
     assert head.one("span", "score").text == f"{bpb:.4f}"
     sentence = head.one("p", "sentence").text
     assert f"{int(size.sum()):,} bytes" in sentence and f"{100 * bpb / 8:.1f} %" in sentence
-    assert "80,640 tokens came back whole: 1,000 claimed bits, 1,010 in the stream" in section(whole, "audit").text
+    assert "80,640 tokens came back whole: 1,000 bits claimed, 1,010 bits in the stream" in section(whole, "audit").text
     assert head.one("p", "words").text.startswith("Legal") and "2 of 3 tests passed" in head.text
     facts = head.one("dl").text
     assert "quick" in facts and "builtin" in facts and "a CPU" in facts

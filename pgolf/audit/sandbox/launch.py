@@ -137,7 +137,8 @@ def build_root(plan: dict) -> None:
         for path in MACHINE:
             bind(path, root + path)
     os.chroot(root)
-    os.chdir("/tmp")
+    os.makedirs(plan["inside"])
+    os.chdir(plan["inside"])
 
 
 def install_filter(report_to: socket.socket) -> None:

@@ -38,6 +38,8 @@ KEPT_VARIABLES = (
 # part of every process, and no place for data; within namespaces all of /proc and /dev is the sandbox's own
 HARMLESS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/proc")
 OWN_PROCESS = ("/proc/self/", "/proc/thread-self/")
+# the home of a process within namespaces
+INSIDE = "/tmp/home"
 # another name for the whole file system
 ROOT_OF_PROCESS = re.compile(r"^(/proc/(self|thread-self|\d+)(/task/\d+)?/root)+")
 ISOLATED = "It ran in namespaces that hold its own files alone: nothing else could be read, and nothing outlived a process."
@@ -109,7 +111,7 @@ class Sandbox:
         kind = isolation() if kind is None else kind
         self.view, self.kind = view, kind
         self.folder = tempfile.mkdtemp(prefix="pgolf-sandbox-")
-        self.inside = "/tmp" if kind == "namespaces" and not view.everything else self.folder
+        self.inside = INSIDE if kind == "namespaces" and not view.everything else self.folder
         self.readable = tuple(dict.fromkeys((*SYSTEM, *libraries(), *view.files)))
         ours, theirs = socket.socketpair() if kind else (None, None)
         plan = {
@@ -117,6 +119,7 @@ class Sandbox:
             "everything": view.everything,
             "root": self.folder,
             "folder": self.folder,
+            "inside": self.inside,
             "layered": _own_packages(),
             "visible": [path for path in self.readable if os.path.lexists(path)],
             "devices": [name for name in os.listdir("/dev") if name.startswith(DEVICES)] if os.path.isdir("/dev") else [],
@@ -140,7 +143,7 @@ class Sandbox:
         self._closed = False
         if ours is not None and theirs is not None:
             theirs.close()
-            self.watch = Watch(ours, self._foreign if kind == "filter" else lambda path: False)
+            self.watch = Watch(ours, self._refused if kind == "filter" else lambda path, writes: False)
 
     def _environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
@@ -153,8 +156,15 @@ class Sandbox:
         path = ROOT_OF_PROCESS.sub("", path) or "/"
         if path in HARMLESS or path.startswith(OWN_PROCESS) or (path.startswith("/proc/") and path.count("/") == 2):
             return False
-        own = (*self.readable, self.inside, *(("/proc", "/dev") if self.inside == "/tmp" else ()))
+        own = (*self.readable, self.inside, *(("/proc", "/dev") if self.inside == INSIDE else ()))
+        if self.watch is not None and path in self.watch.created:
+            return False
         return not any(path == place or path.startswith(f"{place}/") for place in own) and path not in _parents(own)
+
+    def _refused(self, path: str, writes: bool) -> bool:
+        """Without namespaces: what is not its own, and every change outside its own folder."""
+        own = path == self.inside or path.startswith(f"{self.inside}/") or path in HARMLESS
+        return self._foreign(path) or (writes and not own)
 
     def observed(self) -> Observed:
         """What the process did until now; complete once it has ended."""

@@ -19,6 +19,7 @@ from pgolf.audit.sandbox.launch import ARCHITECTURES
 
 RECEIVE, SEND, STILL_THERE = 0xC0502100, 0xC0182101, 0x40082102
 CONTINUE = 1
+CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # a reported call: id, pid, flags, then number, architecture, instruction and six arguments
 NOTICE = struct.Struct("QIIiIQ6Q")
 ANSWER = struct.Struct("QqiI")
@@ -31,11 +32,12 @@ LOCAL_SERVICES = ("/var/run/nscd/socket", "/run/nscd/socket", "/run/systemd/user
 class Watch:
     """Runs in a thread until the process and all its children are gone.
 
-    refused  whether a call that opens this path is refused; the path is absolute
+    refused  whether a call that opens this path, to write or not, is refused; the path is absolute
     """
 
-    def __init__(self, socket: socket.socket, refused: Callable[[str], bool]):
+    def __init__(self, socket: socket.socket, refused: Callable[[str, bool], bool]):
         self.opened: set[str] = set()
+        self.created: set[str] = set()
         self.connected: set[str] = set()
         self._socket, self._refused = socket, refused
         names = ARCHITECTURES[platform.machine()][1]
@@ -71,8 +73,12 @@ class Watch:
             # ENOENT: the process was killed while it waited; anything else: nobody is left
             return error.errno in (errno.ENOENT, errno.EINTR) and alive(listener)
         identity, pid, _, number, _, _, *arguments = NOTICE.unpack(notice)
-        path = self._seen(self._names.get(number, ""), pid, arguments)
-        refuse = bool(path) and self._refused(path)
+        name = self._names.get(number, "")
+        path = self._seen(name, pid, arguments)
+        flags = flags_of(name, pid, arguments) if path else 0
+        refuse = bool(path) and self._refused(path, bool(flags & CHANGES))
+        if flags & os.O_CREAT and not refuse:
+            self.created.add(path)
         answer = ANSWER.pack(identity, 0, -errno.EACCES if refuse else 0, 0 if refuse else CONTINUE)
         try:
             fcntl.ioctl(listener, SEND, answer)
@@ -91,6 +97,14 @@ class Watch:
         path = absolute(text(pid, arguments[place]), pid, ctypes.c_int32(folder).value)
         self.opened.add(path)
         return path
+
+
+def flags_of(name: str, pid: int, arguments: list[int]) -> int:
+    """O_RDONLY, O_CREAT, ..."""
+    flags = {"open": arguments[1], "openat": arguments[2], "creat": os.O_CREAT}.get(name)
+    if flags is None:
+        flags = int.from_bytes(read(pid, arguments[2], 8), "little")  # the first field of openat2's struct
+    return flags
 
 
 def alive(listener: int) -> bool:

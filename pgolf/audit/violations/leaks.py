@@ -8,6 +8,7 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 
@@ -93,7 +94,8 @@ class PeeksWhenAlone(Peeks):
     """Honest where it sees the auditor among the loaded modules or in the frames of its callers."""
 
     def peeks(self, tokens, target):
-        frame, names = sys._getframe(), set()
+        frame: FrameType | None = sys._getframe()
+        names = set()
         while frame is not None:
             names.add(frame.f_code.co_filename.rpartition("/")[2])
             frame = frame.f_back

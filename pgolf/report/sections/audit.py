@@ -75,11 +75,15 @@ def _noise(curves: dict) -> Chart:
 
 
 def verdict(audit: dict) -> str:
-    passed, seconds = audit.get("passed"), audit.get("seconds")
+    """How much of the score may not be earned, and whether every test passed."""
+    passed, seconds, bound = audit.get("passed"), audit.get("seconds"), audit.get("bound")
     says = "The audit has no verdict"
     if isinstance(passed, bool):
         says = "Every test that applies passed" if passed else "At least one test failed"
-    return says + (f", in {seconds:.1f} s." if isinstance(seconds, (int, float)) else ".")
+    says += f", in {seconds:.1f} s." if isinstance(seconds, (int, float)) else "."
+    if isinstance(bound, dict) and bound.get("says"):
+        says = f"{bound['says']} {says}"
+    return says
 
 
 def in_words(caption: str, tests: Sequence[dict], *, predictor: bool = True) -> Html:
@@ -134,8 +138,13 @@ def audit_tests(run: Run, part: str = "tests") -> list[dict]:
 def decoding(decoded: dict) -> str:
     """How the proof by decoding went."""
     whole = "came back whole" if decoded.get("equal") else "did not come back"
-    bits = [f"{decoded[key]:,.0f} {words}" for key, words in (("claimed_bits", "claimed"), ("real_bits", "in the stream"))]
-    return f"Compressed and decoded again, {decoded['tokens']:,} tokens {whole}: {bits[0]} bits, {bits[1]}."
+    says = f"Compressed and decoded again, {decoded['tokens']:,} tokens {whole}"
+    claimed = decoded.get("recorded_bits", decoded.get("claimed_bits"))
+    if claimed is not None and decoded.get("real_bits") is not None:
+        says += f": {claimed:,.0f} bits claimed, {decoded['real_bits']:,.0f} bits in the stream"
+    if decoded.get("header_bits") is not None:
+        says += f", {decoded['header_bits']:,.0f} of them its header"
+    return f"{says}{': ' + str(decoded['said']) if decoded.get('said') and not decoded.get('equal') else ''}."
 
 
 SECTION = Section("audit", "Audit", body, text, charts)
