@@ -38,6 +38,8 @@ setup(
         "data": ["huggingface_hub>=0.30"],
         # peers of the bench: whichever is not there is named in its table and left out
         "bench": ["brotli>=1.1", "liger-kernel>=0.5", "gemlite>=0.4", "torchao>=0.9"],
-        "tensorboard": ["tensorboard>=2.18"],
+        # executors of `pgolf study` beside this machine's own cores
+        "slurm": ["submitit>=1.5"],
+        "ray": ["ray>=2.40"],
     },
 )
