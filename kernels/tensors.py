@@ -9,8 +9,9 @@ def exact_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def check_range(ids: torch.Tensor, least: int, most: int, what: str) -> None:
-    """Refuse ids that would index outside their table. For a CPU: on a GPU it would wait for the device."""
+    """Refuse ids that would index outside their table. For a CPU, and in numpy: torch would wake its threads for it."""
     if ids.numel():
-        low, high = (int(x) for x in ids.aminmax())
+        values = ids.detach().numpy()
+        low, high = int(values.min()), int(values.max())
         if low < least or high > most:
             raise ValueError(f"{what} reach from {low} to {high}; they must lie in {least}..{most}")

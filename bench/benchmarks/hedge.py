@@ -58,11 +58,11 @@ def _(place, form, windows, length, vocabulary):
         return mixer.score_chunk(neural, entropy, tokens, triples, batch=batch).nll
 
     def theirs():
-        tables, weights, nll = [table.float() for table in mixer.tables], mixer.log_weights.float(), []
+        weights, nll = mixer.log_weights.float(), []
         for at in range(0, windows, batch):
             here = slice(at, at + batch)
             known = (neural[here], entropy[here], rows[here, :-1], rows[here, 1:], valid[: len(neural[here])])
-            losses, _, sums = reference.score_reference(*known, *tables, weights, mixer.tokens)
+            losses, _, sums = reference.score_reference(*known, *mixer.tables, weights, mixer.tokens)
             weights = reference.hedge_step_reference(weights, sums, known[-1].sum())
             nll.append(losses[:, -stride:].flatten())
         return torch.cat(nll)
