@@ -1,6 +1,6 @@
 """From text to batches: corpora, the tokenizer and its byte table, token shards, loaders."""
 
-from pgolf.data.corpus import builtin_documents, corpus_digest, is_validation, read_documents
+from pgolf.data.corpus import builtin_documents, corpus_digest, read_documents
 from pgolf.data.dataset import Dataset, build_dataset, default_dataset, open_dataset
 from pgolf.data.errors import DataError
 from pgolf.data.loader import CoprimeStrideLoader, Prefetch, Read, SequentialLoader
@@ -20,7 +20,6 @@ __all__ = [
     "builtin_documents",
     "corpus_digest",
     "default_dataset",
-    "is_validation",
     "load_tokenizer",
     "open_dataset",
     "open_shard",

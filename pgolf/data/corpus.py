@@ -23,7 +23,6 @@ from pgolf.files import system_error
 # Tests are not documentation, site-packages are not the interpreter's own, and topics are read on their own.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
 SHORTEST_DOCUMENT = 64
-VALIDATION_SHARE = 10
 READ_BYTES = 1 << 12
 # a compressed file may expand to so many times its size, or to so many bytes if that is more: text does not reach it
 EXPANSION = 100
@@ -237,15 +236,6 @@ def _json_document(line: bytes, where: str) -> str:
     if not _is_text(document):
         raise DataError(f"{where} holds half of a surrogate pair, which is not text; repair the escape")
     return document
-
-
-def is_validation(document: str) -> bool:
-    """Whether a document belongs to the validation side: a fixed hash of its text chooses 10 %.
-
-    Equal documents land on the same side, so no text is on both.
-    """
-    digest = hashlib.blake2b(document.encode(), digest_size=8, person=b"pgolf validation").digest()
-    return int.from_bytes(digest, "little") % VALIDATION_SHARE == 0
 
 
 class CorpusDigest:

@@ -22,11 +22,11 @@ from pgolf.data.corpus import (
     ZstdFrames,
     builtin_documents,
     builtin_fingerprint,
-    is_validation,
 )
 from pgolf.data.errors import DataError
 from pgolf.data.passages import PASSAGE, shared_bytes
 from pgolf.data.shards import LARGEST_VOCAB, check_shard, open_shard, shard_writer, token_count, write_shard
+from pgolf.data.split import validation_documents
 from pgolf.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pgolf.files import atomic_file, atomic_folder, sha256_of, system_error
 
@@ -37,7 +37,7 @@ TABLE = "dataset.json"
 TOKENIZER = "tokenizer.model"
 SHARD_NAME = re.compile(r"(?P<name>.+)_(?P<split>train|val)_\d+\.bin")
 # Changing how the built-in dataset is made must change this, so that no stale one is taken from a cache.
-BUILTIN_RECIPE = 2
+BUILTIN_RECIPE = 3
 # What a tokenizer is trained on, at most: more changes its merges no further and takes minutes.
 SAMPLE_BYTES = 1 << 24
 SAMPLE_PIECE = 1 << 16
@@ -139,8 +139,9 @@ def build_dataset(
     """Makes a dataset of the documents in a new folder, which appears only when it is complete.
 
     Documents are read several times and never held in memory together; an iterator is first copied to disk. Each
-    becomes BOS and its tokens. A fixed hash of the text sends 10 % of them to validation. If that leaves one side
-    empty (a single book, say), documents are cut into sections at blank lines, and these are the documents.
+    becomes BOS and its tokens. A fixed hash of the text sends a tenth of them to validation, those that share a passage
+    together (split.py). If that leaves one side empty (a single book, say), documents are cut into sections at blank lines,
+    and these are the documents.
 
     A tokenizer of `vocab_size` is trained on a sample of the training side, with or without CaseOps, or copied from the file
     `tokenizer`. With CaseOps every validation shard NAME_val_N.bin has NAME_val_bytes_N.bin beside it: the bytes of text of
@@ -202,7 +203,7 @@ def _build(documents, folder, vocab_size, name, tokenizer, shard_tokens, progres
         }
         done = 0
         for split in ("train", "val"):
-            arrays = _encoded(documents, split, encoder, survey.bytes, done, progress)
+            arrays = _encoded(documents, split, survey, encoder, done, progress)
             paths = _write_shards(arrays, staging, f"{name}_{split}", shard_tokens)
             done += survey.text_bytes[split]
             entries = [shard_entry(path, split) for path in paths]
@@ -291,8 +292,8 @@ class _Survey:
         self._sample: list[tuple[int, str]] = []
         self._sample_bytes = 0
         self._shut_out = 1 << 64
-        for document in documents:
-            split = split_of(document)
+        self.validation = validation_documents(documents)
+        for document, split in zip(documents, self.splits(), strict=True):
             digest.add(document)
             self.documents[split] += 1
             self.text_bytes[split] += len(document.encode())
@@ -300,6 +301,9 @@ class _Survey:
                 self._offer(document)
             progress("reading", self.bytes, None)
         self.digest = digest.hexdigest()
+
+    def splits(self) -> Iterator[str]:
+        return ("val" if chosen else "train" for chosen in self.validation)
 
     @property
     def count(self) -> int:
@@ -331,11 +335,7 @@ class _Survey:
         return [piece for _, piece in sorted(self._sample)]
 
 
-def split_of(document: str) -> str:
-    return "val" if is_validation(document) else "train"
-
-
-def _encoded(documents, split, tokenizer, total, done, progress) -> Iterator[np.ndarray]:
+def _encoded(documents, split, survey, tokenizer, done, progress) -> Iterator[np.ndarray]:
     """The token streams of one side, a few megabytes of text at a time."""
     batch: list[str] = []
     size = 0
@@ -343,18 +343,18 @@ def _encoded(documents, split, tokenizer, total, done, progress) -> Iterator[np.
     def tokens() -> np.ndarray:
         return np.concatenate([np.array([tokenizer.bos, *ids], np.uint16) for ids in tokenizer.encode_batch(batch)])
 
-    for document in documents:
-        if split_of(document) == split:
+    for document, side in zip(documents, survey.splits(), strict=True):
+        if side == split:
             batch.append(document)
             size += len(document.encode())
             if size >= ENCODED_AT_ONCE:
                 yield tokens()
                 done += size
                 batch, size = [], 0
-                progress("tokenizing", done, total)
+                progress("tokenizing", done, survey.bytes)
     if batch:
         yield tokens()
-        progress("tokenizing", done + size, total)
+        progress("tokenizing", done + size, survey.bytes)
 
 
 def _write_shards(arrays: Iterator[np.ndarray], folder: Path, prefix: str, shard_tokens: int) -> list[Path]:

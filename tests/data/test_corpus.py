@@ -6,8 +6,9 @@ import os
 import pytest
 import zstandard
 
-from pgolf.data import builtin_documents, corpus_digest, is_validation, read_documents
+from pgolf.data import builtin_documents, corpus_digest, read_documents
 from pgolf.data.corpus import _docstrings, builtin_fingerprint
+from pgolf.data.split import is_validation, validation_documents
 from pgolf.errors import PgolfError
 
 
@@ -17,7 +18,9 @@ def test_the_builtin_corpus_is_documentation(documents):
     assert len(set(documents)) == len(documents)
     assert any("Ellipsis Object" in text[:80] for text in documents), "the help topics"
     assert any(text.startswith("JSON (JavaScript Object Notation)") for text in documents), "the module json"
-    held_out = sum(len(text.encode()) for text in documents if is_validation(text))
+    held_out = sum(
+        len(text.encode()) for text, chosen in zip(documents, validation_documents(documents), strict=True) if chosen
+    )
     assert 0.05 < held_out / size < 0.15
 
 

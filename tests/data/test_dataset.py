@@ -11,7 +11,6 @@ from pgolf.data import (
     build_dataset,
     corpus_digest,
     default_dataset,
-    is_validation,
     load_tokenizer,
     open_dataset,
     open_shard,
@@ -20,6 +19,7 @@ from pgolf.data import (
 )
 from pgolf.data import dataset as dataset_module
 from pgolf.data.dataset import _Survey
+from pgolf.data.split import validation_documents
 from pgolf.errors import PgolfError
 
 
@@ -39,8 +39,9 @@ def test_every_document_is_there_again(tmp_path, some, once):
     seen = []
     source = iter(some) if once else some
     built = build_dataset(source, tmp_path / "d", vocab_size=300, shard_tokens=1001, progress=lambda *args: seen.append(args))
-    assert texts_of(built, built.train_shards) == [text for text in some if not is_validation(text)]
-    assert texts_of(built, built.val_shards) == [text for text in some if is_validation(text)]
+    validation = validation_documents(some)
+    assert texts_of(built, built.train_shards) == [text for text, chosen in zip(some, validation, strict=True) if not chosen]
+    assert texts_of(built, built.val_shards) == [text for text, chosen in zip(some, validation, strict=True) if chosen]
     assert [len(open_shard(path)) for path in built.train_shards[:-1]] == [1001] * (len(built.train_shards) - 1)
     assert built.train_shards[1].name == "text_train_000001.bin" and built.vocab_size == 300
     assert built.digest == corpus_digest(some) and built == open_dataset(tmp_path / "d")
@@ -102,7 +103,7 @@ def test_the_tokenizers_sample_is_bounded_and_knows_no_order(monkeypatch, docume
     sample = _Survey(documents, silent).sample()
     assert 30_000 < sum(len(piece.encode()) for piece in sample) <= 100_000
     assert _Survey(documents[::-1], silent).sample() == sample
-    held_out = {text for text in documents if is_validation(text)}
+    held_out = {text for text, chosen in zip(documents, validation_documents(documents), strict=True) if chosen}
     assert not held_out & set(sample)
 
 

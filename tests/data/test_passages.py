@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.data import build_dataset
+from pgolf.data import build_dataset, split
 from pgolf.data.passages import PASSAGE, groups_by_passage, shared_bytes
 from pgolf.run import main
 
@@ -52,8 +52,10 @@ def test_half_a_passage_makes_no_group():
     assert groups_by_passage([text_of(1, 90) + shared + text_of(2, 90), text_of(3, 90) + shared]).tolist() == [0, 1]
 
 
-def test_a_dataset_states_its_overlap(tmp_path, capsys, documents):
+def test_a_dataset_states_its_overlap(tmp_path, capsys, documents, monkeypatch):
     texts = documents[:30] + [f"{text[:40]}{documents[0][:200]}{text[40:80]}" for text in documents[30:60]]
+    # as splits are made elsewhere, document by document
+    monkeypatch.setattr(split, "GROUPED_BYTES", 0)
     data = build_dataset(texts, tmp_path / "data", vocab_size=300)
     shared, total = data.shared_passages()
     sides = [[text for path in paths for text in data._texts(np.fromfile(path, "<u2")[512:])] for paths in
@@ -62,3 +64,28 @@ def test_a_dataset_states_its_overlap(tmp_path, capsys, documents):
     assert shared == covered(*sides, PASSAGE) > 0
     assert main(["data", "--overlap", str(tmp_path / "data")]) == 0
     assert f"{shared:,} of {total:,} validation bytes, {shared / total:.1%}" in capsys.readouterr().out
+
+
+def test_the_split_keeps_passages_on_one_side(documents):
+    validation = split.validation_documents(documents)
+    sides = [[text.encode() for text, chosen in zip(documents, validation, strict=True) if chosen == side] for side in (1, 0)]
+    assert shared_bytes(*sides) == 0
+    assert 0.05 < sum(map(len, sides[0])) / sum(map(len, sides[0] + sides[1])) < 0.15
+    # the order of documents and what else is there decide nothing
+    order = list(range(len(documents)))[::-1]
+    assert (split.validation_documents([documents[place] for place in order]) == validation[order]).all()
+
+
+def test_a_group_goes_where_its_first_hash_goes_and_a_large_one_is_trained_on():
+    lonely = [text_of(seed, 3000) for seed in range(400)]
+    alone = split.validation_documents(lonely)
+    assert alone.tolist() == [split.is_validation(text) for text in lonely] and 20 < alone.sum() < 70
+    shared = text_of(1000, 200)
+    pair = [shared + text_of(2000 + seed, 100) for seed in range(2)]
+    both = split.validation_documents(lonely + pair)[-2:]
+    assert both[0] == both[1] == split.is_validation(min(pair, key=split._digest))
+    many = [shared + text_of(3000 + seed, 3000) for seed in range(60)]
+    assert not split.validation_documents(lonely + many)[-60:].any()
+    # where everything shares a passage, groups would leave nothing to validate on
+    copies = [shared + text_of(5000 + seed, 10) for seed in range(60)]
+    assert split.validation_documents(copies).tolist() == [split.is_validation(text) for text in copies]
