@@ -1,7 +1,8 @@
 """From text to batches: corpora, the tokenizer and its byte table, token shards, loaders."""
 
+from pgolf.data.build import build_dataset, default_dataset
 from pgolf.data.corpus import builtin_documents, corpus_digest, read_documents
-from pgolf.data.dataset import Dataset, build_dataset, default_dataset, open_dataset
+from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.data.errors import DataError
 from pgolf.data.loader import CoprimeStrideLoader, Prefetch, Read, SequentialLoader
 from pgolf.data.shards import open_shard, write_shard

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from pgolf.data import build as build_module
 from pgolf.data import (
     build_dataset,
     corpus_digest,
@@ -18,7 +19,7 @@ from pgolf.data import (
     write_shard,
 )
 from pgolf.data import dataset as dataset_module
-from pgolf.data.dataset import _Survey
+from pgolf.data.build import _Survey
 from pgolf.data.split import validation_documents
 from pgolf.errors import PgolfError
 
@@ -90,15 +91,15 @@ def test_a_single_book_is_cut_into_sections(tmp_path, documents, tiny_tokenizer)
     book = "\n\n".join(documents[:40]) + "y" * 30_000
     built = build_dataset([book], tmp_path / "d", vocab_size=None, tokenizer=tiny_tokenizer)
     sections = texts_of(built, built.train_shards) + texts_of(built, built.val_shards)
-    assert sorted(sections) == sorted(dataset_module._Sections([book]))
-    assert "".join(dataset_module._Sections([book])) == book
-    assert 20 < len(sections) and max(map(len, sections)) < 2 * dataset_module.LONGEST_SECTION
+    assert sorted(sections) == sorted(build_module._Sections([book]))
+    assert "".join(build_module._Sections([book])) == book
+    assert 20 < len(sections) and max(map(len, sections)) < 2 * build_module.LONGEST_SECTION
     with pytest.raises(PgolfError, match="1 documents of 5 bytes are too little text"):
         build_dataset(["hello"], tmp_path / "e", vocab_size=None, tokenizer=tiny_tokenizer)
 
 
 def test_the_tokenizers_sample_is_bounded_and_knows_no_order(monkeypatch, documents):
-    monkeypatch.setattr(dataset_module, "SAMPLE_BYTES", 100_000)
+    monkeypatch.setattr(build_module, "SAMPLE_BYTES", 100_000)
     silent = lambda *_: None
     sample = _Survey(documents, silent).sample()
     assert 30_000 < sum(len(piece.encode()) for piece in sample) <= 100_000
@@ -247,11 +248,11 @@ def test_another_process_makes_the_same_default_dataset(tmp_path, dataset, docum
 
 def test_two_processes_build_the_default_dataset_at_once(tmp_path):
     program = (
-        "import sys; from pgolf.data import dataset\n"
+        "import sys; from pgolf.data import build\n"
         "texts = [f'number {i} is followed by number {i + 1}. ' * 99 for i in range(99)]\n"
-        "dataset.builtin_documents = lambda: sys.stdout.write('building') and (sys.stdin.read(1), texts)[1]\n"
+        "build.builtin_documents = lambda: sys.stdout.write('building') and (sys.stdin.read(1), texts)[1]\n"
         "sys.stdout.reconfigure(write_through=True)\n"
-        "print(dataset.default_dataset(sys.argv[1], vocab_size=300).digest)"
+        "print(build.default_dataset(sys.argv[1], vocab_size=300).digest)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -270,7 +271,7 @@ def test_two_processes_build_the_default_dataset_at_once(tmp_path):
 
 def test_the_default_dataset_is_built_once(tmp_path, monkeypatch, documents):
     built = []
-    monkeypatch.setattr(dataset_module, "builtin_documents", lambda: built.append(1) or documents[:50])
+    monkeypatch.setattr(build_module, "builtin_documents", lambda: built.append(1) or documents[:50])
     first = default_dataset(tmp_path, vocab_size=300)
     assert default_dataset(tmp_path, vocab_size=300) == first and built == [1]
     assert default_dataset(tmp_path, vocab_size=301).folder != first.folder
@@ -281,11 +282,11 @@ def test_the_default_dataset_is_built_once(tmp_path, monkeypatch, documents):
 
 def test_the_loser_of_a_race_takes_the_winners_dataset(tmp_path, monkeypatch, documents):
     def overtaken():
-        monkeypatch.setattr(dataset_module, "builtin_documents", lambda: documents[:50])
+        monkeypatch.setattr(build_module, "builtin_documents", lambda: documents[:50])
         default_dataset(tmp_path, vocab_size=300)
         return documents[50:90]
 
-    monkeypatch.setattr(dataset_module, "builtin_documents", overtaken)
+    monkeypatch.setattr(build_module, "builtin_documents", overtaken)
     assert default_dataset(tmp_path, vocab_size=300).digest == corpus_digest(documents[:50])
     assert len(list(tmp_path.iterdir())) == 1
 
