@@ -20,7 +20,7 @@ def logits(state, tokens, facts=None, eps=2**-23):
 SEEDS = {
     "heads": 8, "kv_heads": 4, "order": list(range(11)), "xsa_from": 7, "value_layers": (9, 10), "rotary_dims": 16,
     "base": 10_000.0, "reference_length": 1024, "slope": 0.5, "softcap": 30.0, "layer_scale": True, "unet": True,
-    "hyper_from": 11, "loops": False, "lanes_from": 0, "gate_scale": 1.0, "bos": 1,
+    "hyper_from": 11, "loops": False, "lanes_from": 0, "gate_scale": 1.0, "bos": 1, "document_bos": -1,
 }  # fmt: skip
 
 
@@ -145,6 +145,12 @@ def forward(state, tokens, facts, fresh=0, past=None, seen=None):
 
     before = 0 if past is None else past[0][0].shape[1]
     future = torch.ones(new, before + new, dtype=torch.bool).triu(1 + before)
+    future = future.expand(rows, 1, new, before + new).clone()
+    if facts.get("document_bos", -1) >= 0:
+        for row in range(rows):
+            for t in range(1, length):
+                if tokens[row, t] == facts["document_bos"]:
+                    future[row, :, t:, :t] = True
     encoders = len(order) // 2 if facts["unet"] else 0
     stack, first_v, lane = [], None, None
     for i, physical in enumerate(order):

@@ -130,7 +130,13 @@ def flash(core: str, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None,
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, window: int | None, scale: float) -> Tensor:
-    """torch's scaled_dot_product_attention; with documents or a window it builds a (T, T) mask."""
+    """torch's scaled_dot_product_attention; with documents or a window it builds a (T, T) mask. On a CPU documents are taken
+    one by one instead, unless a graph is traced, which cannot know their number."""
+    if cu_seqlens is not None and q.device.type == "cpu" and not torch.compiler.is_compiling():
+        edges = sorted({*cu_seqlens.tolist()})
+        spans = zip(edges, edges[1:], strict=False)
+        parts = [sdpa(q[:, a:b], k[:, a:b], v[:, a:b], None, window, scale) for a, b in spans]
+        return torch.cat([*parts, torch.zeros_like(q[:, edges[-1] :])], 1)
     mask = None if cu_seqlens is None and window is None else _same_document(q.shape[1], cu_seqlens, window, q.device)
     # the spelled-out condition gives a plain bool while a graph with symbolic shapes is traced.
     y = torch.nn.functional.scaled_dot_product_attention(

@@ -106,6 +106,8 @@ class ModelSettings:
     """Each token's embedding takes a share of its predecessor's, gated by its own first n channels; 0: it does not."""
     smear_bos: int = 1
     """A document's first token, which takes none of its predecessor's embedding; -1: every token does."""
+    document_bos: int = -1
+    """A document's first token, which attention goes no further back than; -1: it goes through the whole window."""
 
     @property
     def head_dim(self) -> int:
@@ -218,6 +220,10 @@ class ModelSettings:
         if self.scan_width % self.scan_heads:
             raise SettingsError(
                 f"model.scan_heads {self.scan_heads} does not divide scan_expansion x dim, {self.scan_expansion} x {self.dim}"
+            )
+        if self.document_bos >= 0:
+            raise SettingsError(
+                "model.document_bos keeps documents apart in attention, but a state of model.scan_layers goes on"
             )
         for name in ("recurrence", "value_residual"):
             if getattr(self, name):

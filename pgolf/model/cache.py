@@ -20,7 +20,7 @@ Past = dict[int, tuple[Tensor, Tensor]]
 
 
 class KVCachedNetwork:
-    """A frozen view of a network.
+    """A frozen view of a network. Its rows are one document each: `model.document_bos` is not looked for in them.
 
     length  rotary frequencies are those of windows of this many tokens, however few are computed at once
     """

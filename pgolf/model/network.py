@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from pgolf.config import ModelSettings
 from pgolf.model.adapters import Adapters, InputHook, Projector
 from pgolf.model.blocks import AttentionBlock
+from pgolf.model.documents import within_documents
 from pgolf.model.layers import Layer, executed_layers
 from pgolf.model.mamba import Mamba2Block
 from pgolf.model.operators import OPERATORS, Operators
@@ -37,6 +38,11 @@ from pgolf.model.stream import LayerContext, Stream
 Matrices = list[dict[str, Tensor]]
 """For each executed layer its matrices by site, (out, in), in the activations' dtype."""
 AttentionOf = Callable[[Layer, Callable[..., Tensor]], Callable[..., Tensor]]
+
+
+def operator_of(layer: Layer, operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The operator as it is: attention to the same tokens."""
+    return operator
 
 
 class Network(nn.Module):
@@ -107,7 +113,16 @@ class Network(nn.Module):
         matrices  those to use instead of the banks', as `matrices()` gives them
         """
         rotary = rotary_tables(self.settings, tokens.shape[1], tokens.device, self.activation)
-        stream = self.run_layers(self.embed(tokens), tokens, self.layers, rotary, adapters=adapters, matrices=matrices)
+        bos = self.settings.document_bos
+        stream = self.run_layers(
+            self.embed(tokens),
+            tokens,
+            self.layers,
+            rotary,
+            adapters=adapters,
+            matrices=matrices,
+            attention_of=within_documents(tokens, bos) if bos >= 0 else operator_of,
+        )
         return rms_norm(stream.leaving())
 
     def head(self, hidden: Tensor, adapters: Adapters | None = None) -> Tensor:
@@ -175,7 +190,7 @@ class Network(nn.Module):
         *,
         adapters: Adapters | None = None,
         matrices: Matrices | None = None,
-        attention_of: AttentionOf = lambda layer, attention: attention,
+        attention_of: AttentionOf = operator_of,
     ) -> Stream:
         """What leaves the last of `layers`, which `stream` enters, for tokens (B, T) at the positions of `rotary`.
 

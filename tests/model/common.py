@@ -40,6 +40,7 @@ LANES = dataclasses.replace(
     gate_inputs=5,
     gate_scale=0.5,
     smear_inputs=7,
+    document_bos=1,
 )
 SHALLOW = dataclasses.replace(EVERYTHING, layers=2, recurrence=(0,), value_embedding_layers=(1, 2), xsa_last=2, hyper_layers=1)
 
@@ -69,6 +70,7 @@ def facts(settings):
         "lanes_from": settings.lanes_from,
         "gate_scale": settings.gate_scale,
         "bos": settings.smear_bos,
+        "document_bos": settings.document_bos,
         "heads": settings.heads,
         "kv_heads": settings.kv_heads,
         "order": order,

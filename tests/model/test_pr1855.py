@@ -20,6 +20,7 @@ from pgolf.model import (
     unbank,
     untie,
 )
+from pgolf.model.documents import document_bounds
 from tests import transcription
 from tests.model.common import LANES, error, facts, random_model, randomise, tokens
 from tests.model.test_adapters import filled
@@ -37,7 +38,7 @@ LOOPED = [0, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10]
 # written down from the record, not read from the preset
 FACTS = {
     "order": LOOPED, "xsa_from": 0, "value_layers": (), "reference_length": 1_000_000, "loops": True, "lanes_from": 8,
-    "gate_scale": 0.5,
+    "gate_scale": 0.5, "document_bos": 1,
 }  # fmt: skip
 
 
@@ -114,8 +115,8 @@ def test_two_graphs():
 
 @torch.no_grad()
 def test_in_pieces_of_layers_and_positions():
-    """Keys and values of seventeen executed layers are kept apart, whatever their number of blocks."""
-    model = random_model(LANES, dtype=torch.float64).eval()
+    """Keys and values of every executed layer are kept apart, whatever the number of blocks; a row is one document."""
+    model = random_model(dataclasses.replace(LANES, document_bos=-1), dtype=torch.float64).eval()
     given = tokens(2, 30)
     given[:, 17] = 1
     cached = KVCachedNetwork(model, 30)
@@ -131,9 +132,33 @@ def test_in_pieces_of_layers_and_positions():
     torch.testing.assert_close(torch.cat(parts, 1), model.logits(given), rtol=1e-10, atol=1e-10)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("operators", ["kernels", "reference"])
+def test_a_document_knows_nothing_of_the_one_before(operators):
+    """What comes before it in the row does not matter, nor whether anything does."""
+    model = random_model(dataclasses.replace(LANES, rope_reference_length=40), dtype=torch.float64).eval()
+    model.operators = operators
+    given = tokens(3, 40)
+    given[:, 25] = 1
+    other = given.clone()
+    other[:, 3:25] = (given[:, 3:25] + 7) % 61
+    found, changed = model.logits(given), model.logits(other)
+    torch.testing.assert_close(found[:, 25:], changed[:, 25:], rtol=1e-12, atol=1e-12)
+    assert (found[:, 3:25] - changed[:, 3:25]).abs().amax() > 1e-2
+    alone = model.logits(given[1:2, 25:])
+    torch.testing.assert_close(found[1:2, 25:], alone, rtol=1e-10, atol=1e-10)
+
+
+def test_bounds_of_documents():
+    given = torch.tensor([[5, 1, 1, 7], [1, 5, 6, 1]])
+    assert document_bounds(given, 1).tolist() == [0, 1, 2, 4, 7, 8, 8, 8, 8]
+    assert document_bounds(torch.full((2, 3), 1), 1).tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
 def test_the_decoder_gives_the_same_bits_however_tokens_arrive():
     model = random_model(LANES)
     given = tokens(2, 70)
+    given[:, 35], given[:, 60] = 1, 1
     stepped, whole = Decoder(model, 2, 70), Decoder(model, 1, 70)
     steps = [stepped.step(given[:, t]) for t in range(70)]
     assert torch.equal(whole.prefill(given[1:]), steps[-1][1:])

@@ -131,6 +131,7 @@ SWITCHES = {
     "gate_inputs": dict(gate_inputs=7),
     "gate_scale": dict(gate_inputs=5, gate_scale=0.5),
     "smear_inputs": dict(smear_inputs=7),
+    "documents apart": dict(document_bos=1),
     "smear without a mask": dict(smear_inputs=7, smear_bos=-1, smear=False),
     "one layer": dict(layers=1, value_embedding_layers=(0,)),
 }

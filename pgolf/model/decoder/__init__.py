@@ -76,7 +76,7 @@ class Decoder:
             part = tokens[:, start : start + size]
             last = np.arange(1, len(rows) + 1) * part.shape[1] - 1 if start + size >= count else np.empty(0, np.int64)
             out = logits if len(last) else np.empty((0, logits.shape[1]), np.float32)
-            at = self._places(chosen, part.shape[1])
+            at = self._places(chosen, part)
             advance(self._weights, self._state, self._adapters, part.reshape(-1), at, last, out)
             self.positions[chosen] += part.shape[1]
         return logits
@@ -122,14 +122,20 @@ class Decoder:
         self._reach(position)
         self.positions[row] = position - len(known)
         if len(known):
-            embed_only(self._weights, self._state, self._adapters, known, self._places(np.array([row]), len(known)))
+            embed_only(self._weights, self._state, self._adapters, known, self._places(np.array([row]), known[None]))
         self.positions[row] = position
 
     # ---- how it works
 
-    def _places(self, rows: np.ndarray, count: int) -> Places:
-        positions = (self.positions[rows][:, None] + np.arange(count)).reshape(-1)
-        return Places(np.repeat(rows, count), positions, np.repeat(self.first[rows], count))
+    def _places(self, rows: np.ndarray, tokens: np.ndarray) -> Places:
+        """Of the next tokens (R, n); where documents are kept apart, each attends to its own document alone."""
+        positions = self.positions[rows][:, None] + np.arange(tokens.shape[1])
+        first = np.broadcast_to(self.first[rows][:, None], tokens.shape)
+        if self.settings.document_bos >= 0:
+            begins = np.where(tokens == self.settings.document_bos, positions, 0)
+            first = np.maximum.accumulate(np.maximum(begins, first), 1)
+            self.first[rows] = first[:, -1]
+        return Places(np.repeat(rows, tokens.shape[1]), positions.reshape(-1), first.reshape(-1))
 
     def _reach(self, positions: int) -> None:
         """Rotary tables for so many positions."""
