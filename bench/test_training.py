@@ -67,7 +67,7 @@ def test_adapters_step(bench, preset, rank):
         f"adapters' step of {preset}, {size[0]} x {size[1]:,}, rank {rank}",
         {"ours": ours, "plain torch": plain},
         per_call=(size[0] * size[1], "tokens/s"),
-        min_speedup={"plain torch": 2.0 if bench.device == "cuda" else 0.75},
+        min_speedup={"plain torch": 2.0 if bench.device == "cuda" else 0.8},
         capture=False,
     )
     bench.keep(line)

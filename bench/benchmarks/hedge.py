@@ -2,7 +2,7 @@
 
 import torch
 
-from bench.benchmarks.registry import FORWARD, Benchmark, Place, benchmark
+from bench.benchmarks.registry import FORWARD, Benchmark, Place, benchmark, on_gpu_only
 from pgolf.kernels import HedgeMixer, logit_stats
 from pgolf.kernels.hedge import launch, reference
 from pgolf.kernels.logit_stats.launch import traffic_forward
@@ -93,7 +93,8 @@ def counting_benchmark(place: Place, form: str, tokens: int, vocabulary: int):
         trigram.scatter_add_(0, reference.trigram_bucket(before, previous, buckets) * vocabulary + y, one[2:])
         return (unigram > 0).float()
 
-    peer, min_speedup = "submissions' scatter_add", {"submissions' scatter_add": 1.0 if place.on_gpu else 0.2}
+    peer = "submissions' scatter_add"
+    min_speedup = on_gpu_only(place, {peer: 1.0})
     return Benchmark(ours, {peer: theirs}, launch.traffic_count(tokens), (tokens, "tokens/s"), min_speedup=min_speedup)
 
 

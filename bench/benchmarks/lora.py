@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from bench.benchmarks.registry import BOTH, Benchmark, Place, alike, benchmark, compiled, first_peer, split
+from bench.benchmarks.registry import BOTH, Benchmark, Place, alike, benchmark, compiled, first_peer, on_gpu_only, split
 from pgolf.kernels import lora, lora_adam, lora_reset
 from pgolf.kernels.lora.reference import lora_reference
 
@@ -24,7 +24,7 @@ def lora_benchmark(place: Place, form: str, docs: int, length: int, width: int, 
     if form == BOTH:
         moved += e * (rows * (2 * width + 2 * out + 3 * rank) + width * out + 2 * docs * rank * (width + out))
         flops += 2 * rows * (width * out + 2 * rank * (width + out))
-    return Benchmark(ours, peers, (moved, flops), (rows, "tokens/s"), min_speedup=first_peer(place, peers, 0.75))
+    return Benchmark(ours, peers, (moved, flops), (rows, "tokens/s"), min_speedup=first_peer(place, peers, 0.8))
 
 
 LORA = {
@@ -62,7 +62,7 @@ def _(place, form, docs, sites, width, rank):
 
     elements = sum(math.prod(shape) for shape in shapes)
     peer, work = "torch.optim.Adam(fused)", (28 * elements, 16 * elements)
-    return Benchmark(ours, {peer: fused}, work, (elements, "weights/s"), min_speedup={peer: 0.9 if place.on_gpu else 0.01})
+    return Benchmark(ours, {peer: fused}, work, (elements, "weights/s"), min_speedup=on_gpu_only(place, {peer: 0.9}))
 
 
 @benchmark("LoRA's fresh start", tiny=(2, 2, 16, 2), cpu=(8, 8, 192, 8), full=(64, 33, 512, 80), forms=("step",))
@@ -86,4 +86,4 @@ def _(place, form, docs, sites, width, rank):
 
     peer, written = "copy_ and zero_", 4 * sum(tensor.numel() for tensor in (*a, *b, *first, *second))
     work = written, written // 4
-    return Benchmark(ours, {peer: plain}, work, (written / 4, "weights/s"), min_speedup={peer: 1.0 if place.on_gpu else 0.2})
+    return Benchmark(ours, {peer: plain}, work, (written / 4, "weights/s"), min_speedup=on_gpu_only(place, {peer: 1.0}))

@@ -7,7 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.benchmarks.registry import BOTH, FORWARD, Benchmark, Place, alike, benchmark, not_installed, split, without_gpu
+from bench.benchmarks.registry import (
+    BOTH,
+    FORWARD,
+    Benchmark,
+    Place,
+    alike,
+    benchmark,
+    not_installed,
+    on_gpu_only,
+    split,
+    without_gpu,
+)
 from pgolf.kernels import PackedMatrix, expand, packed_matmul
 from pgolf.kernels.packed import launch as packed_launch
 from pgolf.kernels.packed import reference as packed_reference
@@ -39,7 +50,7 @@ def packed_benchmark(place: Place, form: str, tokens: int, rows: int, columns: i
     if form == BOTH:
         more = packed_launch.traffic_backward(tokens, rows, columns, bits, place.element)
         moved, flops = moved + more[0], flops + more[1]
-    gate = {first: min_speedup} if place.on_gpu else {first: 0.005}
+    gate = on_gpu_only(place, {first: min_speedup})
     min_roofline = 0.7 if tokens == 1 and rows * columns >= 1 << 26 else 0.0
     return Benchmark(ours, others, (moved, flops), (tokens, "rows/s"), absent, gate, min_roofline)
 
@@ -93,7 +104,7 @@ def _(place, form, rows, columns):
     if place.on_gpu:
         peers = {"codes in int8, torch.compile": torch.compile(eager, fullgraph=True, dynamic=False)}
     work = packed_launch.traffic_expand(rows, columns, 6, place.element)
-    min_speedup = {next(iter(peers)): 0.9 if place.on_gpu else 0.02}
+    min_speedup = on_gpu_only(place, {next(iter(peers)): 0.9})
     ours = lambda: expand(packed, place.dtype)
     return Benchmark(ours, peers, work, (rows * columns, "weights/s"), min_speedup=min_speedup, min_roofline=0.8)
 

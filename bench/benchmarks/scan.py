@@ -48,9 +48,7 @@ def _(place, form, batch, length, heads, groups, width, size):
     if form == BOTH:
         traffic += [scan_launch.traffic_states(*shape), scan_launch.traffic_chunks(*shape)]
     work = tuple(map(sum, zip(*traffic, strict=True)))
-    return Benchmark(
-        ours, peers, work, (batch * length, "tokens/s"), absent=absent, min_speedup=first_peer(place, peers, 0.75)
-    )
+    return Benchmark(ours, peers, work, (batch * length, "tokens/s"), absent=absent, min_speedup=first_peer(place, peers, 0.8))
 
 
 def mamba_ssm_scan(v, b, c, dt, a):

@@ -41,6 +41,13 @@ def test_full_size(entry, no_compiler):
             assert benchmark.work[0] > 1.5 * forward[0] and benchmark.work[1] > 1.3 * forward[1]
 
 
+@pytest.mark.parametrize("entry", [entry for entry in BENCHMARKS if "cpu" in entry.shapes], ids=lambda entry: entry.name)
+def test_a_gate_on_a_cpu_can_fail(entry):
+    """One that asks for less than 0.8 of a peer's speed is none."""
+    benchmark = entry.build(Place("cpu", "tiny"), entry.forms[0], *entry.shapes["tiny"])
+    assert all(speedup >= 0.8 for speedup in benchmark.min_speedup.values())
+
+
 def entry_work(entry):
     with FakeTensorMode(allow_non_fake_inputs=True):
         return entry.build(FullSize("cpu", "full"), FORWARD, *entry.shapes["full"]).work
