@@ -14,7 +14,7 @@ from pgolf.artifact.code import make_script, requirements
 from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.rounding import FORMS
 from pgolf.config import Settings, read_toml, to_toml
-from pgolf.files import write_whole
+from pgolf.files import atomic_folder, write_whole
 from pgolf.folder import FolderError, RunFolder
 from pgolf.significance import welch
 from pgolf.summary import Summary
@@ -59,13 +59,13 @@ def export(runs: Sequence[str | Path], out: str | Path, about: Submission, basel
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise FolderError(f"{out} is not empty; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "train_gpt.py", script)
-    write_whole(out / "requirements.txt", "\n".join(requirements(settings)) + "\n")
-    write_whole(out / "submission.json", json.dumps(record, indent=2) + "\n")
-    write_whole(out / "README.md", _readme(record, settings, summaries, result, significance))
-    for folder, seed in zip(folders, seeds, strict=True):
-        shutil.copyfile(folder.log, out / f"train_seed{seed}.log")
+    with atomic_folder(out) as staging:
+        write_whole(staging / "train_gpt.py", script)
+        write_whole(staging / "requirements.txt", "\n".join(requirements(settings)) + "\n")
+        write_whole(staging / "submission.json", json.dumps(record, indent=2) + "\n")
+        write_whole(staging / "README.md", _readme(record, settings, summaries, result, significance))
+        for folder, seed in zip(folders, seeds, strict=True):
+            shutil.copyfile(folder.log, staging / f"train_seed{seed}.log")
     print(_size_line(record))
     for line in significance:
         print(line)
