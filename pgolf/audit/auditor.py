@@ -17,6 +17,7 @@ from pgolf.audit.external import ExternalScorer, Processes, ScorerFailed
 from pgolf.audit.interface import SIZE_LIMIT, AuditError
 from pgolf.audit.sandbox import isolation, note
 from pgolf.audit.trials import Effort, OneScorer, Subject, Trials, run_trials
+from pgolf.evaluation.stream import StreamError
 
 # the record, replays, C2, C1, C3, C4, isolation, bytes, sandbox, size, clocks, repetition, data, seeds
 ORDER = "F1 F2 P1 P2 N1 N2 N3 N4 N5 N5b C1a C1b C1c C1d C3 C4 D1 B1 A1 A2 T1 R1 L1 S".split()
@@ -140,6 +141,11 @@ def audit_external(
         failure = ""
     except ScorerFailed as error:
         failure = str(error)
+    except StreamError as error:
+        # the guard of the stream, which the scorer itself uses, has stopped it
+        failure = ""
+        title = checks.CHECKS["C3"][1]
+        findings.append(Finding("C3", "C3", title, "score", "refused by the guard", False, f"{error}."))
     findings += claim_checks.findings(scorer.claims, tokens)
     if byte_counts is None and scorer.claims.bytes_of is not None:
         byte_counts = np.asarray(scorer.claims.bytes_of(tokens))
@@ -210,7 +216,9 @@ def alone(scorer: Processes, tokens: np.ndarray, failure: str) -> Finding:
     """What its processes opened and connected to, beside its own files."""
     title = "alone with its files, it scores"
     if failure:
-        return Finding("A1", "sandbox", title, "all", "no score", False, f"In a sandbox it gives no score: {failure}")
+        return Finding(
+            "A1", "sandbox", title, "all", "no score", False, f"In a sandbox it gives no score: {failure.rstrip('.')}."
+        )
     if scorer.connected:
         figure = f"{len(scorer.connected)} connections"
         says = f"In a sandbox it reached out: {', '.join(sorted(scorer.connected)[:3])}."

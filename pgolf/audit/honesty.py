@@ -43,6 +43,8 @@ def honest_row(folder: RunFolder, dataset: Dataset, decoded: int) -> dict:
         proof = decode_run(folder, dataset, decoded, lambda name, share: None)
         tokens = np.asarray(dataset.val_tokens())[: decoded + 1]
         spelt = int(dataset.tokenizer.byte_table.count(tokens[:-1], tokens[1:]).sum())
+        if proof["real_bits"] is None:
+            raise AuditError(f"{folder.path}: {proof['said']}")
         row["decoded"] = {**proof, "bytes": spelt, "bpb": proof["real_bits"] / spelt}
     return row
 

@@ -11,9 +11,16 @@ or, token by token, a class of which a new object is made for every stream:
         def predict(self) -> (V,) log-probabilities      # of the next token, which it has not seen
         def observe(self, token): ...                    # the token that came; the stream's first one comes before any predict
 
-`python -m pgolf.run audit --scorer FILE_OR_MODULE:NAME` and `audit(...)` take either. What a submission says beside its
-scores (bytes, seconds, files, documents) goes into its `claims`; what it does not claim cannot be checked, and the test
-says so.
+`python -m pgolf.run audit --scorer FILE_OR_MODULE:NAME` and `audit(...)` take either. The first form has to give the whole
+distribution at every target in `probes`, and to work on a prefix of a stream: a replay asks for one target with nothing but a
+random symbol after its past, and `total` still says how long the whole stream is. What it gives may depend on the tokens
+before the target, on `total` and on its own files, on nothing else.
+
+An external scorer runs in fresh processes that see the Python code beside it, the files and folders named in `may_read` (16 MB
+at most) and installed libraries; /tmp is empty, there is no network, and only its arrays come out.
+
+What a submission says beside its scores (bytes, seconds, files, documents) goes into its `claims`; what it does not claim
+cannot be checked, and the test says so. The limits are the challenge's: a claim can tighten them, not loosen them.
 
 Positions are those of targets: target i is token i + 1 of a stream, and is predicted from tokens 0..i.
 """
@@ -44,8 +51,8 @@ class Scored:
     nats: np.ndarray
     """(n,) float64: the cost of each target"""
     distributions: Mapping[int, np.ndarray] = field(default_factory=dict)
-    """At each probed target, (V,): the log-probability of every symbol, of which the target's cost was read off. A scorer
-    that has no such vector leaves it empty."""
+    """At each probed target, (V,): the log-probability of every symbol, of which the target's cost was read off. Without
+    them nothing proves the costs, and the audit fails."""
     events: Sequence[tuple] | None = None
     """What happened, in order: ("commit", start, stop) when the costs of targets start..stop-1 became final, and
     ("learn", start, stop) when these targets changed any state that scores. None: it keeps no log."""
@@ -90,7 +97,7 @@ class Claims:
     across: Sequence[str] = ()
     """Predictors that do learn from one document to the next."""
     noise: float = 0.0
-    """By how many nats the same target may differ between two runs of the same."""
+    """By how many nats the same target may differ between two runs of the same; NOISE_CAP at most."""
     may_read: Sequence[str] | None = None
     """The files that are open to it while it scores, beside installed libraries and its own code; folders count for all in
     them."""

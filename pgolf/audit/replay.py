@@ -29,6 +29,7 @@ from pgolf.audit.bounds import draw_order, upper_bound
 from pgolf.audit.checks.base import Finding
 from pgolf.audit.external import Processes, ScorerFailed, ScorerProcess, whole_stream
 from pgolf.audit.interface import NOISE_CAP, AuditError
+from pgolf.evaluation.stream import StreamError
 
 CONFIDENCE = 0.99
 UNIFORM_SHARE = 1e-4
@@ -277,7 +278,7 @@ def replay(
                 counted[0] += 1
                 if counted[0] % 32 == 0:
                     progress("replaying the claim", counted[0] / total)
-        except AuditError as error:
+        except (AuditError, StreamError) as error:
             found.failed = str(error)
         finally:
             scorer.finish(process)
@@ -348,7 +349,7 @@ def findings_of(replayed: Replayed, noise: float, result: str = "score") -> Sequ
     worse = int((losses > allowed).sum())
     figure = f"{len(losses):,} replays, {worse:,} below their claim, at most {loss:.2g} nats"
     if replayed.failed:
-        first = Finding("P1", "C1", title, result, figure, False, f"A replay gives no score: {replayed.failed}")
+        first = Finding("P1", "C1", title, result, figure, False, f"A replay gives no score: {replayed.failed.rstrip('.')}.")
     elif worse:
         says = f"From its past alone, target {target:,} costs {loss:.2f} nats more than the score claims for it."
         first = Finding("P1", "C1", title, result, figure, False, says)

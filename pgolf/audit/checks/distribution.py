@@ -123,6 +123,11 @@ def coins(trials: Trials, result: str, claims: Claims) -> Verdict:
     surplus = -float(gains.sum())
     figure = f"{surplus / math.log(2):+,.0f} bits over n ln V, {len(gains):,} symbols"
     allowed = COIN_NATS + math.log(RESTARTS)
+    # whatever it wastes elsewhere: V p has the mean one at every place, given the past, so a bet on more wins nothing
+    won = evidence_of(np.exp(np.minimum(gains, 700.0)))
+    if best <= allowed and won > COIN_NATS:
+        says = f"Some symbols of noise are priced below their worth; by luck this happens once in {odds(won)}."
+        return figure, False, says
     if best <= allowed:
         return figure, True, "Uniform noise costs it at least what noise must cost any code."
     saved = best / math.log(2)
@@ -151,13 +156,18 @@ def _betting(trial, result: str, what: str, figure_of) -> Verdict:
         return "not a number", False, f"The cost of some symbols {what} is not a number."
     ratio = np.exp(np.minimum(log_ratio, 700.0))
     error = float(ratio.std() / math.sqrt(len(ratio)))
-    wins = [float(np.log1p(stake * (ratio - 1)).sum()) for stake in STAKES]
-    evidence = float(np.logaddexp.reduce(wins)) - math.log(len(STAKES))
+    evidence = evidence_of(ratio)
     figure = figure_of(f"{float(ratio.mean()):.3g} ± {error:.2g}")
     if evidence <= BET_NATS:
         return figure, True, f"The {len(ratio)} symbols {what} are not priced below their worth."
     says = f"The {len(ratio)} symbols {what} cost less than in any code; by luck this happens once in {odds(evidence)}."
     return figure, False, says
+
+
+def evidence_of(ratio: np.ndarray) -> float:
+    """The logarithm of what bets of several stakes against ratios of the mean one have won together."""
+    wins = [float(np.log1p(stake * (ratio - 1)).sum()) for stake in STAKES]
+    return float(np.logaddexp.reduce(wins)) - math.log(len(STAKES))
 
 
 def odds(nats: float) -> str:

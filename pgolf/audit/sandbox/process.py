@@ -1,6 +1,7 @@
 """What a sandboxed process may see, how it is started, and what it was seen doing."""
 
 import functools
+import importlib.util
 import json
 import os
 import platform
@@ -170,7 +171,8 @@ class Sandbox:
         """What the process did until now; complete once it has ended."""
         if self.watch is None:
             return Observed((), ())
-        opened = sorted(path for path in self.watch.opened if self._foreign(path))
+        # an import looks for its compiled form, which is not there
+        opened = sorted(path for path in self.watch.opened if self._foreign(path) and self._foreign(source_of(path)))
         return Observed(tuple(opened), tuple(sorted(self.watch.connected)))
 
     def complaint(self) -> str:
@@ -206,6 +208,14 @@ class Sandbox:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+def source_of(path: str) -> str:
+    """The module of a compiled one; any other path as it is."""
+    try:
+        return importlib.util.source_from_cache(path)
+    except ValueError:
+        return path
 
 
 def _import_folders(files: Sequence[str]) -> list[str]:
