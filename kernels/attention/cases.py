@@ -3,9 +3,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import triton
 
 from pgolf.kernels.attention import gpu, launch
-from pgolf.kernels.compile import Case
+from pgolf.kernels.compile import NARROW, SERIALISED, Case
 from pgolf.kernels.launch import Launch
 
 BATCH, LENGTH, HEADS, KV_HEADS = 48, 2048, 8, 4
@@ -15,6 +18,10 @@ SHAPE = f"B={BATCH} T={LENGTH} H={HEADS} Hkv={KV_HEADS}"
 FLOAT32 = ("p_a", "p_lse", "p_delta", "p_gate", "p_dgate")
 INT32 = ("p_start", "p_end", "p_cu")
 SCALARS = ("scale", "scale2", "floor")
+# dK and dV stay in flight over the end of an iteration, and Triton 3.6 copies their registers meanwhile (C7515); it also
+# gives each thread its own load of lse and delta
+OF_TRITON_36 = {SERIALISED: "at every tiling that loads ahead", NARROW: "lse and delta are one number a row"}
+BY_TRITON = OF_TRITON_36 if triton.__version__ < "3.7" else {}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Form:
 
 
 def _case(
-    kernel, name: str, dtype: str, constants: dict[str, object], chosen: Launch, traffic: tuple[int, int], **more
+    kernel: Any, name: str, dtype: str, constants: dict[str, object], chosen: Launch, traffic: tuple[int, int], **more: Any
 ) -> Case:
     """Types follow from the arguments' names."""
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
@@ -98,8 +105,8 @@ def backward_kv(form: Form, capability: int) -> Case:
     constants = {**form.constants, **form.edges, "XSA": form.xsa, **form.absent()}
     chosen = launch.launch_attention_bwd_kv(form.dim, form.bits, capability)
     traffic = launch.traffic_attention_bwd_kv(TOKENS, PAIRS, *form.shape, form.xsa)
-    name = f"backward kv {form.name}"
-    return _case(gpu.attention_bwd_kv_kernel, name, form.dtype, constants, chosen, traffic, matmul=form.bits == 16)
+    name, more = f"backward kv {form.name}", {"matmul": form.bits == 16, "accepts": BY_TRITON}
+    return _case(gpu.attention_bwd_kv_kernel, name, form.dtype, constants, chosen, traffic, **more)
 
 
 def backward_q(form: Form, capability: int) -> Case:
@@ -139,5 +146,6 @@ def compile_cases(capability: int) -> list[Case]:
         *xsa(Form(dim=96, gate=True)),
     ]
     bounds = launch.launch_document_bounds()
-    cases.append(_case(gpu.document_bounds_kernel, "document bounds", "i32", {}, bounds, (8 * TOKENS, 0), max_registers=64))
+    more: dict[str, Any] = {"max_registers": 64, "accepts": {NARROW: "a binary search reads one boundary a token"}}
+    cases.append(_case(gpu.document_bounds_kernel, "document bounds", "i32", {}, bounds, (8 * TOKENS, 0), **more))
     return cases

@@ -19,10 +19,15 @@ from torch import Tensor
 
 from pgolf.kernels.launch import capability_of, nearest
 
-# Best first, per capability; chosen by reasoning, unmeasured. On Hopper FlashAttention-3's backward is far enough ahead
-# to pay for the separate pass of XSA; on Ampere and Blackwell FlashAttention-2 is not, once XSA and documents (whose
-# empty tiles it launches, knowing no longer bound than T) are counted. SDPA comes last: it has no document mask of its own.
-PREFERENCE = {80: ("triton", "fa2", "sdpa"), 90: ("fa3", "triton", "fa2", "sdpa"), 100: ("triton", "fa2", "sdpa")}
+# Best first, per capability; chosen by reasoning, unmeasured. On Hopper the backward of FlashAttention-3 and of cuDNN is far
+# enough ahead to pay for the separate pass of XSA; on Ampere and Blackwell FlashAttention-2 is not, once XSA and documents
+# (whose empty tiles it launches, knowing no longer bound than T) are counted. SDPA comes last: it has no document mask of
+# its own, and neither has cuDNN behind it, which therefore is for neither documents nor windows.
+PREFERENCE = {
+    80: ("triton", "fa2", "sdpa"),
+    90: ("fa3", "cudnn", "triton", "fa2", "sdpa"),
+    100: ("triton", "fa2", "sdpa"),
+}
 FLASH = {
     "fa3": "FlashAttention-3: either flash_attn_interface, or Hugging Face's kernels and its kernels-community/flash-attn3",
     "fa2": "FlashAttention-2: pip install flash-attn",
@@ -33,9 +38,10 @@ DENSE_LENGTH = 512
 LOADED: dict[str, ModuleType] = {}
 
 
-def choose_core(capability: int, dtype: torch.dtype, head_dim: int, installed: Iterable[str]) -> str:
-    """The first entry of `PREFERENCE` that is installed and takes this dtype and head dim."""
-    installed = set(installed)
+def choose_core(capability: int, dtype: torch.dtype, head_dim: int, installed: Iterable[str], masked: bool = False) -> str:
+    """The first entry of `PREFERENCE` that is installed and takes this dtype and head dim, and documents or a window where
+    `masked`."""
+    installed = set(installed) - ({"cudnn"} if masked else set())
     return next(core for core in nearest(PREFERENCE, capability) if core in installed and usable(core, dtype, head_dim))
 
 
@@ -43,16 +49,18 @@ def usable(core: str, dtype: torch.dtype, head_dim: int) -> bool:
     """Does this core take such tensors on a GPU?"""
     if core == "triton":
         return dtype in (torch.float32, torch.float16, torch.bfloat16) and head_dim in (16, 32, 64, 128)
+    if core == "cudnn":
+        return dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 128
     if core in FLASH:
         return dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
     return True
 
 
-def best_core(q: Tensor) -> str:
-    """The core that `attention` uses for such a q when it is asked for none."""
+def best_core(q: Tensor, masked: bool = False) -> str:
+    """The core that `attention` uses for such a q when it is asked for none; `masked`: with documents or a window."""
     if q.device.type != "cuda":
         return "dense" if q.dtype in (torch.bfloat16, torch.float16) and q.shape[1] <= DENSE_LENGTH else "sdpa"
-    return choose_core(capability_of(q.device), q.dtype, q.shape[3], installed_cores().split())
+    return choose_core(capability_of(q.device), q.dtype, q.shape[3], installed_cores().split(), masked)
 
 
 def _constant(form: Any) -> Any:
@@ -66,7 +74,8 @@ def _constant(form: Any) -> Any:
 @_constant
 def installed_cores() -> str:
     """The cores that this machine has, in one string: a list would be no constant of a compiled graph."""
-    return "triton sdpa" + "".join(f" {core}" for core in FLASH if flash_module(core) is not None)
+    cudnn = " cudnn" if torch.backends.cudnn.is_available() else ""
+    return "triton sdpa" + cudnn + "".join(f" {core}" for core in FLASH if flash_module(core) is not None)
 
 
 @_constant
@@ -144,6 +153,15 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, window: int
         attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True if q.shape[2] != k.shape[2] else False,
     )  # fmt: skip
     return y.transpose(1, 2)
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The same with cuDNN's kernels first; torch takes its others where cuDNN refuses."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, *others], set_priority=True):
+        return sdpa(q, k, v, None, None, scale)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, window: int | None, scale: float) -> Tensor:

@@ -17,14 +17,15 @@ FORWARD: Table = {
 }
 BACKWARD_KV: Table = {
     80: {16: {64: (32, 128, 8, 2), 128: (32, 64, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 8, 2)}},
-    90: {16: {64: (32, 128, 8, 2, 128), 128: (32, 128, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 8, 2)}},
+    90: {16: {64: (64, 128, 8, 2), 128: (32, 128, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 8, 2)}},
     100: {16: {64: (32, 128, 8, 2, 128), 128: (64, 128, 8, 2)}, 32: {64: (32, 32, 8, 2), 128: (16, 16, 8, 2)}},
 }
 BACKWARD_Q: Table = {
     80: {16: {64: (128, 64, 8, 2), 128: (128, 32, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (32, 16, 8, 2)}},
-    90: {16: {64: (128, 64, 8, 2, 128), 128: (128, 64, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (32, 16, 8, 2)}},
+    90: {16: {64: (64, 64, 4, 2), 128: (128, 64, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (32, 16, 8, 2)}},
     100: {16: {64: (128, 64, 8, 2, 128), 128: (128, 64, 8, 2)}, 32: {64: (32, 32, 4, 2), 128: (32, 16, 8, 2)}},
 }
+# On Hopper the backward kernels have no cap: with one of 128 registers ptxas serialises the products of dQ.
 # Elements of a tile (tokens x head dim) of the kernels that only stream, on eight warps: 16 per thread and tensor, which
 # keeps several blocks on a multiprocessor and enough loads in flight to cover the latency of memory.
 STREAMED = 4096

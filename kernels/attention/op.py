@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.attention import core as cores
 from pgolf.kernels.attention import reference
 from pgolf.kernels.attention.launch import (
@@ -18,6 +17,7 @@ from pgolf.kernels.attention.launch import (
     launch_xsa,
 )
 from pgolf.kernels.launch import capability_of, cdiv, implement, outside_graphs
+from pgolf.kernels.tensors import require_tensors
 
 LOG2E = math.log2(math.e)
 
@@ -55,6 +55,7 @@ def attention(
                          floats. On a CPU the same operator in plain torch
             "fa3"        FlashAttention-3 (flash_attn_interface, or through Hugging Face's kernels), then `xsa`
             "fa2"        FlashAttention-2 (flash_attn), then `xsa`
+            "cudnn"      torch's own with cuDNN's kernels first, then `xsa`; neither documents nor windows
             "sdpa"       torch's own, then `xsa`; with documents or a window it builds a (T, T) mask
             "dense"      two batched products around a softmax, (T, T) scores in q's dtype, then `xsa`
             "reference"  plain torch, (T, T) matrices
@@ -77,7 +78,7 @@ def attention(
     require_tensors("attention", {"q": q, "k": k, "v": v}, {"gate": gate, "cu_seqlens": cu_seqlens})
     _check_attention(q, k, v, gate, cu_seqlens, window, scale)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
-    core = core or cores.best_core(q)
+    core = core or cores.best_core(q, masked=cu_seqlens is not None or window is not None)
     if core == "reference":
         return reference.attention(q, k, v, xsa=xsa, gate=gate, cu_seqlens=cu_seqlens, window=window, scale=scale)
     if core == "triton":
@@ -87,12 +88,16 @@ def attention(
     with outside_graphs(f"pgolf.attention by {core}"):
         if core == "sdpa":
             y = cores.sdpa(q, k, v, cu_seqlens, window, scale)
+        elif core == "cudnn":
+            if cu_seqlens is not None or window is not None:
+                raise ValueError("attention: the cudnn core has neither documents nor windows; choose core='triton'")
+            y = cores.cudnn(q, k, v, scale)
         elif core == "dense":
             y = cores.dense(q, k, v, cu_seqlens, window, scale)
         elif core in cores.FLASH:
             y = cores.flash(core, q, k, v, cu_seqlens, window, scale)
         else:
-            raise ValueError(f"attention: no core {core!r}; there are triton, fa3, fa2, sdpa, dense and reference")
+            raise ValueError(f"attention: no core {core!r}; there are triton, fa3, fa2, cudnn, sdpa, dense and reference")
     if cu_seqlens is not None:
         inside = torch.arange(q.shape[1], device=q.device) < cu_seqlens[-1]
         y = torch.where(inside[:, None, None], y, 0)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.cross_entropy.launch import launch_forward, launch_rescale
 from pgolf.kernels.launch import cdiv, implement
+from pgolf.kernels.tensors import require_tensors
 
 REDUCTIONS = ("mean", "sum", "none")
 

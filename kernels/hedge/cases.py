@@ -1,6 +1,6 @@
 """Every configuration of the five-expert kernels to compile ahead of time."""
 
-from pgolf.kernels.compile import Case
+from pgolf.kernels.compile import NARROW, Case
 from pgolf.kernels.hedge import gpu
 from pgolf.kernels.hedge.launch import launch_chunk, launch_tokens, traffic_chunk, traffic_count, traffic_score
 
@@ -28,6 +28,7 @@ def _score(vocabulary: int) -> Case:
         bytes=moved,
         flops=flops,
         max_registers=64,
+        accepts={NARROW: "a token gathers single counts"},
     )
 
 
@@ -63,6 +64,7 @@ def _count(vocabulary: int) -> Case:
         bytes=moved,
         flops=flops,
         max_registers=64,
+        accepts={NARROW: "a token gathers single counts"},
     )
 
 

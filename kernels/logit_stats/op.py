@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.launch import capability_of, implement, next_power
 from pgolf.kernels.logit_stats.launch import launch_forward
-from pgolf.kernels.tensors import exact_dtype
+from pgolf.kernels.tensors import exact_dtype, require_tensors
 
 MOST_CANDIDATES = 128
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.launch import capability_of, cdiv, implement
 from pgolf.kernels.lora.launch import (
     CHUNK,
@@ -21,6 +20,7 @@ from pgolf.kernels.lora.launch import (
     rank_step,
 )
 from pgolf.kernels.lora.reference import lora_backward_reference, lora_reference
+from pgolf.kernels.tensors import require_tensors
 
 
 def lora(

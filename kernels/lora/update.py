@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.launch import cdiv, implement
 from pgolf.kernels.lora.launch import launch_update
 from pgolf.kernels.lora.reference import adam_reference
+from pgolf.kernels.tensors import require_tensors
 
 
 def lora_initial(

@@ -20,8 +20,10 @@ def _case(
     scalars: Mapping[str, str],
     rows: int,
     traffic: tuple[int, int],
+    depth: int | None = None,
 ) -> Case:
-    """`matrices` names the tile that each matrix is walked in; HALF is half of BN."""
+    """`matrices` names the tile that each matrix is walked in; HALF is half of BN. `depth` is the length of the sum whose end
+    a persistent kernel meets once in so many iterations."""
     tiles = {**chosen.tiles, "HALF": chosen.tiles["BN"] // 2}
     signature = dict(scalars)
     for matrix, (height, width) in matrices.items():
@@ -29,27 +31,30 @@ def _case(
         signature[matrix] = descriptor if tiles["TMA"] else f"*{kind}:16"
     constants = {key: value for key, value in SIZES.items() if key in kernel.arg_names}
     shape = f"T={rows} D={D} H={HIDDEN}"
-    return Case(kernel, f"{name} {kind}", signature, constants, chosen, shape, *traffic, matmul=True, max_registers=240)
+    rarely = tiles["BK"] / depth if depth else 1.0
+    return Case(
+        kernel, f"{name} {kind}", signature, constants, chosen, shape, *traffic, matmul=True, max_registers=240, rarely=rarely
+    )
 
 
 def up(kind: str, rows: int, capability: int) -> Case:
     matrices = {"x": ("BM", "BK"), "w_up": ("BN", "BK"), "s": ("BM", "HALF")}
     chosen, traffic = launch.launch_up(rows, HIDDEN, capability), launch.traffic_up(rows, D, HIDDEN)
     scalars = {"rows": "i32", "slope": "fp32"}
-    return _case(gpu.mlp_fwd_kernel_up, "fwd_up", kind, chosen, matrices, scalars, rows, traffic)
+    return _case(gpu.mlp_fwd_kernel_up, "fwd_up", kind, chosen, matrices, scalars, rows, traffic, D)
 
 
 def down(kind: str, rows: int, capability: int) -> Case:
     matrices = {"s": ("BM", "BK"), "w_down": ("BN", "BK"), "y": ("BM", "HALF")}
     chosen, traffic = launch.launch_down(rows, OUT, capability), launch.traffic_down(rows, HIDDEN, OUT)
-    return _case(gpu.mlp_fwd_kernel_down, "fwd_down", kind, chosen, matrices, {"rows": "i32"}, rows, traffic)
+    return _case(gpu.mlp_fwd_kernel_down, "fwd_down", kind, chosen, matrices, {"rows": "i32"}, rows, traffic, HIDDEN)
 
 
 def hidden(kind: str, rows: int, capability: int) -> Case:
     matrices = {"dy": ("BM", "BK"), "w_down": ("BK", "BN"), "s": ("BM", "HALF"), "d_pre": ("BM", "HALF")}
     chosen, traffic = launch.launch_hidden(rows, HIDDEN, capability), launch.traffic_hidden(rows, HIDDEN, OUT)
     scalars = {"rows": "i32", "slope": "fp32"}
-    return _case(gpu.mlp_bwd_kernel_hidden, "bwd_hidden", kind, chosen, matrices, scalars, rows, traffic)
+    return _case(gpu.mlp_bwd_kernel_hidden, "bwd_hidden", kind, chosen, matrices, scalars, rows, traffic, OUT)
 
 
 def w_down(kind: str, rows: int, capability: int) -> Case:

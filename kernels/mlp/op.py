@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.launch import Launch, capability_of, cdiv, implement, nearest
 from pgolf.kernels.mlp.launch import (
     MULTIPROCESSORS,
@@ -18,6 +17,7 @@ from pgolf.kernels.mlp.launch import (
     parts_of_rows,
     uses_kernels,
 )
+from pgolf.kernels.tensors import require_tensors
 
 
 def mlp(x: Tensor, w_up: Tensor, w_down: Tensor, slope: float = 0.5) -> Tensor:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.launch import capability_of, implement
 from pgolf.kernels.newton_schulz.launch import launch_symmetric, triangle, uses_kernel
+from pgolf.kernels.tensors import require_tensors
 
 # The quintic of Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/): it lifts small singular values fast and
 # leaves all of them between about 0.7 and 1.2.

@@ -1,6 +1,6 @@
 """Every configuration of the n-gram kernels to compile ahead of time."""
 
-from pgolf.kernels.compile import Case
+from pgolf.kernels.compile import BARRIERS, NARROW, Case
 from pgolf.kernels.ngram import gpu
 from pgolf.kernels.ngram.launch import (
     launch_evidence,
@@ -13,6 +13,7 @@ from pgolf.kernels.ngram.launch import (
 from pgolf.kernels.ngram.op import evidence_constants, mix_constants
 
 TOKENS = 65_536
+GATHERS = {NARROW: "a token gathers single counts"}
 
 
 def compile_cases(capability: int) -> list[Case]:
@@ -44,6 +45,7 @@ def _evidence(orders: tuple[int, ...], shared: bool = False, grouped: bool = Fal
         bytes=moved,
         flops=flops,
         max_registers=128,
+        accepts=GATHERS,
     )
 
 
@@ -59,6 +61,7 @@ def _mix(num_orders: int) -> Case:
         bytes=moved,
         flops=flops,
         max_registers=128,
+        accepts=GATHERS,
     )
 
 
@@ -75,6 +78,7 @@ def _mix_online(num_orders: int) -> Case:
         bytes=moved,
         flops=flops,
         max_registers=128,
+        accepts=GATHERS | {BARRIERS: "token by token: the next one reads what this one wrote"},
     )
 
 

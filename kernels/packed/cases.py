@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pgolf.kernels.compile import Case
+from pgolf.kernels.compile import NARROW, SERIALISED, Case
+from pgolf.kernels.launch import cdiv
 from pgolf.kernels.packed import gpu, launch
 
 PLANES = {"words": "*i32:16", "halves": "*i16:16", "bytes": "*i8:16", "scales": "*fp32:16"}
@@ -33,6 +34,10 @@ def _sizes(cols: int) -> dict[str, str]:
     return dict.fromkeys(SIZES, "i32" if cols % 32 else "i32:16")
 
 
+def _accepts(cols: int) -> dict[str, str]:
+    return {NARROW: "rows that are no multiple of 32 columns begin at any byte"} if cols % 32 else {}
+
+
 def _case(kernel: Any, name: str, types: dict[str, str], constants: Mapping[str, object], *rest: Any, **more: Any) -> Case:
     """Named after its constants; arguments that this kernel does not have are dropped."""
     signature = {argument: kind for argument, kind in types.items() if argument in kernel.arg_names}
@@ -46,7 +51,9 @@ def gemv(cols: int, bits: int) -> Case:
     types = {"x": "*bf16:16", "y": "*bf16:16", **PLANES, **_sizes(cols), "one": "i32:16"}
     constants = {"BITS": bits, "REST": cols % 32 > 0}
     chosen, traffic = launch.launch_gemv(cols), launch.traffic_gemv(rows, cols, bits)
-    return _case(gpu.packed_gemv_kernel, "gemv bf16", types, constants, chosen, f"{rows}x{cols}", *traffic, max_registers=208)
+    grid = {"programs": cdiv(rows, chosen.tiles["BN"]), "iterations": 4 * cdiv(cols // 32, chosen.tiles["BU"])}
+    shape, more = f"{rows}x{cols}", {"max_registers": 208, "accepts": _accepts(cols), **grid}
+    return _case(gpu.packed_gemv_kernel, "gemv bf16", types, constants, chosen, shape, *traffic, **more)
 
 
 def product(kind: str, bits: int, rows: int, cols: int, tokens: int, capability: int) -> Case:
@@ -56,8 +63,12 @@ def product(kind: str, bits: int, rows: int, cols: int, tokens: int, capability:
     constants = {"BITS": bits, "REST": cols % 32 > 0, "PARTIAL": splits > 1}
     chosen, traffic = launch.launch_matmul(tokens, capability), launch.traffic_matmul(tokens, rows, cols, bits, splits=splits)
     most, shape = 208 if cols % 32 else 144, f"{tokens}x{rows}x{cols}"
-    name = f"matmul {kind}"
-    return _case(gpu.packed_matmul_kernel, name, types, constants, chosen, shape, *traffic, matmul=True, max_registers=most)
+    more = {
+        "matmul": True,
+        "max_registers": most,
+        "accepts": {**_accepts(cols), SERIALISED: "eight chained products of depth 16"},
+    }
+    return _case(gpu.packed_matmul_kernel, f"matmul {kind}", types, constants, chosen, shape, *traffic, **more)
 
 
 def backward(bits: int, tokens: int, capability: int) -> Case:

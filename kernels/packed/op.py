@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.launch import capability_of, cdiv, implement
 from pgolf.kernels.packed import reference
 from pgolf.kernels.packed.launch import (
@@ -21,6 +20,7 @@ from pgolf.kernels.packed.launch import (
     launch_reduce,
     matmul_splits,
 )
+from pgolf.kernels.tensors import require_tensors
 
 TWO_TO_23 = 0x4B000000  # as a float's bit pattern
 

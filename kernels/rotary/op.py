@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.launch import capability_of, cdiv, implement
 from pgolf.kernels.rotary.launch import launch_rotary
+from pgolf.kernels.tensors import require_tensors
 
 
 def rotary(

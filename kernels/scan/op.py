@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.launch import capability_of, cdiv, implement
 from pgolf.kernels.scan.launch import CHUNK, launch_chunks, launch_forward, launch_states, uses_kernels
 from pgolf.kernels.scan.reference import scan_chunked
+from pgolf.kernels.tensors import require_tensors
 
 
 def scan(v: Tensor, b: Tensor, c: Tensor, dt: Tensor, log_decay: Tensor) -> Tensor:

@@ -261,11 +261,25 @@ def test_an_absent_core_is_explained(core, monkeypatch):
     assert cores.installed_cores() == "triton sdpa"
 
 
+def test_cudnn_is_for_whole_sequences_and_traces_into_one_graph():
+    q, k, v, gate = inputs(dtype=torch.float32)
+    wanted = attention(q, k, v, xsa=True, gate=gate, core="reference")
+    assert_close(attention(q, k, v, xsa=True, gate=gate, core="cudnn"), wanted, 1e-5)
+    step = lambda q, k, v: attention(q, k, v, xsa=True, core="cudnn").sum()
+    assert_close(torch.compile(step, fullgraph=True, backend="aot_eager")(q, k, v), step(q, k, v), 1e-5)
+    for options in ({"window": 3}, {"cu_seqlens": boundaries(13)}):
+        with pytest.raises(ValueError, match="neither documents nor windows"):
+            attention(q, k, v, core="cudnn", **options)
+
+
 def test_choice_of_a_core():
-    everything = ("sdpa", "fa2", "triton", "fa3")
+    everything = ("sdpa", "fa2", "triton", "fa3", "cudnn")
     half = torch.bfloat16
     assert cores.choose_core(90, half, 64, everything) == "fa3"
     assert cores.choose_core(90, half, 64, ("sdpa", "triton")) == "triton"
+    assert cores.choose_core(90, half, 64, ("sdpa", "triton", "cudnn")) == "cudnn"
+    assert cores.choose_core(90, half, 64, ("sdpa", "triton", "cudnn"), masked=True) == "triton"
+    assert [cores.choose_core(newer, half, 64, everything) for newer in (86, 89, 103, 120)] == ["triton"] * 4
     assert cores.choose_core(80, half, 64, everything) == cores.choose_core(89, half, 64, everything) == "triton"
     assert cores.choose_core(80, half, 96, everything) == "fa2"
     assert cores.choose_core(120, torch.float32, 128, everything) == "triton"

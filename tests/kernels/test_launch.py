@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgolf.kernels.arguments import require_tensors
 from pgolf.kernels.launch import nearest, on_device_of_arguments
+from pgolf.kernels.tensors import require_tensors
 
 TABLE = {80: "Ampere", 90: "Hopper", 100: "Blackwell"}
 
