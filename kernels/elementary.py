@@ -10,7 +10,7 @@ from pgolf.kernels.jit import contracted_inlined
 
 
 @contracted_inlined
-def exp_below(x):
+def exp_below(x: float) -> float:
     """e^x for x <= 0, relative error under 1e-12; what is smaller than 1e-306 becomes 1e-306."""
     x = max(x, -706.0)
     shifted = x * 1.4426950408889634 + 6755399441055744.0
@@ -33,7 +33,7 @@ def exp_below(x):
 
 
 @contracted_inlined
-def log_normal(x):
+def log_normal(x: float) -> float:
     """log x for positive x that is neither denormal nor infinite, absolute error under 1e-12."""
     bits = np.float64(x).view(np.int64)
     # the exponent that leaves a mantissa between sqrt(1/2) and sqrt(2)

@@ -2,17 +2,20 @@
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+Part, Result = TypeVar("Part"), TypeVar("Result")
 
 # tokens of one span, for operators whose sums over tokens must not depend on the number of threads
 SPAN = 1024
 
 
-def in_parallel(work, parts):
+def in_parallel(work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
     """Run work(part) for each part; the interpreter's lock is free while numba computes. `work` should leave torch's own
     operators to the caller: in a thread of the pool they would start a second team of threads."""
     parts = list(parts)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -142,7 +143,7 @@ def launch(device: str | torch.device = "cpu", stage: str = "train") -> Iterator
         raise DistributedError(
             f"the ranks did not meet within {JOIN_SECONDS:.0f} s: {' '.join(str(error).split())[:200]}"
         ) from error
-    store = dist.PrefixStore(stage, store)
+    store: Any = dist.PrefixStore(stage, store)
     _join(store, rank, size, stage)
     backend, place = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     timeout = timedelta(seconds=COLLECTIVE_SECONDS)

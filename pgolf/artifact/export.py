@@ -17,7 +17,7 @@ from pgolf.config import Settings, read_toml, to_toml
 from pgolf.files import atomic_folder, write_whole
 from pgolf.folder import FolderError, RunFolder
 from pgolf.significance import welch
-from pgolf.summary import Summary
+from pgolf.summary import ArtifactSize, Scoring, Summary, Train
 
 # the challenge's bar for a record, which it gives in nats without saying of what
 RECORD_NATS = 0.005
@@ -47,9 +47,10 @@ def export(runs: Sequence[str | Path], out: str | Path, about: Submission, basel
         raise ArtifactError(f"two runs have the same seed {max(seeds, key=seeds.count)}; each must have its own")
     script = make_script(settings).encode()
     for folder, summary in zip(folders, summaries, strict=True):
-        if summary.artifact.code_bytes != len(script):
+        _, artifact, _ = _stages(summary)
+        if artifact.code_bytes != len(script):
             raise ArtifactError(
-                f"{folder.path} was packed with {summary.artifact.code_bytes:,} bytes of code, which are "
+                f"{folder.path} was packed with {artifact.code_bytes:,} bytes of code, which are "
                 f"{len(script):,} by now; pack and score it again"
             )
     result = _main_result(summaries)
@@ -95,6 +96,12 @@ def _finished(folder: RunFolder) -> Summary:
     return summary
 
 
+def _stages(summary: Summary) -> tuple[Train, ArtifactSize, Scoring]:
+    """The parts of a summary that `_finished` has seen."""
+    assert summary.train and summary.artifact and summary.scoring
+    return summary.train, summary.artifact, summary.scoring
+
+
 def _main_result(summaries: list[Summary]) -> str:
     """The predictor whose score is the runs' score: the one that each summary names as `main`, which scoring fixes before it
     has seen any text. Taking the best of several instead would be a choice made on the validation text."""
@@ -111,20 +118,20 @@ def _record(about: Submission, settings: Settings, summaries: list[Summary], res
     scores = [summary.score[result] for summary in summaries]
     results = {}
     for summary, score in zip(summaries, scores, strict=True):
-        train = summary.train
+        train, artifact, scoring = _stages(summary)
         results[str(summary.seed)] = {
             "val_loss": score.loss,
             "val_bpb": score.bpb,
-            "artifact_bytes": summary.artifact.total_bytes,
+            "artifact_bytes": artifact.total_bytes,
             "steps": train.steps,
             "step_avg_ms": 1000 * train.parts.get("steps", 0.0) / max(train.steps, 1),
             "train_time_s": train.seconds,
-            "eval_time_s": summary.scoring.seconds,
+            "eval_time_s": scoring.seconds,
             "scored_tokens": score.tokens,
             "scored_bytes": score.bytes,
             "partial": score.partial,
         }
-    models = [summary.artifact.model_bytes for summary in summaries]
+    models = [_stages(summary)[1].model_bytes for summary in summaries]
     sizes = [model + code_bytes for model in models]
     losses, bits = [score.loss for score in scores], [score.bpb for score in scores]
     return {
@@ -213,12 +220,12 @@ def _readme(record: dict, settings: Settings, summaries: list[Summary], result: 
     partial = any(one["partial"] for one in record["seed_results"].values())
     data = f"DATA_PATH={settings.data.path} " if settings.data.path else ""
     commands = "\n".join(f"    SEED={seed} {data}python train_gpt.py" for seed in record["seeds"])
-    train = mean(summary.train.seconds for summary in summaries)
-    scoring = mean(summary.scoring.seconds for summary in summaries)
-    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summaries[0].train.parts.items())
+    trains, artifacts, scorings = zip(*map(_stages, summaries), strict=True)
+    train, scoring = mean(one.seconds for one in trains), mean(one.seconds for one in scorings)
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in trains[0].parts.items())
     note = "\nThe scores cover only part of the validation stream.\n" if partial else ""
     compared = "\n## Against the baseline\n\n" + "\n".join(f"- {line}" for line in significance) + "\n" if significance else ""
-    sections = "".join(f"| {name} | {size:,} |\n" for name, size in summaries[0].artifact.parts.items())
+    sections = "".join(f"| {name} | {size:,} |\n" for name, size in artifacts[0].parts.items())
     return f"""# {record["name"]}
 
 {settings.description}

@@ -76,8 +76,8 @@ def statistics_of(
     if kept is not None and len(kept):
         chosen = logits[torch.from_numpy(kept).to(device)].detach()
         kept_logits = softcapped(chosen, softcap).float().cpu().numpy()
-    numbers = (array(x) for x in (-plain.target, used.target, used.entropy, used.candidates))
-    return Statistics(*numbers, rows, kept_logits=kept_logits)
+    nats, target, entropy, candidates = (array(x) for x in (-plain.target, used.target, used.entropy, used.candidates))
+    return Statistics(nats, target, entropy, candidates, rows, kept_logits=kept_logits)
 
 
 def array(values: torch.Tensor) -> np.ndarray:

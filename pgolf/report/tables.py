@@ -1,5 +1,7 @@
 """A run's figures as tables for the terminal."""
 
+from typing import Any
+
 from pgolf.summary import ArtifactSize, Compressor, Score, Summary, Train
 
 
@@ -44,7 +46,7 @@ GIVEN_UP = {
 
 def given_up(summary: Summary) -> list[str]:
     """What scoring left out to end in time, one phrase each."""
-    given = summary.scoring.gave_up if summary.scoring else {}
+    given: dict[str, Any] = summary.scoring.gave_up if summary.scoring else {}
     lines = [f"{share:.1%} {GIVEN_UP[name]}" for name, share in given.items() if name in GIVEN_UP and share]
     if given.get("documents_without_adapters"):
         lines.append(f"{given['documents_without_adapters']:,} documents without adapters")
@@ -59,7 +61,8 @@ SAME_SHARE = 0.05
 
 def same_work(one: Summary, other: Summary) -> bool:
     """Whether two runs scored as many tokens and gave up the same work for the clock."""
-    ours, theirs = (summary.scoring.gave_up if summary.scoring else {} for summary in (one, other))
+    ours: dict[str, Any] = one.scoring.gave_up if one.scoring else {}
+    theirs: dict[str, Any] = other.scoring.gave_up if other.scoring else {}
     sizes = [{score.tokens for score in summary.score.values()} for summary in (one, other)]
     if sizes[0] != sizes[1] or set(ours.get("results", ())) != set(theirs.get("results", ())):
         return False

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from pgolf.folder import RunFolder
-from pgolf.summary import Summary
 
 
 def validation_loss(folder: RunFolder) -> float | None:
@@ -22,12 +22,12 @@ def validation_loss(folder: RunFolder) -> float | None:
 
 
 # name, the part of the summary that has to be there, and how it is read
-OF_SUMMARY: dict[str, tuple[str, Callable[[Summary], float]]] = {
-    "train.loss": ("train", lambda summary: summary.train.loss),
-    "train.seconds": ("train", lambda summary: summary.train.seconds),
-    "artifact.total_bytes": ("artifact", lambda summary: summary.artifact.total_bytes),
-    "scoring.seconds": ("scoring", lambda summary: summary.scoring.seconds),
-    "score.main": ("main_score", lambda summary: summary.main_score.bpb),
+OF_SUMMARY: dict[str, tuple[str, Callable[[Any], float]]] = {
+    "train.loss": ("train", lambda train: train.loss),
+    "train.seconds": ("train", lambda train: train.seconds),
+    "artifact.total_bytes": ("artifact", lambda artifact: artifact.total_bytes),
+    "scoring.seconds": ("scoring", lambda scoring: scoring.seconds),
+    "score.main": ("main_score", lambda score: score.bpb),
 }
 FIGURES = ("validation.loss", *OF_SUMMARY)
 
@@ -35,7 +35,7 @@ FIGURES = ("validation.loss", *OF_SUMMARY)
 def figures_of(folder: RunFolder) -> dict[str, float]:
     """Every figure that the run's files know, the score of each predictor included."""
     summary = folder.read_summary()
-    found = {name: read(summary) for name, (part, read) in OF_SUMMARY.items() if getattr(summary, part) is not None}
+    found = {name: read(there) for name, (part, read) in OF_SUMMARY.items() if (there := getattr(summary, part)) is not None}
     found |= {f"score.{name}": score.bpb for name, score in summary.score.items()}
     loss = validation_loss(folder)
     return found if loss is None else {**found, "validation.loss": loss}

@@ -39,7 +39,7 @@ def base_scores(study: Study, folder: Path) -> list[float]:
 
 def page(study: Study, folder: Path, found: Sequence[Comparison], base: Sequence[float]) -> str:
     text = h("pre", markdown(study, found, base))
-    sections = {
+    sections: dict[str, list[Html]] = {
         "Verdicts": [lead(describe(study, base)), verdicts(study, folder, found)],
         "Differences": [forest(found), differences(found)],
         "Cost": [cost(found)],

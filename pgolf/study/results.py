@@ -109,7 +109,7 @@ def compared(study: Study, folder: Path) -> list[Comparison]:
     }
     found = [_comparison(study, arm, runs, states) for arm in study.others]
     tested = [one for one in found if one.p is not None and not one.why_not]
-    for one, adjusted in zip(tested, holm([one.p for one in tested]), strict=True):
+    for one, adjusted in zip(tested, holm([one.p for one in tested if one.p is not None]), strict=True):
         one.adjusted = adjusted
     return found
 
@@ -153,8 +153,9 @@ def _comparison(study: Study, arm: Arm, runs: dict[tuple[str, int], Run], states
         found.documents = by_document(pairs, arm.against_score, arm.score)
     found.seconds = _ratio(pairs, _seconds)
     sizes = [(a.summary.artifact, b.summary.artifact) for a, b in pairs]
-    if all(a and b for a, b in sizes):
-        found.bytes = mean(b.total_bytes - a.total_bytes for a, b in sizes)
+    grown = [b.total_bytes - a.total_bytes for a, b in sizes if a and b]
+    if len(grown) == len(pairs):
+        found.bytes = mean(grown)
     return found
 
 

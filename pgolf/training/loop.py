@@ -513,4 +513,13 @@ class Trainer:
         report = self.budget.report()
         end = {"steps": self.step, "tokens": tokens, "seconds": report, "loss": self.loss, "weights": weights}
         self.log({"kind": "end", **end, "interrupted": self.interrupted})
-        return TrainingResult(**end, validation=validation, exported=exported, interrupted=self.interrupted)
+        return TrainingResult(
+            steps=self.step,
+            tokens=tokens,
+            seconds=report,
+            loss=self.loss,
+            validation=validation,
+            exported=exported,
+            weights=weights,
+            interrupted=self.interrupted,
+        )

@@ -4,7 +4,8 @@ To add one: a class with the methods of `Optimiser`, a line in OPTIMISERS, and i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from functools import reduce
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -139,7 +140,7 @@ def _muon(
     )
 
 
-OPTIMISERS: dict[str, Callable[..., Optimiser]] = {"muon": _muon, "adamw": AdamW}
+OPTIMISERS: dict[str, Callable[..., Any]] = {"muon": _muon, "adamw": AdamW}
 
 
 class Optimisers:
@@ -200,7 +201,7 @@ class Optimisers:
         """Scale gradients to the clip's norm at most. `whole` ones are all here, `shared` ones are one rank's part."""
         squares = [_square_norm(whole)] if whole else []
         squares += [self.world.sum(_square_norm(shared))] if shared else []
-        norm = sum(squares).sqrt()
+        norm = reduce(torch.add, squares).sqrt()
         if self.settings.clip:
             factor = (self.settings.clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(whole + shared, factor)

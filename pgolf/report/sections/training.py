@@ -139,7 +139,8 @@ def overlaid(metric: Metric, axis: Axis, runs: Sequence[tuple[str, Run]]) -> Cur
 
 
 def _charts(run: Run, axis: Axis) -> dict[str, Chart]:
-    places, found = across(run, axis), {}
+    places = across(run, axis)
+    found: dict[str, Chart] = {}
     for metric in METRICS:
         values = column(run.steps, metric.key)
         if not np.isfinite(values).any():

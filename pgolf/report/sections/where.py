@@ -1,6 +1,7 @@
 """Where the bits go: by position, by length of the document, along the stream, by kind of token."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from pgolf.report.charts import Chart, Curves, Dot, DotRows, Row, Series, missin
 from pgolf.report.files import Run
 from pgolf.report.html import Html, join
 from pgolf.report.scales import Axis
+from pgolf.report.scores import Cells
 from pgolf.report.sections.section import Section, grid, label
 from pgolf.report.tables import columns
 
@@ -19,9 +21,13 @@ KINDS = "By kind of token"
 def charts(run: Run) -> dict[str, Chart]:
     if not run.scores or not run.summary.score:
         return {}
-    found = {"by_position": _by("position", run), "by_length": _by("length", run), "along_the_stream": _along(run)}
+    found = {
+        "by_position": _by("position", run),
+        "by_length": _by("length", run),
+        "along_the_stream": _along(run, run.scores.along),
+    }
     if run.scores.by_kind is not None and run.main in run.scores.results:
-        found["by_kind"] = _kinds(run)
+        found["by_kind"] = _kinds(run, run.scores.results, run.scores.by_kind)
     return found
 
 
@@ -45,11 +51,11 @@ def text(run: Run) -> str:
             figures = [f"{cells.per_byte(i)[k]:.4f}" if cells.bytes[k] else "–" for i, _ in shown]
             rows.append([f"  {name}", f"{int(cells.bytes[k]):,}", *figures])
         tables.append(columns([[f"bits per byte, {title}", "bytes", *names], *rows]))
-    cells = run.scores.by_kind
-    if cells is not None:
+    kinds = run.scores.by_kind
+    if kinds is not None:
         rows = [
-            [f"  {name}", f"{int(cells.tokens[k]):,}", *(f"{cells.per_token(i)[k]:.3f}" for i, _ in shown)]
-            for k, name in enumerate(cells.names)
+            [f"  {name}", f"{int(kinds.tokens[k]):,}", *(f"{kinds.per_token(i)[k]:.3f}" for i, _ in shown)]
+            for k, name in enumerate(kinds.names)
         ]
         tables.append(columns([["bits per token", "tokens", *names], *rows]))
     return "\n\n".join(tables)
@@ -82,8 +88,7 @@ def _by(kind: str, run: Run) -> Chart:
     return Curves(title, Axis(kind, unit, log=True), Axis("score", "bits per byte"), series)
 
 
-def _along(run: Run) -> Chart:
-    along = run.scores.along
+def _along(run: Run, along: Cells) -> Chart:
     firsts = [int(name) for name in along.names]
     series = [
         Series(label(name), firsts, smoothed_ratio(along.bits[:, i], along.bytes), style=style)
@@ -100,9 +105,8 @@ def smoothed_ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         return np.convolve(above, kernel, "same") / np.convolve(below, kernel, "same")
 
 
-def _kinds(run: Run) -> Chart:
-    cells = run.scores.by_kind
-    plain, main = 0, run.scores.results.index(run.main)
+def _kinds(run: Run, results: Sequence[str], cells: Cells) -> Chart:
+    plain, main = 0, results.index(run.main)
     share = cells.bits[:, main] / cells.bits[:, main].sum()
     rows = []
     for i, name in enumerate(cells.names):
@@ -114,7 +118,7 @@ def _kinds(run: Run) -> Chart:
         KINDS,
         Axis("cost", "bits per token", low=0.0),
         rows,
-        legend=[(0, label(run.scores.results[plain])), (1, label(run.main))],
+        legend=[(0, label(results[plain])), (1, label(run.main))],
         head="kind",
         note="By the token's piece alone: a word starts where a space comes with it; a boundary ends a document.",
     )
