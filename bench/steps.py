@@ -200,7 +200,7 @@ def _rate(found: list[tuple[int, float]]) -> float:
 class OneByte:
     """A byte table for tokens that stand for nothing."""
 
-    def count(self, tokens: np.ndarray, next_tokens: np.ndarray) -> np.ndarray:
+    def count(self, tokens: np.ndarray, _: np.ndarray) -> np.ndarray:
         return np.ones(len(tokens), np.int64)
 
 

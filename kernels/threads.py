@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import torch
 
-Part, Result = TypeVar("Part"), TypeVar("Result")
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 # tokens of one span, for operators whose sums over tokens must not depend on the number of threads
 SPAN = 1024

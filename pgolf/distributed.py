@@ -138,12 +138,12 @@ def launch(device: str | torch.device = "cpu", stage: str = "train") -> Iterator
         yield World.current(device)
         return
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+        shared, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
     except RuntimeError as error:
         raise DistributedError(
             f"the ranks did not meet within {JOIN_SECONDS:.0f} s: {' '.join(str(error).split())[:200]}"
         ) from error
-    store: Any = dist.PrefixStore(stage, store)
+    store: Any = dist.PrefixStore(stage, shared)
     _join(store, rank, size, stage)
     backend, place = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     timeout = timedelta(seconds=COLLECTIVE_SECONDS)

@@ -3,7 +3,6 @@
 The scorer is asked for costs and, at a few places, for whole distributions. It is never told which trial this is.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -89,7 +88,6 @@ class Trials:
     """Trials that the guard of the stream stopped, and what it said."""
     miscounted: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Predictors that gave another number of costs than there were targets: both numbers."""
-    seconds_per_target: float = 0.0
 
     @property
     def targets(self) -> int:
@@ -139,9 +137,7 @@ def run_trials(
         trials.miscounted.setdefault(result, (len(nats), targets))
         return replace(scored, nats=np.full(targets, np.nan))
 
-    begun = time.perf_counter()
     trials.plain = call("as it is", tokens)
-    trials.seconds_per_target = (time.perf_counter() - begun) / targets
     if not trials.plain:
         return trials
     results = list(trials.plain.values())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from pgolf.files import write_whole
 from pgolf.report.charts import Dot, DotRows, Row, missing, table
@@ -39,7 +40,7 @@ def base_scores(study: Study, folder: Path) -> list[float]:
 
 def page(study: Study, folder: Path, found: Sequence[Comparison], base: Sequence[float]) -> str:
     text = h("pre", markdown(study, found, base))
-    sections: dict[str, list[Html]] = {
+    sections: dict[str, list[Any]] = {
         "Verdicts": [lead(describe(study, base)), verdicts(study, folder, found)],
         "Differences": [forest(found), differences(found)],
         "Cost": [cost(found)],

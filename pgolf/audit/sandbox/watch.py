@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from pgolf.audit.sandbox.launch import ARCHITECTURES
 
-RECEIVE, SEND, STILL_THERE = 0xC0502100, 0xC0182101, 0x40082102
+RECEIVE, SEND = 0xC0502100, 0xC0182101
 CONTINUE = 1
 CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # a reported call: id, pid, flags, then number, architecture, instruction and six arguments
