@@ -65,7 +65,6 @@ class Instruction:
     name: str  # HGMMA
     form: str  # HGMMA.64x64x16.F32.BF16
     operands: str
-    guarded: bool
 
     @property
     def bits(self) -> int:
@@ -138,7 +137,7 @@ def read(text: str) -> Code:
             labels[label[1]] = len(instructions)
         elif match := LINE.search(line):
             form = match["form"]
-            instructions.append(Instruction(form.partition(".")[0], form, match["operands"], bool(match["guard"])))
+            instructions.append(Instruction(form.partition(".")[0], form, match["operands"]))
     jumps = [
         (labels[target[1]], i)
         for i, instruction in enumerate(instructions)

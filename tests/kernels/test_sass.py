@@ -29,7 +29,7 @@ kernel:
 
 
 def instruction(form: str) -> sass.Instruction:
-    return sass.Instruction(form.partition(".")[0], form, "", False)
+    return sass.Instruction(form.partition(".")[0], form, "")
 
 
 def test_loops_and_what_they_may_skip():
