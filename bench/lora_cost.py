@@ -59,8 +59,10 @@ def forms(context: int) -> dict[str, dict]:
 
 class Plain:
     def take(self, opened, logits):
-        targets = torch.from_numpy(opened.targets(opened.start, opened.stop).astype(np.int64)).to(logits.device)
-        return {"nats": torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none").cpu().numpy()}
+        targets = [torch.from_numpy(one.targets(one.start, one.stop).astype(np.int64)).to(logits.device) for one in opened]
+        rows = torch.cat([row[: len(came)] for row, came in zip(logits, targets, strict=True)])
+        nats = torch.nn.functional.cross_entropy(rows.double(), torch.cat(targets), reduction="none").cpu()
+        return [{"nats": part.numpy()} for part in nats.split([len(came) for came in targets])]
 
 
 def measure(model, tokens: np.ndarray, bos: int, settings: LoraSettings) -> tuple[np.ndarray, float, float]:
@@ -102,6 +104,7 @@ def main() -> None:
         alpha=options.alpha,
         lr=options.lr,
         context_tokens=context,
+        refresh_tokens=-1,
         chunk_tokens=context // 16,
         minimum_tokens=context // 8,
         batch_documents=16,

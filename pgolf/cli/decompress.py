@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pgolf.cli.compress import Options, content_of
+from pgolf.cli.compress import CodecOptions, content_of
 from pgolf.cli.parse import parse
 from pgolf.evaluation.codec import Codec
 from pgolf.evaluation.codec.stream import Stream
@@ -11,10 +11,10 @@ from pgolf.progress import Display
 
 
 def main(words: list[str]) -> int:
-    return decompress(parse(Options, words, "decompress"))
+    return decompress(parse(CodecOptions, words, "decompress"))
 
 
-def decompress(options: Options) -> int:
+def decompress(options: CodecOptions) -> int:
     packed = content_of(options.file)
     # what it begins with is checked before a model is loaded
     Stream.from_bytes(packed, options.file)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pgolf.config.checks import SettingsError, between
+
 # evaluation.adaptation.method -> module and class of pgolf/evaluation/adaptation/ that learns between chunks of the stream;
 # imported only by runs that name it
 CHUNK_ADAPTERS = {"chunks": ("chunks", "ChunkAdapter")}
@@ -55,6 +57,12 @@ class AdaptationSettings:
     untie: bool = False
     """Give repeated layers weights of their own before adapting."""
 
+    def validate(self) -> None:
+        """What is scored can be decoded: the codec refuses a stream that would take more than this."""
+        between(1, 1 << 24, "evaluation.adaptation", self, "chunk_tokens")
+        between(0, 1000, "evaluation.adaptation", self, "epochs")
+        between(1, 1 << 17, "evaluation.adaptation", self, "batch_sequences")
+
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -81,11 +89,12 @@ class LoraSettings:
     """Tokens scored before each update."""
     context_tokens: int = 1024
     """Longest window a chunk is scored in."""
-    refresh_tokens: int = -1
+    refresh_tokens: int = 0
     """Tokens before a chunk that are computed anew with it; what attention sees of those before them is kept as it was when
-    they were last computed, with the adapters of that time. -1: the whole window anew, as the submissions do."""
+    they were last computed, with the adapters of that time. -1: the whole window anew, as the submissions do. Their last
+    window begins where the document's end lets it, which no decoder knows: those scores are no code lengths."""
     passes: int = 1
-    """Updates on each chunk after it was scored."""
+    """Updates on each chunk after it was scored; 0: no adapters, documents are scored apart and nothing else."""
     batch_documents: int = 64
     """Documents adapted side by side."""
     minimum_tokens: int = 0
@@ -96,5 +105,15 @@ class LoraSettings:
 
     @property
     def foresees(self) -> bool:
-        """Whether a document's length decides how its beginning is scored. The first chunk has learnt nothing anyway."""
-        return self.minimum_tokens > self.chunk_tokens + 2 or self.maximum_tokens > 0
+        """Whether a document's length decides how what comes before its end is scored. (With a minimum of up to a chunk it
+        does not: the first chunk has learnt nothing anyway.)"""
+        return self.refresh_tokens < 0 or self.minimum_tokens > self.chunk_tokens + 2 or self.maximum_tokens > 0
+
+    def validate(self) -> None:
+        between(1, 1 << 10, "evaluation.lora", self, "rank")
+        between(1, 1 << 17, "evaluation.lora", self, "context_tokens", "batch_documents")
+        between(0, 1000, "evaluation.lora", self, "passes")
+        if not 0 < self.chunk_tokens <= self.context_tokens:
+            raise SettingsError(
+                f"evaluation.lora.chunk_tokens {self.chunk_tokens} must be from 1 to context_tokens {self.context_tokens}"
+            )

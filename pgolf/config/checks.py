@@ -31,6 +31,12 @@ def above(bound: float, section: str, settings, *names: str) -> None:
             raise SettingsError(f"{section}.{name} is {getattr(settings, name)}; it must be above {bound}")
 
 
+def between(least: float, most: float, section: str, settings, *names: str) -> None:
+    for name in names:
+        if not least <= getattr(settings, name) <= most:
+            raise SettingsError(f"{section}.{name} is {getattr(settings, name)}; it must be from {least} to {most:,}")
+
+
 def share(section: str, settings, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(settings, name) <= 1:

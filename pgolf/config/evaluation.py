@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from pgolf.config.adaptation import AdaptationSettings, LoraSettings
-from pgolf.config.checks import SettingsError, above, at_least
+from pgolf.config.checks import SettingsError, above, at_least, between
 from pgolf.config.predictors import MixerSettings, TemperatureSettings
 
 
@@ -41,8 +41,9 @@ class EvaluationSettings:
     def validate(self) -> None:
         """Raise one line for the first value that nothing can be scored with."""
         at_least(0, "evaluation", self, "max_tokens", "top_predictions")
-        at_least(1, "evaluation", self, "window", "batch")
+        between(1, 1 << 17, "evaluation", self, "window", "batch")
         above(0, "evaluation", self, "seconds")
         if not 0 < self.stride <= self.window:
             raise SettingsError(f"evaluation.stride {self.stride} must be from 1 to the window's {self.window}")
-        self.mixer.validate()
+        for section in (self.adaptation, self.lora, self.mixer):
+            section.validate()

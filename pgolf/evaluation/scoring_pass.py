@@ -286,7 +286,8 @@ class DocumentScores:
 
         for each document's stream:
             opened = stream.open(stop)
-            stream.commit(scores.take(opened, logits))      # logits (opened.stop - opened.start, V) of its targets
+            (nats,) = scores.take([opened], logits)      # logits (1, opened.stop - opened.start, V) of its targets
+            stream.commit(nats)
 
     Documents are committed under one name. The predictors run later, in the stream's order: `scores` gives all of theirs, on
     every rank. Candidates are asked of document-local predictors only, so a copy for each document names them.
@@ -309,27 +310,45 @@ class DocumentScores:
         self._unfinished: dict[int, list[Predictor]] = {}
         """By the target at which each document goes on."""
 
-    def take(self, opened: OpenSpan, logits: torch.Tensor) -> dict[str, np.ndarray]:
-        """The scores to commit for the opened targets of one document, whose earlier targets were taken before."""
-        targets = opened.targets(opened.start, opened.stop).astype(np.int32)
-        span = Span(opened.start, targets, targets == self.bos)
-        predictors = self._unfinished.pop(opened.start, None)
-        if predictors is None:
-            predictors = [copy.deepcopy(predictor) for predictor in self.predictors if predictor.num_candidates]
-            for predictor in predictors:
-                predictor.begin(int(opened.inputs(opened.start, opened.start + 1)[0]))
-        candidates = [predictor.candidates(span) for predictor in predictors]
+    def take(self, opened: Sequence[OpenSpan], logits: torch.Tensor) -> list[dict[str, np.ndarray]]:
+        """The scores to commit for the opened targets of each document, whose earlier targets were taken before. All
+        documents' statistics are computed in one call and read back together."""
+        spans, predictors = [], []
+        for one in opened:
+            targets = one.targets(one.start, one.stop).astype(np.int32)
+            spans.append(Span(one.start, targets, targets == self.bos))
+            predictors.append(self._unfinished.pop(one.start) if one.start in self._unfinished else self._begun(one))
+        kept = [self.observer.wanted(np.arange(one.start, one.stop)) for one in opened]
+        begins = np.cumsum([0, *map(len, spans)])
+        candidates = [p.candidates(span) for span, copies in zip(spans, predictors, strict=True) for p in copies]
+        width = len(predictors[0])
         statistics = statistics_of(
-            logits,
-            targets,
-            np.concatenate(candidates, 1) if candidates else None,
+            torch.cat([row[: len(span)] for row, span in zip(logits, spans, strict=True)]),
+            np.concatenate([span.targets for span in spans]),
+            np.concatenate([np.concatenate(candidates[i : i + width], 1) for i in range(0, len(candidates), width)])
+            if width
+            else None,
             temperature=self.temperature,
-            kept=self.observer.wanted(np.arange(opened.start, opened.stop)),
+            kept=np.concatenate([begin + places for begin, places in zip(begins, kept, strict=False)]),
         )
-        if not span.starts[-1]:
-            self._unfinished[opened.stop] = predictors
-        self._statistics.append((opened.start, statistics))
-        return {self.name: statistics.nats}
+        scores, read = [], 0
+        for one, span, copies, begin, places in zip(opened, spans, predictors, begins, kept, strict=False):
+            part = statistics[begin : begin + len(span)]
+            if statistics.kept_logits is not None and len(places):
+                part = replace(part, kept_logits=statistics.kept_logits[read : read + len(places)])
+                read += len(places)
+            if not span.starts[-1]:
+                self._unfinished[one.stop] = copies
+            self._statistics.append((one.start, part))
+            scores.append({self.name: part.nats})
+        return scores
+
+    def _begun(self, opened: OpenSpan) -> list[Predictor]:
+        """Copies, for one document, of the predictors that ask for candidates."""
+        copies = [copy.deepcopy(predictor) for predictor in self.predictors if predictor.num_candidates]
+        for predictor in copies:
+            predictor.begin(int(opened.inputs(opened.start, opened.start + 1)[0]))
+        return copies
 
     def scores(self, tokens: np.ndarray, world: int = 1) -> dict[str, np.ndarray]:
         """The nats of every target of the stream by every predictor."""

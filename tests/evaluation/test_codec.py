@@ -128,7 +128,7 @@ def test_what_a_normalising_tokenizer_loses_is_carried(tmp_path, rule):
 
 # ---- its length is the score
 
-READINGS = {
+RESULTS = {
     "adapted chain": SCORING,
     "polyak, untied": dataclasses.replace(SCORING, adaptation=dataclasses.replace(CHUNKS, polyak=0.9, untie=True)),
     "side by side": EvaluationSettings(window=32, stride=12, sliding=False),
@@ -144,11 +144,11 @@ READINGS = {
 }
 
 
-@pytest.mark.parametrize("name", READINGS)
+@pytest.mark.parametrize("name", RESULTS)
 def test_its_length_is_what_the_scorer_claims(path, codec, name, monkeypatch):
     """Window by window, with the learning, the temperature and the mixer of the run's own score."""
     monkeypatch.setattr("pgolf.evaluation.windows.SPAN", 50)
-    settings = settings_with(READINGS[name], qat_threshold=0.5, qat_clip=15)
+    settings = settings_with(RESULTS[name], qat_threshold=0.5, qat_clip=15)
     mine = Codec(path, settings)
     text = "".join(TEXT.splitlines(keepends=True)[:5])
     tokens = np.array([1, *codec.tokenizer.encode(text), 1, *codec.tokenizer.encode(text[::-1])])
@@ -269,6 +269,9 @@ def test_a_word_for_its_length_is_not_believed(codec, packed):
 @pytest.mark.parametrize("part, said", [
     ({"first": 1 << 20}, "tells of"),
     ({"kind": 7}, "is no stream that this program writes"),
+    ({"documents": 1 << 40}, "is no stream that this program writes"),
+    ({"documents": 1}, "documents do not fit its settings"),
+    ({"last_targets": 3}, "is no stream that this program writes"),
     ({"code": b"abc"}, "is no stream that this program writes"),
     ({"computer": "0.1 here"}, "does not say what computed it"),
     ({"settings": b"no zlib"}, "settings cannot be read"),
@@ -277,7 +280,7 @@ def test_a_word_for_its_length_is_not_believed(codec, packed):
     ({"settings": zlib.compress(b'{"evaluation": {"stride": 0}}')}, "cannot be scored with"),
     ({"settings": zlib.compress(b'{"evaluation": {"window": 1000000000, "stride": 1}}')}, "cannot be scored with"),
     ({"settings": zlib.compress(b'{"evaluation": {"mixer": {"honest": ["magic"]}}}')}, "magic"),
-    ({"settings": zlib.compress(b'{"evaluation": {"adaptation": {"method": "lora"}}}')}, "cannot be scored with"),
+    ({"settings": zlib.compress(b'{"evaluation": {"adaptation": {"method": "lora"}}}')}, "documents do not fit its settings"),
     ({"patch": b"no zstd"}, "its patch"),
     ({"patch": module.make_patch(b"", bytes(10**6))[:20]}, "its patch"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else value.replace(" ", "-"))  # fmt: skip
@@ -288,13 +291,13 @@ def test_a_crafted_stream_is_one_line(codec, part, said):
 
 
 def test_numbers_and_strings_of_a_crafted_header():
-    body = b"pgolfz\x01" + bytes(16)
+    body = b"pgolfz\x02" + bytes(16)
     for rest in (varint(1 << 50) + b"\0" * 9, b"\xff" * 20, varint(30) + b"short", b"\0" * 3):
         sealed = body + rest
         with pytest.raises(CodecError, match="ends within its header|too large|damaged"):
             Stream.from_bytes(sealed + struct.pack("<I", zlib.crc32(sealed)), "stream")
-    newer = b"pgolfz\x02" + bytes(30)
-    with pytest.raises(CodecError, match="format version 2"):
+    newer = b"pgolfz\x03" + bytes(30)
+    with pytest.raises(CodecError, match="format version 3"):
         Stream.from_bytes(newer + struct.pack("<I", zlib.crc32(newer)), "stream")
 
 
@@ -336,5 +339,5 @@ def test_an_artifact_must_say_how_it_is_scored(path, monkeypatch):
 
     monkeypatch.setattr(module, "read_artifact", older)
     with pytest.raises(CodecError, match="pack its run again"):
-        Codec(path)
+        Codec(path).compress(b"the cat")
     assert Codec(path, settings_with()).table["evaluation"]["window"] == 32

@@ -245,7 +245,7 @@ def test_document_scores_give_what_the_stream_gives_in_any_order():
     while going:
         for document in list(going):
             opened = document.open(min(document.cursor + 25, document.last))
-            scores = documents.take(opened, logits[opened.start : opened.stop])
+            (scores,) = documents.take([opened], logits[None, opened.start : opened.stop])
             document.commit(scores)
             assert scores.keys() == {"adapted"}
         going = [document for document in going if document.cursor < document.last]

@@ -28,8 +28,9 @@ SITES = {
     "down": "mlp.proj.weight",
 }
 LORA = LoraSettings(
-    rank=3, chunk_tokens=8, context_tokens=24, minimum_tokens=12, batch_documents=3, lr=0.02, targets=("q", "v", "head")
-)
+    rank=3, chunk_tokens=8, context_tokens=24, refresh_tokens=-1, minimum_tokens=12, batch_documents=3, lr=0.02,
+    targets=("q", "v", "head"),
+)  # fmt: skip
 
 
 def lora(**options):
@@ -50,8 +51,12 @@ class DocumentScores:
         self.taken = []
 
     def take(self, opened, logits):
-        self.taken.append((opened.start, opened.stop))
-        return {"adapted": statistics_of(logits, opened.targets(opened.start, opened.stop)).nats}
+        scores = []
+        for one, row in zip(opened, logits, strict=True):
+            self.taken.append((one.start, one.stop))
+            row = row[: one.stop - one.start]
+            scores.append({"adapted": statistics_of(row, one.targets(one.start, one.stop)).nats})
+        return scores
 
 
 def scored(model, tokens, settings, **options):

@@ -1,8 +1,9 @@
 """Adapters for each document, trained while it is scored: each chunk with what its document's earlier chunks have taught.
 
-Documents know nothing of each other, so neither their order nor what is scored beside them matters. They lie side by
-side in batches of similar length. For every chunk of a batch: one forward pass, from which the chunk is scored; commit;
-the gradient of the same pass on the tokens that are now final; an Adam step. Further passes repeat the last two.
+This is the per-document LoRA of PR #77 of openai/parameter-golf. Documents do not influence each other, so neither their
+order nor what is scored beside them matters. They lie in batches of similar length. For every chunk of a batch: one forward
+pass, from which the chunk is scored; commit; the gradient of the same pass on the tokens that are now final; an Adam step.
+Further passes repeat the last two.
 """
 
 import time
@@ -23,8 +24,8 @@ from pgolf.model import Adapters, KVCachedNetwork, Network
 
 
 class Scores(Protocol):
-    def take(self, opened: OpenSpan, logits: Tensor) -> dict[str, np.ndarray]:
-        """The scores to commit for the opened targets of one document, from logits (targets, V)."""
+    def take(self, opened: Sequence[OpenSpan], logits: Tensor) -> list[dict[str, np.ndarray]]:
+        """The scores to commit for the opened targets of each document, the first of its row of logits (rows, T, V)."""
 
 
 class Planner(Protocol):
@@ -49,7 +50,7 @@ def batches_of(lengths: Sequence[int], settings: LoraSettings, ranks: int = 1) -
     def adapted(document: int) -> bool:
         # as the submissions count: the targets and the token before them
         tokens = lengths[document] + 1
-        return settings.minimum_tokens <= tokens <= (settings.maximum_tokens or tokens)
+        return settings.passes > 0 and settings.minimum_tokens <= tokens <= (settings.maximum_tokens or tokens)
 
     queue = sorted(range(len(lengths)), key=lambda document: (-lengths[document], document))
     kinds = [[d for d in queue if not adapted(d)], [d for d in queue if adapted(d)]]
@@ -95,6 +96,12 @@ def score_documents(
         progress(done / total)
 
 
+def chunk_after(at: int, settings: LoraSettings, adapted: bool) -> int:
+    """Targets of the chunk that begins at target `at` of a document. Without adapters it has nothing to wait for, so the
+    first is a whole window."""
+    return settings.context_tokens if not adapted and not at else settings.chunk_tokens
+
+
 class LoraScorer:
     """Scores batches of documents, each from the same start.
 
@@ -112,33 +119,31 @@ class LoraScorer:
 
     def score(self, documents: Sequence[ScoredStream], scores: Scores, *, adapted: bool) -> None:
         """All targets of these documents, longest first, which are committed chunk by chunk."""
-        learner = self._learner(len(documents)) if adapted else None
-        floor = learner.floor if learner else len(self.network.layers)
+        trainer = self._trainer(len(documents)) if adapted else None
+        floor = trainer.floor if trainer else len(self.network.layers)
         windows = Windows(self.network, floor, self.settings.context_tokens, self.settings.refresh_tokens)
         active, at = list(documents), 0
         while active:
-            # without adapters a chunk has nothing to wait for: the first is a whole window
-            stop = at + (self.settings.context_tokens if not adapted and not at else self.settings.chunk_tokens)
+            stop = at + chunk_after(at, self.settings, adapted)
             going_on = [document for document in active if len(document) > stop]
             opened = [document.open(min(document.first + stop, document.last)) for document in active]
-            counts = [span.stop - span.start for span in opened]
-            with torch.set_grad_enabled(bool(learner and going_on)):
+            with torch.set_grad_enabled(bool(trainer and going_on)):
                 windows.open(opened, [document.first for document in active], stop)
-                adapters = learner.adapters(len(active)) if learner else None
+                adapters = trainer.adapters(len(active)) if trainer else None
                 logits = windows.logits(adapters)
-            for document, span, count, found in zip(active, opened, counts, logits.detach(), strict=True):
-                document.commit(scores.take(span, found[:count]))
-            if learner and adapters and going_on:
+            for document, nats in zip(active, scores.take(opened, logits.detach()), strict=True):
+                document.commit(nats)
+            if trainer and adapters and going_on:
                 final = np.stack([d.learn(d.first + at, d.first + stop)[1:] for d in going_on]).astype(np.int64)
                 targets = torch.from_numpy(final).to(logits.device)
-                learner.learn(adapters, logits, targets)
+                trainer.learn(adapters, logits, targets)
                 for _ in range(self.settings.passes - 1):
-                    adapters = learner.adapters(len(active))
-                    learner.learn(adapters, windows.logits(adapters), targets)
+                    adapters = trainer.adapters(len(active))
+                    trainer.learn(adapters, windows.logits(adapters), targets)
             windows.keep(len(going_on))
             active, at = going_on, stop
 
-    def _learner(self, documents: int) -> "LoraTrainer":
+    def _trainer(self, documents: int) -> "LoraTrainer":
         if documents > self.capacity:
             self.capacity = max(documents, self.settings.batch_documents)
             self._kept = LoraTrainer(self.network, self.settings, self.capacity)

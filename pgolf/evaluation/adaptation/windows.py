@@ -7,15 +7,25 @@ case attention sees keys and values of the earlier ones as they were when last c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.evaluation.stream import OpenSpan
 from pgolf.model import Adapters, KVCachedNetwork
 from pgolf.model.cache import Past
 from pgolf.model.stream import Stream
+
+
+class Span(Protocol):
+    """Targets start..stop-1 of a stream whose tokens up to there can be read: an `OpenSpan`, or what a decoder knows."""
+
+    start: int
+    stop: int
+
+    def inputs(self, start: int, stop: int) -> np.ndarray:
+        """The tokens that stand before targets start..stop-1."""
 
 
 @dataclass
@@ -53,11 +63,14 @@ class Windows:
         self.network, self.floor, self.context, self.refresh = network, floor, context, refresh
         self.device = network.device
         self.origins: tuple[int, ...] = ()
+        self.lowest = 0
+        """The first position of a window, where keys are kept."""
         self.memory: Memory | None = None
 
-    def open(self, opened: Sequence[OpenSpan], starts: Sequence[int], stop: int) -> None:
-        """Take in the spans that were opened of documents that begin at `starts`; `stop` is where the longest span ends,
-        counted from there."""
+    def open(self, opened: Sequence[Span], starts: Sequence[int], stop: int) -> None:
+        """Take in spans of documents that begin at `starts`; `stop` is where the chunk ends, counted from there. Where windows
+        are computed anew they end with the document, as the submissions' do; where keys are kept, windows are those of the
+        chunk, wherever in it a document ends."""
         before = self.memory
         if self.refresh < 0:
             origins = tuple(max(start, span.stop - self.context) for span, start in zip(opened, starts, strict=True))
@@ -65,10 +78,10 @@ class Windows:
                 before = None
             self.origins, self.fresh = origins, 0
         else:
-            lowest = max(0, stop - self.context)
-            if before and lowest > before.dropped:
-                before = before.part(slice(None), slice(lowest - before.dropped, None))
-            self.origins, self.fresh = tuple(starts), max(lowest, opened[0].start - starts[0] - self.refresh)
+            self.lowest = max(0, stop - self.context)
+            if before and self.lowest > before.dropped:
+                before = before.part(slice(None), slice(self.lowest - before.dropped, None))
+            self.origins, self.fresh = tuple(starts), max(self.lowest, opened[0].start - starts[0] - self.refresh)
         self.memory = self._extended(before, opened)
         width = max(span.stop - span.start for span in opened)
         places = [
@@ -96,6 +109,23 @@ class Windows:
         opened = leaving.gather(1, self.places[..., None].expand(-1, -1, leaving.shape[-1]))
         return network.logits(opened, adapters)
 
+    @torch.no_grad()
+    def past(self, opened: Sequence[Span], starts: Sequence[int], stop: int, adapters: Adapters | None) -> Past:
+        """Keys and values of every layer at the positions from `lowest` on, before any target of a chunk is known: `opened`
+        are spans without targets that stand where it begins. What is computed anew with the chunk has these adapters. Where
+        keys are kept."""
+        self.open(opened, starts, stop)
+        memory = self._open_memory()
+        begin = self.fresh - memory.dropped
+        seen = _part(memory.kept, slice(None), slice(begin))
+        own: Past = {}
+        if memory.tokens.shape[1] > begin:
+            _, own = self.network.run_layers(
+                memory.stream.part(slice(None), slice(begin, None)), memory.tokens[:, begin:],
+                self.network.layers[self.floor :], first=self.fresh, past=seen, adapters=adapters,
+            )  # fmt: skip
+        return memory.below | (_joined(seen, own) if own else seen)
+
     def keep(self, rows: int) -> None:
         """Go on with the first documents only."""
         self.origins = self.origins[:rows]
@@ -109,10 +139,12 @@ class Windows:
         return self.memory
 
     @torch.no_grad()
-    def _extended(self, before: Memory | None, opened: Sequence[OpenSpan]) -> Memory:
+    def _extended(self, before: Memory | None, opened: Sequence[Span]) -> Memory:
         """What was remembered, and the new tokens brought up to the first adapted layer."""
         known = before.known if before else 0
         lead = min(2, known)
+        if before and all(span.stop == origin + known for span, origin in zip(opened, self.origins, strict=True)):
+            return before
         rows = [span.inputs(origin + known - lead, span.stop) for span, origin in zip(opened, self.origins, strict=True)]
         padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
         for place, row in zip(padded, rows, strict=True):

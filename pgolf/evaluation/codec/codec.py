@@ -8,23 +8,28 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 import zstandard
 
-from pgolf.artifact.pack import read_artifact
+from pgolf.artifact.pack import Artifact, read_artifact
 from pgolf.budget import Budget
 from pgolf.config import EvaluationSettings, Settings, SettingsError, from_table, scoring_table
 from pgolf.data import load_tokenizer
 from pgolf.evaluation.codec.coding import CodecError, believable, decode, encode, silent
+from pgolf.evaluation.codec.documents import DocumentRows, decode_documents, encode_documents
 from pgolf.evaluation.codec.stream import DIGEST, TEXT, TOKENS, Stream, computer
-from pgolf.evaluation.codec.token_predictor import StreamPredictor
+from pgolf.evaluation.codec.token_predictor import StreamPredictor, coded_predictor, coded_settings
+from pgolf.evaluation.documents import document_bounds
 from pgolf.evaluation.evaluate import evaluate
 from pgolf.evaluation.load import load_scorer
+from pgolf.evaluation.predictors.base import Predictor
+from pgolf.evaluation.predictors.temperature import policy
 from pgolf.files import sha256_of, write_whole
 from pgolf.kernels.threads import torch_threads
 
@@ -35,29 +40,55 @@ MOST_SETTINGS, MOST_THREADS, LARGEST_WINDOW = 100_000, 256, 27
 class Codec:
     """
     settings   of a run, to score with; None: those that the artifact carries
+    apart      score documents apart, as `apart_settings` changes them
     """
 
-    def __init__(self, path: Path, settings: Settings | None = None):
-        self.path = path
-        self.artifact = read_artifact(path)
+    def __init__(self, path: Path, settings: Settings | None = None, *, apart: bool = False):
+        self.path, self.settings, self.apart = path, settings, apart
         self.digest = bytes.fromhex(sha256_of(path))[:DIGEST]
-        self.own = self.artifact.meta.get("scoring", {})
-        if settings is None and (not self.own or not isinstance(self.own, dict)):
-            raise CodecError(f"{path} does not say how it is scored: an older program packed it; pack its run again")
-        # by way of JSON, as the artifact's own have come: where they are the same, the stream need not carry them
-        self.table: dict = self.own if settings is None else json.loads(json.dumps(scoring_table(settings)))
-        self.tokenizer = load_tokenizer(f"{path}, its tokenizer", self.artifact.tokenizer)
-        if self.tokenizer.vocab_size > self.artifact.model_settings.vocab_size:
-            raise CodecError(f"{path}: its tokenizer has more entries than its network")
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        """Read when it is needed first: what is wrong with a stream's header is said before."""
+        return read_artifact(self.path)
+
+    @cached_property
+    def own(self) -> dict:
+        """How the artifact says it is scored, as it differs from the defaults."""
+        return self.artifact.meta.get("scoring", {})
+
+    @cached_property
+    def table(self) -> dict:
+        """How to score, in the same form."""
+        if self.settings is not None:
+            # by way of JSON, as the artifact's own has come: where they are the same, the stream need not carry it
+            return json.loads(json.dumps(scoring_table(self.settings)))
+        if not self.own or not isinstance(self.own, dict):
+            raise CodecError(f"{self.path} does not say how it is scored: an older program packed it; pack its run again")
+        if not self.apart:
+            return self.own
+        settings = self._settings(self.own)
+        settings = replace(settings, evaluation=apart_settings(settings.evaluation))
+        return json.loads(json.dumps(scoring_table(settings)))
+
+    @cached_property
+    def tokenizer(self):
+        tokenizer = load_tokenizer(f"{self.path}, its tokenizer", self.artifact.tokenizer)
+        if tokenizer.vocab_size > self.artifact.model_settings.vocab_size:
+            raise CodecError(f"{self.path}: its tokenizer has more entries than its network")
+        return tokenizer
 
     # ---- text
 
-    def compress(self, data: bytes, progress: Callable[[float], None] = silent) -> tuple[bytes, dict]:
-        """The compressed file, and what it took: tokens, the claimed bits, the bits of the code."""
-        tokens = np.array([self.tokenizer.bos, *self.tokenizer.encode_bytes(data)])
+    def compress(self, data: bytes | Sequence[bytes], progress: Callable[[float], None] = silent) -> tuple[bytes, dict]:
+        """The compressed file, and what it took: tokens, the claimed bits, the bits of the code. Several documents come back
+        joined; each begins with BOS, and where the settings score documents apart they are coded side by side."""
+        documents, bos = [data] if isinstance(data, bytes) else list(data), self.tokenizer.bos
+        tokens = np.array([token for one in documents for token in (bos, *self.tokenizer.encode_bytes(one))] or [bos])
+        content = b"".join(documents)
         restored = self.tokenizer.decode_bytes(tokens[1:].tolist())
-        patch = b"" if restored == data else make_patch(restored, data)
-        return self._write(tokens, TEXT, data, patch, progress)
+        patch = b"" if restored == content else make_patch(restored, content)
+        return self._write(tokens, TEXT, content, patch, progress)
 
     def decompress(self, packed: bytes, where: str | Path, progress: Callable[[float], None] = silent) -> bytes:
         stream = Stream.from_bytes(packed, where)
@@ -86,7 +117,13 @@ class Codec:
         begun = time.perf_counter()
         # torch behaves otherwise where the number of threads was never set, as it is when this is read
         with torch_threads(torch.get_num_threads()):
-            code, nats = encode(self.predictor(self.table, first, targets), tokens[1:], progress)
+            predictor, documents, last_targets = self.predictor(self.table, first, targets), 0, 0
+            if isinstance(predictor, DocumentRows):
+                split = np.split(tokens[1:], document_bounds(tokens, self.tokenizer.bos))
+                documents, last_targets = len(split), len(split[-1])
+                code, nats = encode_documents(predictor, first, split, progress)
+            else:
+                code, nats = encode(predictor, tokens[1:], progress)
         settings = b"" if self.table == self.own else zlib.compress(json.dumps(self.table).encode(), 9)
         stream = Stream(
             artifact=self.digest,
@@ -97,6 +134,8 @@ class Codec:
             kind=kind,
             first=first,
             targets=targets,
+            documents=documents,
+            last_targets=last_targets,
             code=code,
         )
         packed = stream.to_bytes()
@@ -122,32 +161,36 @@ class Codec:
         table = unpack_settings(stream.settings, where) if stream.settings else self.table
         with torch_threads(threads):
             predictor = self.predictor(table, stream.first, stream.targets)
+            if isinstance(predictor, DocumentRows) != bool(stream.documents):
+                raise CodecError(f"{where} is no stream that this program writes: its documents do not fit its settings")
             try:
-                tokens = decode(predictor, stream.code, stream.targets, progress)
+                if isinstance(predictor, DocumentRows):
+                    tokens = decode_documents(predictor, stream, progress)
+                else:
+                    tokens = decode(predictor, stream.code, stream.targets, progress)
             except CodecError as error:
                 raise CodecError(f"{where}: {error}") from None
         return np.concatenate([[stream.first], tokens])
 
-    def predictor(self, table: dict, first: int, targets: int) -> StreamPredictor:
+    def predictor(self, table: dict, first: int, targets: int) -> StreamPredictor | DocumentRows:
         settings = self._settings(table)
-        loaded = load_scorer(self.artifact, settings)
+        loaded, options, bos = load_scorer(self.artifact, settings), coded_settings(settings.evaluation), self.tokenizer.bos
+
+        def make_predictor() -> Predictor:
+            return coded_predictor(options, loaded.model.settings.vocab_size, targets, loaded.ngram_table)
+
         try:
-            return StreamPredictor(
-                loaded.model,
-                settings.evaluation,
-                self.tokenizer.byte_table,
-                bos=self.tokenizer.bos,
-                first=first,
-                targets=targets,
-                ngram_table=loaded.ngram_table,
-            )
+            if options.adaptation.method == "lora":
+                return DocumentRows(loaded.model, options, make_predictor, bos=bos)
+            table = self.tokenizer.byte_table
+            return StreamPredictor(loaded.model, options, table, make_predictor(), bos=bos, first=first, targets=targets)
         except (SettingsError, ValueError) as error:
             raise CodecError(f"{self.path} cannot be scored with these settings: {error}") from None
 
     def claim(self, tokens: np.ndarray) -> tuple[float, str]:
         """The bits that the scorer itself finds for these tokens, without a clock, and the name of its predictor."""
         settings = self._settings(self.table)
-        options = settings.evaluation
+        options = coded_settings(settings.evaluation)
         # the fixed network's result, beside an adapting one's, is not asked for
         sliding = options.sliding and options.adaptation.method == "none"
         options = replace(options, top_predictions=0, published_tail=False, sliding=sliding)
@@ -167,10 +210,28 @@ class Codec:
         try:
             settings = from_table(table, Settings(model=self.artifact.model_settings), "the settings to score with")
             settings.validate()
-            check_believable(settings.evaluation)
         except (SettingsError, TypeError, AttributeError) as error:
             raise CodecError(f"{self.path} cannot be scored with these settings: {error}") from None
         return settings
+
+
+def apart_settings(settings: EvaluationSettings) -> EvaluationSettings:
+    """What comes closest to these settings where no document may learn from another: kept keys instead of overlapping
+    windows, and of temperature and predictors those that need no more than the document."""
+    mixer, temperature = settings.mixer, policy(settings.temperature)
+    honest = tuple(name for name in mixer.honest if name == "ngram_backoff")
+    if temperature and (temperature.learns or temperature.calibrates):
+        settings = replace(settings, temperature=EvaluationSettings().temperature)
+    return replace(
+        settings,
+        published_tail=False,
+        adaptation=replace(settings.adaptation, method="lora"),
+        lora=replace(
+            settings.lora, passes=0, refresh_tokens=0, context_tokens=settings.window, chunk_tokens=settings.stride,
+            minimum_tokens=0, maximum_tokens=0,
+        ),
+        mixer=replace(mixer, published="none", honest=honest, online_weights=False),
+    )  # fmt: skip
 
 
 # ---- what a tokenizer that normalises has lost
@@ -221,23 +282,6 @@ def check_computer(stream: Stream, where: str | Path) -> int:
     if not said[-1].isdecimal() or not 1 <= int(said[-1]) <= MOST_THREADS:
         raise CodecError(f"{where} is no stream that this program writes: it tells of {said[-1][:40]!r} threads")
     return int(said[-1])
-
-
-def check_believable(settings: EvaluationSettings) -> None:
-    """Before anything is as large as the settings say, or takes as long."""
-    adaptation = settings.adaptation
-    if adaptation.method == "lora":
-        raise SettingsError("documents with adapters of their own (adaptation.method lora) cannot be coded token by token yet")
-    bounds = {
-        "window": (settings.window, 1, 1 << 17),
-        "batch": (settings.batch, 1, 1 << 17),
-        "adaptation.chunk_tokens": (adaptation.chunk_tokens, 1, 1 << 24),
-        "adaptation.epochs": (adaptation.epochs, 0, 1000),
-        "adaptation.batch_sequences": (adaptation.batch_sequences, 1, 1 << 17),
-    }
-    for name, (value, least, most) in bounds.items():
-        if not least <= value <= most:
-            raise SettingsError(f"evaluation.{name} {value:,} is outside {least} to {most:,}")
 
 
 def unpack_settings(packed: bytes, where: str | Path) -> dict:

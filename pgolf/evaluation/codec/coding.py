@@ -31,36 +31,62 @@ def silent(share: float) -> None:
     """Progress that nobody watches."""
 
 
-def encode(predictor: TokenPredictor, tokens: np.ndarray, progress: Callable[[float], None] = silent) -> tuple[bytes, float]:
-    """The code of the tokens, and what they cost by the predictor's own word, in nats."""
-    coder, spent = constriction.stream.queue.RangeEncoder(), []
-    for done, token in enumerate(map(int, tokens)):
-        log_probs = predictor.predict()
-        coder.encode(token, model_of(log_probs))
-        spent.append(-log_probs[token])
-        predictor.observe(token)
-        progress(done / len(tokens))
-    return coder.get_compressed().astype("<u4").tobytes(), math.fsum(spent)
+class Encoder:
+    """Tokens with their distributions to the words of the range coder."""
+
+    def __init__(self):
+        self._coder = constriction.stream.queue.RangeEncoder()
+        self._spent: list[float] = []
+
+    def put(self, token: int, log_probs: np.ndarray) -> None:
+        self._coder.encode(token, model_of(log_probs))
+        self._spent.append(-log_probs[token])
+
+    def finished(self) -> tuple[bytes, float]:
+        """The code, and what its tokens cost by their distributions, in nats."""
+        return self._coder.get_compressed().astype("<u4").tobytes(), math.fsum(self._spent)
 
 
-def decode(predictor: TokenPredictor, code: bytes, count: int, progress: Callable[[float], None] = silent) -> np.ndarray:
-    """The `count` tokens of a code. One that cannot hold so many is refused, at the latest where it ends."""
-    coder = constriction.stream.queue.RangeDecoder(np.frombuffer(code, "<u4").astype(np.uint32))
-    left, found = 8.0 * len(code) + SLACK_BITS, []
-    for done in range(count):
-        log_probs = predictor.predict()
+class Decoder:
+    """The inverse. A code that cannot hold `count` tokens is refused, at the latest where it ends."""
+
+    def __init__(self, code: bytes, count: int):
+        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(code, "<u4").astype(np.uint32))
+        self._left, self.count, self.done = 8.0 * len(code) + SLACK_BITS, count, 0
+
+    def get(self, log_probs: np.ndarray) -> int:
         try:
-            token = coder.decode(model_of(log_probs))
+            token = int(self._coder.decode(model_of(log_probs)))
         except AssertionError:
             raise CodecError("the code is damaged: it stands for no token") from None
         # what the coder really spends is no less: it has rounded the probability up by less than one unit
-        left += math.log2(math.exp(log_probs[token]) + 2.0**-PRECISION)
-        if left < 0:
-            raise CodecError(f"the code ends after {done} of {count} tokens; it is damaged, or was made for another artifact")
-        found.append(token)
+        self._left += math.log2(math.exp(log_probs[token]) + 2.0**-PRECISION)
+        if self._left < 0 or self.done == self.count:
+            raise CodecError(
+                f"the code ends after {self.done} of {self.count} tokens; it is damaged, or was made for another artifact"
+            )
+        self.done += 1
+        return token
+
+
+def encode(predictor: TokenPredictor, tokens: np.ndarray, progress: Callable[[float], None] = silent) -> tuple[bytes, float]:
+    """The code of the tokens, and what they cost by the predictor's own word, in nats."""
+    coder = Encoder()
+    for done, token in enumerate(map(int, tokens)):
+        coder.put(token, predictor.predict())
         predictor.observe(token)
+        progress(done / len(tokens))
+    return coder.finished()
+
+
+def decode(predictor: TokenPredictor, code: bytes, count: int, progress: Callable[[float], None] = silent) -> np.ndarray:
+    """The `count` tokens of a code."""
+    coder, tokens = Decoder(code, count), []
+    for done in range(count):
+        tokens.append(coder.get(predictor.predict()))
+        predictor.observe(tokens[-1])
         progress(done / count)
-    return np.array(found, np.int64)
+    return np.array(tokens, np.int64)
 
 
 def model_of(log_probs: np.ndarray) -> constriction.stream.model.Categorical:

@@ -6,7 +6,8 @@
 8 bytes   sha256 of the content, its beginning
 strings   what computes, as in `computer`; settings, JSON in zlib, where they are not the artifact's own; the patch.
           Each: varint length, bytes
-varints   kind of content, the first token, how many follow
+varints   kind of content, the first token, how many follow; documents that are coded side by side (0: one stream), and how
+          many targets the last of them has
 the code  32-bit words of the range coder
 4 bytes   CRC-32 of everything before
 """
@@ -25,7 +26,7 @@ import torch
 import pgolf
 from pgolf.evaluation.codec.coding import CodecError
 
-MAGIC, VERSION, DIGEST = b"pgolfz", 1, 8
+MAGIC, VERSION, DIGEST = b"pgolfz", 2, 8
 TEXT, TOKENS = 0, 1
 LARGEST = 1 << 40
 LIBRARIES = ("torch", "numpy", "numba", "constriction")
@@ -44,13 +45,17 @@ class Stream:
     kind: int
     first: int
     targets: int
+    documents: int
+    """Coded side by side; 0: one stream, token after token."""
+    last_targets: int
+    """Of the last document, which does not end with BOS."""
     code: bytes
 
     def to_bytes(self) -> bytes:
         parts = [MAGIC, bytes([VERSION]), self.artifact, self.digest]
         for string in (self.computer.encode(), self.settings, self.patch):
             parts += [varint(len(string)), string]
-        parts += [varint(number) for number in (self.kind, self.first, self.targets)]
+        parts += [varint(number) for number in (self.kind, self.first, self.targets, self.documents, self.last_targets)]
         body = b"".join(parts) + self.code
         return body + struct.pack("<I", zlib.crc32(body))
 
@@ -58,7 +63,7 @@ class Stream:
     def from_bytes(cls, data: bytes, where: str | Path) -> "Stream":
         if data[: len(MAGIC)] != MAGIC:
             raise CodecError(f"{where} is no compressed file of pgolf: it does not begin with {MAGIC!r}")
-        least = len(MAGIC) + 1 + 2 * DIGEST + 6 + 4
+        least = len(MAGIC) + 1 + 2 * DIGEST + 8 + 4
         if len(data) < least or zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
             raise CodecError(f"{where} is damaged or cut off: its checksum does not match; copy or make it again")
         if data[len(MAGIC)] != VERSION:
@@ -66,11 +71,12 @@ class Stream:
         rest = Cursor(data[len(MAGIC) + 1 : -4], where)
         artifact, digest = rest.take(DIGEST), rest.take(DIGEST)
         computer, settings, patch = (rest.take(rest.varint()) for _ in range(3))
-        kind, first, targets = (rest.varint() for _ in range(3))
-        if kind not in (TEXT, TOKENS) or len(rest.data) % 4:
+        kind, first, targets, documents, last_targets = (rest.varint() for _ in range(5))
+        whole = documents <= targets + 1 and last_targets <= targets if documents else not last_targets
+        if kind not in (TEXT, TOKENS) or len(rest.data) % 4 or not whole:
             raise CodecError(f"{where} is no stream that this program writes")
         words = computer.decode("ascii", "replace")
-        return cls(artifact, digest, words, settings, patch, kind, first, targets, rest.data)
+        return cls(artifact, digest, words, settings, patch, kind, first, targets, documents, last_targets, rest.data)
 
 
 class Cursor:

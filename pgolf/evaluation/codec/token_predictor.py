@@ -5,6 +5,7 @@ learning and the same mixer go step by step, in an order that needs no token bef
 through the very same steps, so that both sides have the same bits at every one.
 """
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -31,35 +32,38 @@ class Neural(Protocol):
         """The token that came after a `predict`."""
 
 
+def coded_settings(settings: EvaluationSettings) -> EvaluationSettings:
+    """What the run's score is computed with. Where a document's length decides how it is scored, that pass gives no code
+    lengths, and the score is that of the fixed network."""
+    if settings.adaptation.method != "lora" or not settings.lora.foresees:
+        return settings
+    fixed = EvaluationSettings()
+    return replace(settings, adaptation=fixed.adaptation, temperature=fixed.temperature, mixer=fixed.mixer)
+
+
+def coded_predictor(settings: EvaluationSettings, vocab: int, targets: int, ngram_table: Learnt | None = None) -> Predictor:
+    """The run's score: the main predictor of these settings, as it stands before a stream."""
+    predictors: list[Predictor] = [Plain("non_overlapping")]
+    if wants_main_pass(settings):
+        predictors += predictors_of(settings, vocab, targets, policy(settings.temperature), ngram_table)
+    main = main_predictor(predictors)
+    assert main is not None  # the first one is always a code length
+    return main
+
+
 class StreamPredictor:
-    """The last of the settings' legal predictors, which is the run's score.
+    """The main predictor over the network in the scorer's windows.
 
     first     the stream's first token, which is not scored
     targets   how many tokens follow
     """
 
     def __init__(
-        self,
-        model,
-        settings: EvaluationSettings,
-        byte_table,
-        *,
-        bos: int,
-        first: int,
-        targets: int,
-        ngram_table: Learnt | None = None,
+        self, model, settings: EvaluationSettings, byte_table, predictor: Predictor, *, bos: int, first: int, targets: int
     ):
-        self.bos = bos
+        self.bos, self.predictor = bos, predictor
         self.neural: Neural = ChunkwiseNetwork(model, settings, byte_table, first, targets)
-        predictors: list[Predictor] = [Plain("non_overlapping")]
-        if wants_main_pass(settings):
-            predictors += predictors_of(
-                settings, model.settings.vocab_size, targets, policy(settings.temperature), ngram_table
-            )
-        main = main_predictor(predictors)
-        assert main is not None  # the first one is always a code length
-        self.predictor = main
-        self.predictor.begin(first)
+        predictor.begin(first)
 
     def predict(self) -> np.ndarray:
         """(V,) log-probabilities of the next token."""
@@ -91,12 +95,12 @@ class History:
 
 
 def log_softmax(logits: torch.Tensor, temperature: Temperature | None) -> np.ndarray:
-    """(V,) log-probabilities: one row of what `log_probabilities` computes for many."""
+    """(R, V) log-probabilities: what `log_probabilities` computes, each row alone."""
     raised = logits.double().numpy()
     if temperature:
-        raised = raised / float(heat_of(temperature, logits[None]))
-    raised = raised - raised.max()
-    return raised - np.log(np.exp(raised).sum())
+        raised = raised / np.reshape(np.asarray(heat_of(temperature, logits), np.float64), (-1, 1))
+    raised = raised - raised.max(1, keepdims=True)
+    return raised - np.log(np.exp(raised).sum(1, keepdims=True))
 
 
 class ChunkwiseNetwork:
@@ -131,7 +135,7 @@ class ChunkwiseNetwork:
             logits = self.decoder.prefill(torch.from_numpy(self.history.since(self.window.start)[None]))
         else:
             logits = self.decoder.step(torch.from_numpy(self.history.since(known)))
-        self.log_probs = log_softmax(logits[0], self.temperature)
+        self.log_probs = log_softmax(logits, self.temperature)[0]
         return self.log_probs
 
     def observe(self, token: int) -> None:

@@ -60,7 +60,9 @@ class Predictor:
     needs_logits = False
     """It needs whole rows of logits."""
     document_local = True
-    """Its state is of the document at hand alone, so that documents can be scored in any order."""
+    """Its state is of the document at hand alone, so that documents can be coded in any order."""
+    local_candidates = True
+    """The candidates it asks for depend on the document at hand alone, so that documents can be forwarded in any order."""
 
     @classmethod
     def create(cls, vocab: int, mixer: MixerSettings, ngram_table=None) -> Self:

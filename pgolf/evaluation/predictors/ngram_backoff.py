@@ -44,6 +44,8 @@ class NgramBackoffPredictor(Predictor):
 
     def __init__(self, vocab: int, orders: int, granularity: int, learnt: Learnt | None = None, online: bool = True):
         self.num_candidates, self.online = len(learnt.table) if learnt else orders, online
+        # counts are of the document, but weights that are learnt on the way go on from one to the next
+        self.document_local = not online
         local, table = tuple(range(1, self.num_candidates + 1)), learnt.table if learnt else None
         self.ngram_backoff = NgramBackoff(local=local, granularity=granularity, table=table, floor=FLOOR_FOR_TABLES)
         if learnt:

@@ -89,7 +89,7 @@ def check_documents(settings: EvaluationSettings, predictors: Sequence[Predictor
     if settings.mixer.published != "none":
         raise SettingsError("evaluation.mixer.published goes by windows, and adaptation.method lora by documents; choose none")
     for predictor in predictors:
-        if predictor.needs_logits or (predictor.num_candidates and not predictor.document_local):
+        if predictor.needs_logits or not predictor.local_candidates:
             raise SettingsError(
                 f"{predictor.name} follows the stream while it is scored; with lora choose ngram_backoff or ngrams"
             )

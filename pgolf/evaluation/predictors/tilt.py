@@ -14,7 +14,7 @@ BOOST_CONTEXTS = tuple(range(1, 10))
 class Raised(Predictor):
     """The logits of the symbols that `gains` names are raised, the others stay; divided by Z."""
 
-    document_local = False
+    document_local = local_candidates = False
 
     def __init__(self, contexts: tuple[int, ...]):
         self.num_candidates = len(contexts)

@@ -1,6 +1,8 @@
 """The network token by token, with a cache of keys and values and the states of scans, for one CPU core."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,8 +17,8 @@ from pgolf.model.network import Network
 from pgolf.model.parameters import ADAPTED
 from pgolf.model.parts import rotary_base
 
-# positions of one sequence that go through a layer together
-BLOCK = 64
+# tokens that go through a layer together, and rows below which another thread is not worth its start
+BLOCK, ROWS_PER_THREAD = 64, 4
 
 
 class Decoder:
@@ -43,6 +45,8 @@ class Decoder:
         self._weights = weights_of(model, length)
         self._state = state_of(model, batch, keep + TILE if keep else length)
         self._adapters = self._no_adapters()
+        self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._pool: ThreadPoolExecutor | None = None
 
     @property
     def position(self) -> int:
@@ -70,16 +74,26 @@ class Decoder:
                 "start another one, or build it longer"
             )
         self._reach(furthest)
-        logits = np.empty((len(rows), len(self._weights.tokens)), np.float32)
-        size = max(1, BLOCK // len(rows))
+        logits = np.empty((len(chosen), len(self._weights.tokens)), np.float32)
+        parts = np.array_split(np.arange(len(chosen)), min(self._threads, -(-len(chosen) // ROWS_PER_THREAD)))
+        if len(parts) == 1:
+            self._advance(chosen, tokens, logits)
+        else:
+            # rows do not share any memory that is written, and the loop holds no lock
+            self._pool = self._pool or ThreadPoolExecutor(self._threads)
+            each = lambda part: self._advance(chosen[part], tokens[part], logits[part[0] : part[-1] + 1])
+            list(self._pool.map(each, parts))
+        return logits
+
+    def _advance(self, rows: np.ndarray, tokens: np.ndarray, logits: np.ndarray) -> None:
+        count, size = tokens.shape[1], max(1, BLOCK // len(rows))
         for start in range(0, count, size):
             part = tokens[:, start : start + size]
             last = np.arange(1, len(rows) + 1) * part.shape[1] - 1 if start + size >= count else np.empty(0, np.int64)
             out = logits if len(last) else np.empty((0, logits.shape[1]), np.float32)
-            at = self._places(chosen, part)
+            at = self._places(rows, part)
             advance(self._weights, self._state, self._adapters, part.reshape(-1), at, last, out)
-            self.positions[chosen] += part.shape[1]
-        return logits
+            self.positions[rows] += part.shape[1]
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget every token of all rows, or of some; the next one is a sequence's first."""
