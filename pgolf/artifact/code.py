@@ -1,4 +1,4 @@
-"""The code that is counted: which source files a run needs, and the one script that carries them in readable form."""
+"""The code that is counted: the script of a run in its compact form, and the sources that its readable form carries."""
 
 import ast
 import importlib.metadata
@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pgolf
+from pgolf.artifact.compact import compact_script, merged_module
 from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.rounding import FORMS
 from pgolf.config import Settings, to_toml
@@ -16,7 +18,13 @@ from pgolf.config.adaptation import CHUNK_ADAPTERS
 from pgolf.config.predictors import HONEST_PREDICTORS
 
 # the driver, and the stages that it loads by name
-ROOTS = ("pgolf.run", *(f"pgolf.cli.{stage}" for stage in ("run", "train", "pack", "score", "show")))
+ROOTS = (
+    "pgolf.run",
+    *(f"pgolf.cli.{stage}" for stage in ("run", "train", "pack", "score", "show")),
+    # for the counted form
+    "pgolf.artifact.compact",
+    "pgolf.artifact.driver",
+)
 # what other stages need
 LEFT_OUT = (
     "pgolf.artifact.export",
@@ -73,23 +81,41 @@ def embedded() -> Path | None:
     return Path(os.environ[SCRIPT]) if os.environ.get(SCRIPT) else None
 
 
-def code_bytes(settings: Settings) -> int:
-    """Bytes of the script for a run with these settings; inside it, its own."""
+def code_bytes(settings: Settings, device: str) -> int:
+    """Bytes of the script for a run with these settings on "cuda" or "cpu"; inside a script, its own."""
     script = embedded()
     if script is None:
-        return len(make_script(settings).encode())
+        return len(make_script(settings, device).encode())
     try:
         return script.stat().st_size
     except OSError as error:
         raise ArtifactError(f"{script} cannot be read: {error.strerror}") from None
 
 
-def make_script(settings: Settings) -> str:
-    """One file that holds every source needed, unpacks them for its own lifetime and runs them with these settings."""
+@cache
+def _made(settings: Settings, device: str) -> str:
+    return compact_script(settings, device)
+
+
+def make_script(settings: Settings, device: str) -> str:
+    """The counted script: one file that trains, packs and scores with these settings on that kind of device. It is the same
+    for every seed: which one it is, the environment says."""
+    return _made(replace(settings, seed=Settings.seed), device)
+
+
+def device_kind(device: str) -> str:
+    """Of a device as a summary names it: "cpu" or "cuda"."""
+    return "cpu" if " CPU, " in device else "cuda"
+
+
+def readable_script(settings: Settings, device: str) -> str:
+    """The same in readable form: one file that holds every source needed, as it is, unpacks them for its own lifetime and
+    runs them with these settings; and that can print the counted script."""
     files = {path: text for path, text in sorted(needed_sources(settings).values())}
-    # the same script for every seed: which one it is, the environment says
     files[f"pgolf/presets/{PRESET}.toml"] = to_toml(replace(settings, seed=Settings.seed))
-    runner = Path(__file__).with_name("script.py").read_text(encoding="utf-8")
+    runner = (
+        Path(__file__).with_name("script.py").read_text(encoding="utf-8").replace('DEVICE = "cpu"', f"DEVICE = {device!r}")
+    )
     docstring, _, rest = runner.partition("FILES: dict[str, str] = {}\n")
     entries = [f'FILES["{path}"] = {literal(text)}\n' for path, text in files.items()]
     return docstring + "FILES: dict[str, str] = {}\n\n" + "\n".join(entries) + rest
@@ -174,11 +200,12 @@ class Face:
         return self.docstring + (f"\n{passed}" if passed else "")
 
 
-def requirements(settings: Settings) -> list[str]:
-    """The distributions that these sources import, pinned to what is installed here."""
+def requirements(settings: Settings, device: str, readable: bool = False) -> list[str]:
+    """The distributions that the script imports, or its readable form too, pinned to what is installed here."""
     owners = importlib.metadata.packages_distributions()
-    trees = [ast.parse(text) for _, text in needed_sources(settings).values()]
-    modules = {module.split(".")[0] for tree in trees for module, _ in _imports(tree, "")}
+    texts = [merged_module(replace(settings, seed=Settings.seed), device)[0]]
+    texts += [text for _, text in needed_sources(settings).values()] if readable else []
+    modules = {module.split(".")[0] for text in texts for module, _ in _imports(ast.parse(text), "")}
     optional = {"brotli", "kernels", "flash_attn", "flash_attn_interface", "huggingface_hub", "tensorboard"}
     wanted = {owner for module in modules - optional - {"pgolf"} - sys.stdlib_module_names for owner in owners.get(module, [])}
     return sorted(f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in wanted)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
 
-from pgolf.artifact.code import make_script, requirements
+from pgolf.artifact.code import device_kind, make_script, readable_script, requirements
 from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.rounding import FORMS
 from pgolf.config import Settings, read_toml, to_toml
@@ -19,6 +19,7 @@ from pgolf.folder import FolderError, RunFolder
 from pgolf.significance import welch
 from pgolf.summary import ArtifactSize, Scoring, Summary, Train
 
+READABLE = "train_gpt_readable.py"
 # the challenge's bar for a record, which it gives in nats without saying of what
 RECORD_NATS = 0.005
 
@@ -34,10 +35,11 @@ class Submission:
     track: str = "10min_16mb"
 
 
-def export(runs: Sequence[str | Path], out: str | Path, about: Submission, baseline: str = "") -> None:
+def export(runs: Sequence[str | Path], out: str | Path, about: Submission, baseline: str = "", readable: bool = False) -> None:
     """Write the submission of finished runs, one for each seed, into the folder `out`, and print its size.
 
     baseline  run folders or submission.json files, separated by commas; the gain over them is tested for significance
+    readable  write the readable form of the script beside it, which is not counted
     """
     folders = [RunFolder.existing(run) for run in runs]
     settings = _one_configuration(folders)
@@ -45,7 +47,11 @@ def export(runs: Sequence[str | Path], out: str | Path, about: Submission, basel
     seeds = [summary.seed for summary in summaries]
     if len(set(seeds)) != len(seeds):
         raise ArtifactError(f"two runs have the same seed {max(seeds, key=seeds.count)}; each must have its own")
-    script = make_script(settings).encode()
+    kinds = {device_kind(summary.device or "") for summary in summaries}
+    if len(kinds) > 1:
+        raise ArtifactError("some of the runs were on a CPU and some on a GPU; a script is for one of them")
+    (device,) = kinds
+    script = make_script(settings, device).encode()
     for folder, summary in zip(folders, summaries, strict=True):
         _, artifact, _ = _stages(summary)
         if artifact.code_bytes != len(script):
@@ -62,9 +68,11 @@ def export(runs: Sequence[str | Path], out: str | Path, about: Submission, basel
         raise FolderError(f"{out} is not empty; give another --out")
     with atomic_folder(out) as staging:
         write_whole(staging / "train_gpt.py", script)
-        write_whole(staging / "requirements.txt", "\n".join(requirements(settings)) + "\n")
+        if readable:
+            write_whole(staging / READABLE, readable_script(settings, device))
+        write_whole(staging / "requirements.txt", "\n".join(requirements(settings, device, readable)) + "\n")
         write_whole(staging / "submission.json", json.dumps(record, indent=2) + "\n")
-        write_whole(staging / "README.md", _readme(record, settings, summaries, result, significance))
+        write_whole(staging / "README.md", _readme(record, settings, summaries, result, significance, readable))
         for folder, seed in zip(folders, seeds, strict=True):
             shutil.copyfile(folder.log, staging / f"train_seed{seed}.log")
     print(_size_line(record))
@@ -211,7 +219,9 @@ def _baseline(words: str) -> list[dict]:
 # ---- the README
 
 
-def _readme(record: dict, settings: Settings, summaries: list[Summary], result: str, significance: list[str]) -> str:
+def _readme(
+    record: dict, settings: Settings, summaries: list[Summary], result: str, significance: list[str], readable: bool
+) -> str:
     rows = [
         f"| {seed} | {one['val_loss']:.5f} | {one['val_bpb']:.5f} | {one['steps']:,} | {one['step_avg_ms']:.1f} | "
         f"{one['train_time_s']:.1f} | {one['eval_time_s']:.1f} | {one['artifact_bytes']:,} |"
@@ -259,9 +269,20 @@ val_bpb **{record["val_bpb"]:.5f}** (std {record["val_bpb_std"]:.5f}), val_loss 
     pip install -r requirements.txt
 {commands}
 
-On eight GPUs: `torchrun --standalone --nproc_per_node=8 train_gpt.py`. The script holds all sources in readable form.
+On eight GPUs: `torchrun --standalone --nproc_per_node=8 train_gpt.py`. {_forms(readable)}
 Hardware of these runs: {record["hardware"]}; torch {record["pytorch_version"]}.
 """
+
+
+def _forms(readable: bool) -> str:
+    text = "The script is the part of the package's sources that these settings reach, merged and compressed."
+    if not readable:
+        return text + f" `pgolf export --readable` writes them beside it as {READABLE}."
+    return (
+        text
+        + f" {READABLE} holds them as they are; this makes the one from the other, byte for byte:\n\n"
+        + (f"    python {READABLE} compact | cmp - train_gpt.py\n")
+    )
 
 
 def _calibration(settings: Settings) -> str:

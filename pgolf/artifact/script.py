@@ -1,7 +1,8 @@
 """One file, complete: trains a language model, packs it, and scores it from the packed file alone.
 
-    python train_gpt.py                                  on one GPU, or on CPU cores
-    torchrun --standalone --nproc_per_node=8 train_gpt.py
+    python train_gpt_readable.py                         on one GPU, or on CPU cores
+    torchrun --standalone --nproc_per_node=8 train_gpt_readable.py
+    python train_gpt_readable.py compact > train_gpt.py  the counted script, byte for byte
 
 Settings are this submission's. The challenge's environment names (SEED, DATA_PATH, MAX_WALLCLOCK_SECONDS, ...) and flags
 (--help) change them, as far as these sources reach: FILES holds those that the settings need, as they are. They are unpacked
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+DEVICE = "cpu"
 FILES: dict[str, str] = {}
 
 
@@ -38,6 +40,13 @@ def main() -> int:
     # by its name: this file is a template in the package, where nothing below the driver may import it
     run = importlib.import_module("pgolf.run").main
     words = sys.argv[1:]
+    if words == ["compact"]:
+        del os.environ["PGOLF_SCRIPT"]
+        from pgolf.artifact.code import make_script
+        from pgolf.config import load_preset
+
+        sys.stdout.write(make_script(load_preset("submission"), DEVICE))
+        return 0
     stage = words and not words[0].startswith("-")
     return run(words if stage else ["--preset", "submission", *words])
 

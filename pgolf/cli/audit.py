@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from pgolf.artifact.code import make_script
+from pgolf.artifact.code import device_kind, make_script
 from pgolf.audit.command import audit_scorer, decode_run, publish
 from pgolf.audit.run_audit import audit_run
 from pgolf.cli.common import CACHE, chosen_device, dataset_of
@@ -68,10 +68,12 @@ def audit(options: Options) -> int:
     settings = read_toml(folder.config)
     with folder.writing(), Display(folder.log) as display:
         dataset = dataset_of(settings, display)
+        trained_on = folder.read_summary().device
+        kind = device_kind(trained_on) if trained_on else chosen_device(options.device).type
         report = audit_run(
             folder,
             dataset,
-            make_script(settings).encode(),
+            make_script(settings, kind).encode(),
             device=chosen_device(options.device),
             targets=options.targets,
             seed=options.seed or None,

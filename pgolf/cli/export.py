@@ -26,6 +26,8 @@ class Options:
     """Which track."""
     baseline: str = ""
     """What it is compared with: run folders or submission.json files, with commas between them."""
+    readable: bool = False
+    """Also write the script in readable form, which is not counted, beside it."""
 
 
 def main(words: list[str]) -> int:
@@ -36,5 +38,5 @@ def export(options: Options) -> int:
     if not options.runs:
         raise UsageError("export needs the folders of one run or more: pgolf export --out FOLDER RUN [RUN RUN]")
     about = Submission(options.name, options.author, options.github_id, options.track)
-    write_submission(options.runs, options.out, about, options.baseline)
+    write_submission(options.runs, options.out, about, options.baseline, options.readable)
     return 0

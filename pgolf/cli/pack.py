@@ -47,7 +47,7 @@ def pack(folder: RunFolder, device: str = "") -> int:
         state = submission_state(model)
         dataset = dataset_of(settings, display)
         tokenizer = dataset.tokenizer_path.read_bytes()
-        code = code_bytes(settings)
+        code = code_bytes(settings, place.type)
         budget = Budget(settings.training.seconds)
         weights, settings, extra = rounded(model, settings, dataset, place, budget, display, tokenizer, code)
         display.status("coding the weights", 0.5)

@@ -126,12 +126,11 @@ def averaging(state: dict[str, torch.Tensor], settings: TrainingSettings) -> Ave
     """The average that will be exported; the others are not worth their memory."""
     if settings.export == "raw":
         return Average(state)
-    kinds = {
+    kind, switched_on, name = {
         "ema": (ExponentialAverage, settings.ema_decay, "ema_decay"),
         "swa": (StochasticAverage, settings.swa_every, "swa_every"),
         "lawa": (LatestAverage, settings.lawa_every, "lawa_every"),
-    }
-    kind, switched_on, name = kinds[settings.export]
+    }[settings.export]
     if not switched_on:
         raise TrainingError(f"training.export is {settings.export!r}, but training.{name} is 0; set {name}, or export 'raw'")
     return kind(state, settings)

@@ -90,7 +90,7 @@ def train(
             binding = checkpoint.binding(settings, getattr(data, "digest", None))
             saved = checkpointer.load(binding) if resume else None
             network, teacher = _networks(settings, world)
-            complement = Complement(options.complement_alpha, settings.model.vocab_size, world)
+            alpha, vocabulary = options.complement_alpha, settings.model.vocab_size
             trainer = Trainer(
                 settings,
                 loader,
@@ -101,7 +101,7 @@ def train(
                 log if world.is_first else lambda event: None,
                 network,
                 teacher,
-                complement if options.complement_alpha else None,
+                Complement(alpha, vocabulary, world) if options.complement_alpha else None,
                 TrainingPlan(options, budget.limit - budget.reserve),
                 StepResults(world),
                 validate,

@@ -29,18 +29,17 @@ from tests.model.common import SMALL, random_model
 # ---- the counted code
 
 
-def test_the_script_carries_every_source_as_it_is():
+def test_the_readable_script_carries_every_source_as_it_is():
     settings = dataclasses.replace(Settings(), seed=7)
-    script = code.make_script(settings)
+    script = code.readable_script(settings, "cpu")
     names: dict = {"__name__": "not main"}
-    exec(compile(script, "train_gpt.py", "exec"), names)
+    exec(compile(script, "train_gpt_readable.py", "exec"), names)
     files = names["FILES"]
     for path, text in code.needed_sources(settings).values():
         assert files[path] == text
     assert {"pgolf/run.py", "pgolf/kernels/__init__.py", "pgolf/training/loop.py", "pgolf/model/network.py"} <= files.keys()
     assert not any("report/pictures" in path or "artifact/export" in path for path in files)
-    assert script == code.make_script(dataclasses.replace(settings, seed=8))
-    assert code.code_bytes(settings) == len(script.encode())
+    assert script == code.readable_script(dataclasses.replace(settings, seed=8), "cpu")
     readable = [line for line in script.splitlines() if line.startswith(("def ", "class "))]
     assert len(readable) > 300
 
@@ -154,9 +153,9 @@ def test_every_module_of_the_script_imports_without_the_rest(tmp_path):
 
 
 def test_requirements_are_what_the_sources_import():
-    found = {line.split("==")[0].lower() for line in code.requirements(Settings())}
-    assert {"torch", "numpy", "numba", "zstandard", "safetensors", "sentencepiece", "tyro", "rich"} <= found
-    assert not found & {"pgolf", "pytest", "matplotlib"}
+    found = {line.split("==")[0].lower() for line in code.requirements(Settings(), "cpu")}
+    assert {"torch", "numpy", "numba", "zstandard", "safetensors", "sentencepiece"} <= found
+    assert not found & {"pgolf", "pytest", "matplotlib", "tyro", "rich"}
 
 
 # ---- the folder
@@ -173,7 +172,7 @@ def finished_run(path, seed, settings=None, **score):
         preset="quick",
         seed=seed,
         train=summaries.train(seconds=50.0, limit=60.0, parts={"steps": 49.0, "rounding": 1.0}),
-        artifact=summaries.artifact(model_bytes=5000 + seed, code_bytes=code.code_bytes(settings)),
+        artifact=summaries.artifact(model_bytes=5000 + seed, code_bytes=code.code_bytes(settings, "cpu")),
         score={
             "sliding": with_(legal, bpb=1.9),
             "plain": with_(legal, **score),
@@ -181,7 +180,7 @@ def finished_run(path, seed, settings=None, **score):
         },
         main="plain",
         scoring=summaries.scoring(),
-        device="a device",
+        device="x86_64 CPU, 2 threads",
         versions={"torch": "2.0"},
     )
     return folder
@@ -209,7 +208,7 @@ def test_the_folder_holds_what_was_measured(tmp_path, capsys):
     readme = (out / "README.md").read_text()
     assert all(f"\n- C{n}, " in readme for n in (1, 2, 3, 4)) and "scored as `plain`" in readme and "| 2 | 2.00400 |" in readme
     assert (out / "train_seed3.log").read_text() == "log of seed 3\n"
-    assert (out / "requirements.txt").read_text().splitlines() == code.requirements(Settings())
+    assert (out / "requirements.txt").read_text().splitlines() == code.requirements(Settings(), "cpu")
 
 
 def test_the_score_is_the_one_that_the_runs_name_not_the_best(tmp_path):
@@ -317,7 +316,7 @@ def test_what_packing_is_asked_for_reaches_the_file(trained, setting):
 
 
 def test_packing_counts_the_code_and_fits_the_limit(trained, capsys):
-    folder = trained(fit=True, limit=code.code_bytes(Settings()) + 40_000)
+    folder = trained(fit=True, limit=code.code_bytes(Settings(), "cpu") + 40_000)
     pack.pack(folder, "cpu")
     artifact = folder.read_summary().artifact
     assert artifact.code_bytes > 300_000 and 0 <= artifact.margin < 1000

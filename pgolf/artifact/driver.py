@@ -1,0 +1,87 @@
+"""The driver of a counted script, which carries this file instead of the command line: train, pack, score.
+
+Settings are those of the submission; what may differ from run to run is the seed, where the data lies, and the clocks.
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from pgolf.cli.pack import pack
+from pgolf.cli.score import score
+from pgolf.cli.train import train
+from pgolf.config.load import from_table, read_toml, to_toml
+from pgolf.config.settings import Settings
+from pgolf.errors import OVER_LIMIT, PgolfError, UsageError
+from pgolf.folder import FolderError, RunFolder, new_run_path
+from pgolf.process import Stopped, end_with_parent, keep_freed_memory, rank, run_child, stopping_on_signals
+from pgolf.summary import Summary
+
+# the submission's settings, as they differ from the defaults; a script has them here
+FROZEN: dict = {}
+# environment name, flag, setting
+FREE = (
+    ("SEED", "--seed", "seed"),
+    ("DATA_PATH", "--data.path", "data.path"),
+    ("TOKENIZER_PATH", "--data.tokenizer", "data.tokenizer"),
+    ("MAX_WALLCLOCK_SECONDS", "--training.seconds", "training.seconds"),
+    ("ITERATIONS", "--steps", "training.steps"),
+    ("", "--evaluation.seconds", "evaluation.seconds"),
+    ("", "--evaluation.max-tokens", "evaluation.max_tokens"),
+)
+
+
+def main(words: list[str]) -> int:
+    end_with_parent()
+    keep_freed_memory()
+    try:
+        with stopping_on_signals():
+            if words[:1] == ["score"]:
+                return score(RunFolder.existing(words[1]), *words[2:])
+            return run(words)
+    except PgolfError as error:
+        print(f"pgolf: {error}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stopped:
+        return 128 + stopped.number
+
+
+def run(words: list[str]) -> int:
+    resume, given = "--resume" in words, [word for word in words if word != "--resume"]
+    flags = dict(zip(given[::2], given[1::2], strict=False))
+    known = ["--out", "--device", *(flag for _, flag, _ in FREE)]
+    if len(given) % 2 or not flags.keys() <= set(known):
+        raise UsageError(f"options: --resume, and with a value each {', '.join(known)}; --help of the whole package explains")
+    settings = from_table(FROZEN, Settings(), "the submission")
+    for name, flag, path in FREE:
+        value = flags.get(flag) or os.environ.get(name)
+        if value:
+            section, _, key = path.rpartition(".")
+            owner = getattr(settings, section) if section else settings
+            changed = replace(owner, **{key: type(getattr(owner, key))(value)})
+            settings = replace(settings, **{section: changed}) if section else changed
+    device, identity = flags.get("--device", ""), os.environ.get("RUN_ID")
+    path = Path(flags.get("--out") or (Path("runs") / identity if identity else new_run_path(settings.preset)))
+    folder = RunFolder.existing(path) if resume else RunFolder.create(path)
+    with folder.writing():
+        if resume:
+            settings = read_toml(folder.config)
+        elif not rank():
+            if folder.config.exists():
+                raise FolderError(f"{path} holds a run already; give --resume to continue it, or another --out")
+            folder.config.write_text(to_toml(settings))
+        return stages(folder, settings, device, resume)
+
+
+def stages(folder: RunFolder, settings: Settings, device: str, resume: bool) -> int:
+    """Train, pack and score, or what of it is not done yet. A clock that is overrun does not keep the next stage away."""
+    done = folder.read_summary() if resume else Summary()
+    code = 0 if done.train else train(folder, settings, device, resume=resume)
+    if code in (0, OVER_LIMIT) and not rank() and not done.artifact:
+        code = pack(folder, device) or code
+    if code in (0, OVER_LIMIT) and not done.scoring:
+        # a process of its own: the score must come from the artifact, by code that has never seen training
+        command = [sys.executable, os.environ["PGOLF_SCRIPT"], "score", str(folder.path)]
+        code = run_child(command + [device] * bool(device)).returncode or code
+    return code

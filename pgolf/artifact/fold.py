@@ -1,0 +1,237 @@
+"""Branches that a run's settings and its device decide, taken out of a module's syntax tree.
+
+An expression is known if it is a constant, a setting of DECIDED read from something that holds settings, a question for
+the device's type, or made of such: comparisons, `not`, `and`, `or`, a subscript of a literal table, a local name that is
+assigned once. `if`, conditional expressions, `and`, `or` and `assert` follow from that.
+"""
+
+import ast
+from typing import Any
+
+from pgolf.artifact.rounding import FORMS
+from pgolf.config import Settings
+
+# settings whose value no run of a script changes, and that nothing computes with other values of
+DECIDED = (
+    "data.loader",
+    "model.smear", "model.bigram_buckets", "model.value_embedding_layers", "model.value_residual", "model.gated_attention",
+    "model.hyper_layers", "model.dtg", "model.mtp_heads", "model.matrix_start", "model.scan_layers", "model.tied",
+    "model.unet_skips", "model.resid_mix", "model.layer_scale", "model.scan_input_dt",
+    "training.muon_projections", "training.parallel_muon", "training.distillation_share", "training.burst_epochs",
+    "training.complement_alpha", "training.export", "training.export_tables", "training.crown_q", "training.crown_q_form",
+    "training.crown_q_banks", "training.qat_threshold", "training.qat_soft_round", "training.qat_soft_to_hard",
+    "training.qat_quantile", "training.validate_every", "training.train_convolutions", "training.muon_coefficients",
+    "artifact.rounding", "artifact.prune", "artifact.prune_ones", "artifact.lqer_rank", "artifact.compressor", "artifact.fit",
+    "artifact.calibration", "artifact.gptq_embedding",
+    "evaluation.published_tail", "evaluation.sliding", "evaluation.top_predictions",
+    "evaluation.adaptation.method", "evaluation.adaptation.optimiser", "evaluation.adaptation.byte_weighted",
+    "evaluation.adaptation.polyak", "evaluation.adaptation.polyak_in_place", "evaluation.adaptation.untie",
+    "evaluation.temperature.method", "evaluation.mixer.published", "evaluation.mixer.honest",
+)  # fmt: skip
+HOLDERS = {
+    "settings", "options", "chosen", "training", "artifact", "evaluation", "adaptation", "temperature", "mixer", "model",
+    "data",
+}  # fmt: skip
+UNKNOWN = object()
+# for type checkers, and for profilers
+NEVER = ("TYPE_CHECKING", "RANGES")
+# a script scores code lengths only: published mixtures are for comparison
+LOCAL = {"predictors_of": {"published": "none"}}
+
+
+def known_settings(settings: Settings) -> dict[str, Any]:
+    """Field name to value, for those of DECIDED; where sections share a name, the one that agrees on both, or none."""
+    found: dict[str, Any] = {}
+    for path in DECIDED:
+        value: Any = settings
+        for part in path.split("."):
+            value = getattr(value, part)
+        name = path.rpartition(".")[2] if path.count(".") == 1 else path
+        found[name] = value
+    return found
+
+
+def known_arguments(settings: Settings) -> dict[str, Any]:
+    """Parameters that are handed one value by all who call."""
+    adapted = settings.evaluation.adaptation.method == "lora"
+    return {"compressor": settings.artifact.compressor} | ({} if adapted else {"adapters": None})
+
+
+class Fold(ast.NodeTransformer):
+    def __init__(self, settings: Settings, device: str):
+        self.known, self.device = known_settings(settings), device
+        self.form = FORMS[settings.artifact.rounding]
+        self.arguments = known_arguments(settings)
+        # classes that no object is of
+        self.absent = set() if settings.model.scan_layers else {"Mamba2Block"}
+        # attributes of other objects that settings decide
+        self.attributes: dict[str, Any] = {} if settings.model.scan_layers else {"layer.mamba": False}
+        self.attributes |= {f"self.{name}": value for name, value in self.arguments.items() if name == "adapters"}
+        self.local: list[dict[str, Any]] = []
+
+    # ---- what is known
+
+    def value(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Name):
+            if node.id in NEVER:
+                return False
+            return next((scope[node.id] for scope in reversed(self.local) if node.id in scope), UNKNOWN)
+        if isinstance(node, ast.Attribute):
+            return self._attribute(node)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            value = self.value(node.operand)
+            return UNKNOWN if value is UNKNOWN else not value
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            return self._compare(node)
+        if isinstance(node, ast.BoolOp):
+            return self._bool(node)
+        if isinstance(node, (ast.Tuple, ast.List)):
+            values = [self.value(item) for item in node.elts]
+            return UNKNOWN if UNKNOWN in values else tuple(values)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and ast.unparse(node.args[1]) in self.absent:
+            return False
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.cuda.is_available", "bool") and not node.keywords:
+            return self.device == "cuda" if not node.args else self._truth(node.args[0])
+        return UNKNOWN
+
+    def _truth(self, node: ast.AST) -> Any:
+        value = self.value(node)
+        return UNKNOWN if value is UNKNOWN else bool(value)
+
+    def _attribute(self, node: ast.Attribute) -> Any:
+        if node.attr == "is_cuda":
+            return self.device == "cuda"
+        if isinstance(node.value, ast.Subscript) and ast.unparse(node.value.value).endswith("FORMS"):
+            value = getattr(self.form, node.attr)
+            return value if value is None or isinstance(value, bool) else UNKNOWN
+        if ast.unparse(node) in self.attributes:
+            return self.attributes[ast.unparse(node)]
+        holder = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+        if holder.strip("_") not in HOLDERS:
+            return UNKNOWN
+        for section in ("adaptation", "temperature", "mixer"):
+            if holder == section and f"evaluation.{section}.{node.attr}" in self.known:
+                return self.known[f"evaluation.{section}.{node.attr}"]
+        return self.known.get(node.attr, UNKNOWN)
+
+    def _compare(self, node: ast.Compare) -> Any:
+        left, right, operator = node.left, node.comparators[0], node.ops[0]
+        if isinstance(left, ast.Attribute) and left.attr == "type" and isinstance(right, ast.Constant):
+            if right.value not in ("cuda", "cpu") or not isinstance(operator, (ast.Eq, ast.NotEq)):
+                return UNKNOWN
+            return (self.device == right.value) == isinstance(operator, ast.Eq)
+        a, b = self.value(left), self.value(right)
+        if a is UNKNOWN or b is UNKNOWN:
+            return UNKNOWN
+        rules = {
+            ast.Eq: lambda: a == b, ast.NotEq: lambda: a != b, ast.In: lambda: a in b, ast.NotIn: lambda: a not in b,
+            ast.Is: lambda: a is b, ast.IsNot: lambda: a is not b, ast.Gt: lambda: a > b, ast.Lt: lambda: a < b,
+        }  # fmt: skip
+        return rules[type(operator)]() if type(operator) in rules else UNKNOWN
+
+    def _bool(self, node: ast.BoolOp) -> Any:
+        values = [self._truth(part) for part in node.values]
+        decisive = isinstance(node.op, ast.Or)
+        if any(value is decisive for value in values):
+            return decisive
+        return UNKNOWN if UNKNOWN in values else not decisive
+
+    # ---- what follows
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        stores: dict[str, int] = {}
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                stores[part.id] = stores.get(part.id, 0) + 1
+        arguments = {a.arg for a in ast.walk(node) if isinstance(a, ast.arg)}
+        scope: dict[str, Any] = {name: UNKNOWN for name in [*arguments, *stores]}
+        scope |= {name: self.arguments[name] for name in arguments & self.arguments.keys() if name not in stores}
+        self.local.append(scope)
+        fixed = LOCAL.get(node.name, {})
+        for part in ast.walk(node):
+            if isinstance(part, ast.Assign) and len(part.targets) == 1:
+                pairs = [(part.targets[0], part.value)]
+                if isinstance(part.targets[0], ast.Tuple) and isinstance(part.value, ast.Tuple):
+                    pairs = list(zip(part.targets[0].elts, part.value.elts, strict=False))
+                for target, value in pairs:
+                    if isinstance(target, ast.Name) and stores.get(target.id) == 1 and target.id not in arguments:
+                        scope[target.id] = self.value(value)
+        scope.update(fixed)
+        self.generic_visit(node)
+        self.local.pop()
+        return node
+
+    def visit_If(self, node: ast.If) -> Any:
+        value = self._truth(node.test)
+        if value is UNKNOWN:
+            node.test = self._simpler(node.test)
+            self.generic_visit(node)
+            return node
+        chosen = node.body if value else node.orelse
+        return [part for statement in chosen for part in self._many(self.visit(statement))]
+
+    def visit_IfExp(self, node: ast.IfExp) -> Any:
+        value = self._truth(node.test)
+        if value is UNKNOWN:
+            self.generic_visit(node)
+            return node
+        return self.visit(node.body if value else node.orelse)
+
+    def visit_Assert(self, node: ast.Assert) -> Any:
+        return ast.copy_location(ast.Pass(), node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> Any:
+        node = self._simpler(node)
+        self.generic_visit(node)
+        return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> Any:
+        key = self.value(node.slice)
+        if isinstance(node.value, ast.Dict) and key is not UNKNOWN:
+            for name, value in zip(node.value.keys, node.value.values, strict=True):
+                if isinstance(name, ast.Constant) and name.value == key:
+                    return self.visit(value)
+        self.generic_visit(node)
+        return node
+
+    def _simpler(self, node: ast.AST) -> Any:
+        """Without the parts of an `and` or `or` that decide nothing."""
+        if not isinstance(node, ast.BoolOp):
+            return node
+        neutral = isinstance(node.op, ast.And)
+        if self._bool(node) is not UNKNOWN and all(self.value(part) is not UNKNOWN for part in node.values):
+            return node
+        kept: list[ast.expr] = []
+        for part in node.values:
+            value = self._truth(part)
+            if value is neutral and part is not node.values[-1]:
+                continue
+            kept.append(part)
+            if value is (not neutral):
+                break
+        return kept[0] if len(kept) == 1 else ast.copy_location(ast.BoolOp(node.op, kept), node)
+
+    @staticmethod
+    def _many(found: Any) -> list[ast.AST]:
+        return [] if found is None else found if isinstance(found, list) else [found]
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list):
+                block = [part for part in block if not isinstance(part, ast.Pass)]
+                block = _until_end(block)
+                needs = name == "body" and not isinstance(node, ast.Module)
+                setattr(node, name, block or ([ast.Pass()] if needs else []))
+        return node
+
+
+def _until_end(block: list) -> list:
+    """Without what follows a return, a raise, a continue or a break."""
+    for place, part in enumerate(block):
+        if isinstance(part, (ast.Return, ast.Raise, ast.Continue, ast.Break)):
+            return block[: place + 1]
+    return block

@@ -1,0 +1,101 @@
+"""The counted script: it has all that it names, the same bytes each time, and computes what the package does."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from pgolf.artifact import code, compact
+from pgolf.artifact.merge import Merger
+from pgolf.config import at_scale, load_preset, preset_names, read_toml
+from tests.artifact.names import undefined_names
+
+CASES = [*((preset, "cuda") for preset in preset_names()), ("quick", "cpu"), ("pr745", "cpu"), ("mamba", "cpu")]
+
+
+@pytest.mark.parametrize(("preset", "device"), CASES)
+def test_every_presets_script_compiles_and_has_all_that_it_names(preset, device):
+    module, main = compact.merged_module(load_preset(preset), device)
+    tree = ast.parse(module)
+    assert undefined_names(tree) == set() and main in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert not any(name.split(".")[0] == "pgolf" for name in imported)
+    assert not {"rich", "tyro", "matplotlib"} & {name.split(".")[0] for name in imported}
+    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert ("triton" in top) == (device == "cuda")
+
+
+def test_a_function_that_is_dropped_is_missed(monkeypatch):
+    settings = load_preset("pr549")
+    assert undefined_names(ast.parse(compact.merged_module(settings, "cpu")[0])) == set()
+    real = compact.Emitter.__init__
+
+    def without(self, merger: Merger):
+        real(self, merger)
+        name = lambda statement: getattr(statement, "name", "")
+        self.statements = [(source, part) for source, part in self.statements if name(part) != "round_weights"]
+
+    monkeypatch.setattr(compact.Emitter, "__init__", without)
+    assert len(undefined_names(ast.parse(compact.merged_module(settings, "cpu")[0]))) == 1
+
+
+def test_the_same_bytes_each_time_and_for_every_seed():
+    settings = load_preset("pr549")
+    program = (
+        "from pgolf.artifact.compact import compact_script; from pgolf.config import load_preset; import hashlib;"
+        "print(hashlib.sha256(compact_script(load_preset('pr549'), 'cpu').encode()).hexdigest())"
+    )
+    digests = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", program]
+        digests.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(digests) == 1
+    assert code.make_script(settings, "cpu") == code.make_script(replace(settings, seed=9), "cpu")
+    assert len(code.make_script(settings, "cpu").encode()) == code.code_bytes(settings, "cpu")
+
+
+def test_squeezing_keeps_the_program():
+    text = "def f(a, *, b=1):\n    if a in b and not (a - -1):\n        return 'x  y' if a else f'{a!r} {b}'\n"
+    text += "    return [1, 2][0]\n"
+    found = compact.squeezed(text)
+    assert ast.dump(ast.parse(found)) == ast.dump(ast.parse(text)) and len(found) < len(text)
+
+
+def test_a_script_gives_the_packages_score(tmp_path):
+    """Far from the package: only the script, and what it requires."""
+    settings = at_scale(load_preset("pr549"), "tiny")
+    (tmp_path / "train_gpt.py").write_text(code.make_script(settings, "cpu"))
+    words = "--steps 3 --seed 5 --device cpu --evaluation.seconds 3600 --evaluation.max-tokens 1024".split()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    theirs = [
+        sys.executable,
+        "-m",
+        "pgolf.run",
+        "--preset",
+        "pr549",
+        "--scale",
+        "tiny",
+        "--out",
+        str(tmp_path / "package"),
+        *words,
+    ]
+    ours = [sys.executable, str(tmp_path / "train_gpt.py"), "--out", str(tmp_path / "script"), *words]
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    for command, where, env in ((theirs, root, {**environment, "PYTHONPATH": root}), (ours, tmp_path, environment)):
+        done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    package, script = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("package", "script"))
+    assert script["main"] == package["main"] and script["train"]["loss"] == package["train"]["loss"]
+    for name, score in script["score"].items():
+        assert score["nats"] == package["score"][name]["nats"], name
+    assert script["artifact"]["model_bytes"] == package["artifact"]["model_bytes"]
+    assert script["artifact"]["code_bytes"] == (tmp_path / "train_gpt.py").stat().st_size
+    # the package counts the script that would be exported from this very run
+    exported = code.make_script(read_toml(tmp_path / "package" / "config.toml"), "cpu")
+    assert package["artifact"]["code_bytes"] == len(exported.encode())
