@@ -23,7 +23,7 @@ ROOTS = (
     *(f"pgolf.cli.{stage}" for stage in ("run", "train", "pack", "score", "show")),
     # for the counted form
     "pgolf.artifact.compact",
-    "pgolf.artifact.driver",
+    "pgolf.cli.driver",
 )
 # what other stages need
 LEFT_OUT = (

@@ -18,7 +18,7 @@ from pgolf.artifact.merge import Merger
 from pgolf.artifact.script_parts import replacements
 from pgolf.config import Settings
 
-ENTRY = ("pgolf.artifact.driver", "main")
+ENTRY = ("pgolf.cli.driver", "main")
 STUB = """import atexit,base64,lzma,os,shutil,signal,sys,tempfile
 d=tempfile.mkdtemp();atexit.register(shutil.rmtree,d,1);signal.signal(15,lambda*_:sys.exit(143))
 os.environ.setdefault("GOMP_SPINCOUNT","2000");os.environ["PGOLF_SCRIPT"]=os.path.abspath(__file__)

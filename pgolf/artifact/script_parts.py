@@ -85,7 +85,7 @@ def replacements(settings: Settings) -> dict[Binding, str]:
             "OPERATORS",
         ): f"OPERATORS = {{'kernels': Operators(attention, rotary, mlp, cross_entropy, {scan}, False)}}",
         ("pgolf.artifact.rounding", "FORMS"): f"FORMS = {{{settings.artifact.rounding!r}: RoundingForm({rounding})}}",
-        ("pgolf.artifact.driver", "FROZEN"): f"FROZEN = {changed(replace(settings, seed=Settings.seed), Settings())!r}",
+        ("pgolf.cli.driver", "FROZEN"): f"FROZEN = {changed(replace(settings, seed=Settings.seed), Settings())!r}",
         ("pgolf.config.load", "from_table"): FROM_TABLE,
         ("pgolf.summary", "read_summary"): READ_SUMMARY,
         ("pgolf.config.load", "to_toml"): TO_TOML,
