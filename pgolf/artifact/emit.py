@@ -32,7 +32,6 @@ class Emitter:
                     self.used[node.attr] += 1
                 elif isinstance(node, ast.Name):
                     self.used[node.id] += 1
-        self.externals: dict[Binding, str] = {}
         self.globals = self._global_names()
 
     def _global_names(self) -> dict[Binding, str]:
@@ -307,7 +306,11 @@ class Rename(ast.NodeTransformer):
     def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
         return self._comprehension(node, ["elt"])
 
-    visit_SetComp = visit_GeneratorExp = visit_ListComp
+    def visit_SetComp(self, node: ast.SetComp) -> ast.AST:
+        return self._comprehension(node, ["elt"])
+
+    def visit_GeneratorExp(self, node: ast.GeneratorExp) -> ast.AST:
+        return self._comprehension(node, ["elt"])
 
     def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
         return self._comprehension(node, ["key", "value"])

@@ -6,7 +6,6 @@ modules share a name for gets a name of its own.
 """
 
 import ast
-import builtins
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -98,8 +97,8 @@ class Merger:
             return
         self._enter(source)
         if name not in source.bindings:
-            if self.source(f"{module}.{name}"):
-                self._enter(self.sources[f"{module}.{name}"])
+            if inner := self.source(f"{module}.{name}"):
+                self._enter(inner)
             return
         if (module, name) in self.kept:
             return
@@ -173,21 +172,25 @@ class Merger:
                     self._wait(source, method)
         for module in list(self.whole_modules):
             # a module as a value: those of its names count that some text of the program is equal to
-            for name in sorted(self.source(module).bindings.keys() & self.strings):
+            whole = self.source(module)
+            assert whole
+            for name in sorted(whole.bindings.keys() & self.strings):
                 if self.defines(module, name):
                     self._need(module, name)
         for name in list(self.live):
-            source = self.sources[name]
-            assert source
-            for statement in source.registrations:
+            entered = self.sources[name]
+            assert entered
+            for statement in entered.registrations:
                 if id(statement) not in self.done and self.registers(statement):
-                    self._wait(source, statement)
+                    self._wait(entered, statement)
         return bool(self.waiting)
 
     def defines(self, module: str, name: str) -> bool:
         """Whether a binding is the module's own, not an import."""
         source = self.source(module)
-        return bool(source) and not any(isinstance(part, (ast.Import, ast.ImportFrom)) for part in source.bindings[name])
+        if source is None:
+            return False
+        return not any(isinstance(part, (ast.Import, ast.ImportFrom)) for part in source.bindings[name])
 
     def wants(self, source: Source, method: ast.FunctionDef) -> bool:
         name = method.name
@@ -377,9 +380,8 @@ class Substitute(ast.NodeTransformer):
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         self.generic_visit(node)
         parts = [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values]
-        if all(isinstance(part, ast.Constant) for part in parts):
-            return ast.Constant("".join(str(part.value) for part in parts))
-        return node
+        constants = [part.value for part in parts if isinstance(part, ast.Constant)]
+        return ast.Constant("".join(map(str, constants))) if len(constants) == len(parts) else node
 
 
 def strip(tree: ast.Module) -> ast.Module:
@@ -463,6 +465,3 @@ def _plain(node: ast.AnnAssign) -> ast.Assign:
 
 def _without_texts(body: list[ast.stmt]) -> list[ast.stmt]:
     return [part for part in body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))]
-
-
-BUILTINS = set(dir(builtins))

@@ -54,10 +54,10 @@ def run(words: list[str]) -> int:
     if len(given) % 2 or not flags.keys() <= set(known):
         raise UsageError(f"options: --resume, and with a value each {', '.join(known)}; --help of the whole package explains")
     settings = from_table(FROZEN, Settings(), "the submission")
-    for name, flag, path in FREE:
+    for name, flag, setting in FREE:
         value = flags.get(flag) or os.environ.get(name)
         if value:
-            section, _, key = path.rpartition(".")
+            section, _, key = setting.rpartition(".")
             owner = getattr(settings, section) if section else settings
             changed = replace(owner, **{key: type(getattr(owner, key))(value)})
             settings = replace(settings, **{section: changed}) if section else changed
