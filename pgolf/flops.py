@@ -12,7 +12,7 @@ def matrix_weights(model: ModelSettings) -> int:
     layer = 2 * model.dim * model.dim + 2 * model.dim * values + 2 * model.dim * model.mlp_hidden
     projections = model.bigram_dim * model.dim if model.bigram_buckets else 0
     projections += model.value_embedding_dim * values if model.value_embedding_layers else 0
-    gates = model.heads * (model.dim if model.gated_attention else model.gate_inputs)
+    gates = model.dim * model.heads if model.gated_attention else 0
     return len(model.virtual_layers) * (layer + gates) + model.dim * model.vocab_size + projections
 
 

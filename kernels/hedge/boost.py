@@ -15,9 +15,7 @@ class BoostedCache:
     For target index g and order n = 2..10 the context is tokens g-n .. g-2 (the token before the target is not in it),
     hashed in 64 bits; a second table counts context and target together. Where both were seen,
     beta_n = ln(1 + full) - ln(1 + max(context - full, 1)), b = max(0, max_n beta_n), and expert 1 scores
-    log p + alpha(H) b with alpha(H) = .05 + .55 / (1 + e^(2 (H - 4))). As in the compiled code that ran, counts are
-    unsigned: where contexts share a bucket and full > context, the difference wraps to 2^64 and beta_n is lost. p is at
-    least 1e-12. The target is in the hash key and nothing is
+    log p + alpha(H) b with alpha(H) = .05 + .55 / (1 + e^(2 (H - 4))). The target is in the hash key and nothing is
     renormalised, so expert 1 is never the worse one and its mass exceeds 1: no code length, no legal score.
 
     State, on the CPU (tensors from a GPU are copied): two uint32 tables of 9 x `buckets` (a power of two; 302 MB at
@@ -52,7 +50,6 @@ class BoostedCache:
             )
         back = min(begin, reference.BOOST_ORDERS[-1])
         span = tokens[begin - back : end].long().cpu().numpy()
-        log_prob = log_prob.detach().double().clamp_min(reference.LEAST_LOG_PROB)
         numbers = [x.detach().double().reshape(-1).cpu().contiguous().numpy() for x in (log_prob, entropy)]
         losses = np.empty((scored, 3))
         primes = np.array(reference.BOOST_PRIMES, dtype=np.uint64)

@@ -208,8 +208,7 @@ def boost_window(tokens, begin, end, scored, neural, entropy, contexts, fulls, p
             if context_of[at, k] >= 0:
                 seen = np.int64(contexts[k, context_of[at, k]])
                 hits = np.int64(fulls[k, full_of[at, k]])
-                # as in the published code, where the difference is unsigned: below zero it wraps, and the boost is lost
-                if 0 < hits <= seen:
+                if seen > 0 and hits > 0:
                     boost = max(boost, math.log(1.0 + hits) - math.log(1.0 + max(seen - hits, np.int64(1))))
         alpha = 0.05 + 0.55 / (1.0 + math.exp(2.0 * (entropy[offset] - 4.0))) if boost > 0 else 0.0
         losses[offset, 1] = -neural[offset]

@@ -87,8 +87,6 @@ BOOST_ORDERS = tuple(range(2, 11))
 BOOST_PRIMES = (36_313, 27_191, 51_647, 81_929, 131_071, 175_447, 209_591)
 BOOST_MULTIPLIER = 2_654_435_761
 WORD = (1 << 64) - 1
-# the published floor of the neural probability
-LEAST_LOG_PROB = math.log(1e-12)
 
 
 def boost_buckets_reference(tokens: Sequence[int] | Tensor, target: int, order: int, buckets: int) -> tuple[int, int]:
@@ -125,11 +123,10 @@ def boost_window_reference(
                 continue
             context, full = boost_buckets_reference(tokens, target, order, buckets)
             seen, hits = int(contexts[k, context]), int(fulls[k, full])
-            if hits and seen:
-                # unsigned: where hits exceed seen, the difference wraps to 2^64 and the order's boost is lost
-                boost = max(boost, math.log(1 + hits) - math.log(1 + max((seen - hits) & WORD, 1)))
+            if seen and hits:
+                boost = max(boost, math.log(1 + hits) - math.log(1 + max(seen - hits, 1)))
         alpha = (0.05 + 0.55 / (1 + math.exp(2 * (float(entropy[offset]) - 4)))) if boost > 0 else 0.0
-        plain = max(float(neural[offset]), LEAST_LOG_PROB)
+        plain = float(neural[offset])
         boosted = plain + alpha * boost
         peak = max(plain, boosted)
         mixed = float(weights[0]) * math.exp(plain - peak) + float(weights[1]) * math.exp(boosted - peak)

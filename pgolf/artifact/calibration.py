@@ -61,7 +61,7 @@ def training_batches(shards: Sequence[Path], sequences: int, length: int, batch:
 
     As #688's loader has it, a sequence takes length + 1 tokens: inputs and targets overlap within it, not with the next.
     """
-    wanted = sequences * (length + 1)
+    wanted = sequences * length
     pieces, found = [], 0
     for shard in sorted(shards, key=lambda path: path.name):
         pieces.append(np.asarray(open_shard(shard)[: wanted - found], dtype=np.int64))
@@ -69,9 +69,8 @@ def training_batches(shards: Sequence[Path], sequences: int, length: int, batch:
         if found == wanted:
             break
     tokens = torch.from_numpy(np.concatenate(pieces))
-    if found <= length:
-        return tokens[None].split(batch)
-    return tokens[: found // (length + 1) * (length + 1)].view(-1, length + 1)[:, :-1].split(batch)
+    rows = tokens[: found // length * length].view(-1, length) if found >= length else tokens[None]
+    return rows.split(batch)
 
 
 def generated_batches(

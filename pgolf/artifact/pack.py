@@ -20,7 +20,7 @@ from pgolf.artifact.errors import ArtifactError
 from pgolf.artifact.grid import Rounded
 from pgolf.artifact.rounding import Correction
 from pgolf.artifact.weights import Weights, outlines_of, role_of, round_weights
-from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, changed, from_table, scoring_table
+from pgolf.config import ArtifactSettings, ModelSettings, Settings, SettingsError, from_table, scoring_table
 from pgolf.files import write_whole
 from pgolf.model import Network, build_model, count_parameters, import_checkpoint, submission_state
 from pgolf.model.rounding import FakeRounding
@@ -86,9 +86,8 @@ def sections_of(
     meta = {
         "preset": settings.preset,
         "seed": settings.seed,
-        # as they differ from the defaults, which are part of the format too: a default that changes needs a new version
-        "model": changed(settings.model, ModelSettings()),
-        "artifact": changed(chosen, ArtifactSettings()),
+        "model": asdict(settings.model),
+        "artifact": asdict(chosen),
         "corrections": ranks,
         "scoring": scoring_table(settings),
     }
@@ -234,13 +233,11 @@ def _check_believable(settings: ModelSettings) -> None:
     sizes = (
         settings.vocab_size, settings.dim, settings.mlp_hidden, settings.bigram_buckets, settings.bigram_dim,
         settings.value_embedding_dim, settings.rotary_dims, settings.scan_state, settings.scan_width,
-        settings.gate_inputs, settings.smear_inputs,
     )  # fmt: skip
     counts = (
         settings.layers, settings.heads, settings.kv_heads, settings.hyper_layers, settings.xsa_last, settings.mtp_heads,
         len(settings.recurrence), *settings.recurrence, *settings.value_embedding_layers, len(settings.scan_layers),
         *settings.scan_layers, settings.scan_expansion, settings.scan_heads, settings.scan_conv,
-        *settings.loop_layers, len(settings.loop_layers) * settings.loop_passes, settings.lanes_from,
     )  # fmt: skip
     if min(sizes + counts) < 0 or max(sizes) > 1_000_000 or max(counts) > 256 or not settings.layers:
         raise ArtifactError("it describes a network of unbelievable size")

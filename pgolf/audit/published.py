@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from pgolf.kernels.hedge import BoostedCache, HedgeMixer
-from pgolf.kernels.hedge.reference import BOOST_MULTIPLIER, BOOST_ORDERS, BOOST_PRIMES, LEAST_LOG_PROB
+from pgolf.kernels.hedge.reference import BOOST_MULTIPLIER, BOOST_ORDERS, BOOST_PRIMES
 
 
 def hedge_row(mixer: HedgeMixer, log_probs: np.ndarray, before: int, previous: int) -> np.ndarray:
@@ -42,12 +42,10 @@ def boost_row(cache: BoostedCache, tokens: np.ndarray, target: int, log_probs: n
             seen = int(cache.contexts[level, key & mask])
             hits = cache.fulls[level, ((key ^ (symbols * primes[(order - 1) % 7])) * multiplier) & mask].astype(np.float64)
             gain = np.log1p(hits) - np.log1p(np.maximum(seen - hits, 1))
-            # the published difference is unsigned: where hits exceed seen, it wraps and the gain is lost
-            boost = np.maximum(boost, np.where((hits > 0) & (hits <= seen), gain, 0.0))
+            boost = np.maximum(boost, np.where((hits > 0) & (seen > 0), gain, 0.0))
     finite = log_probs[np.isfinite(log_probs)]
     entropy = -float((np.exp(finite) * finite).sum())
     alpha = 0.05 + 0.55 / (1 + math.exp(2 * (entropy - 4)))
     plain, boosted = cache.weights
-    log_probs = np.maximum(log_probs, LEAST_LOG_PROB)
     with np.errstate(divide="ignore"):
         return np.logaddexp(np.log(plain) + log_probs, np.log(boosted) + log_probs + alpha * boost)

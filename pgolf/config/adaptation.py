@@ -96,4 +96,4 @@ class LoraSettings:
     @property
     def foresees(self) -> bool:
         """Whether a document's length decides how its beginning is scored. The first chunk has learnt nothing anyway."""
-        return self.minimum_tokens > self.chunk_tokens + 2 or self.maximum_tokens > 0
+        return self.minimum_tokens > self.chunk_tokens + 1 or self.maximum_tokens > 0

@@ -87,7 +87,7 @@ TABLE = (
     Parameter("attn.attn_gate_w", "scalar", "matrix"),
     Parameter("attn.attn_gate.weight", "scalar", "matrix"),
     Parameter("attn.attn_gate.bias", "scalar", "matrix"),
-    Parameter("mixer.conv1d.weight", "convolution", "matrix"),
+    Parameter("mixer.conv1d.weight", "scalar", "matrix"),
     Parameter("mixer.conv1d.bias", "scalar", "matrix"),
     Parameter("mixer.dt_bias", "scalar", "matrix"),
     Parameter("mixer.dt_proj.weight", "scalar", "matrix"),

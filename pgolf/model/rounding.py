@@ -65,7 +65,7 @@ class FakeRounding:
     def __call__(self, weight: torch.Tensor, role: str) -> torch.Tensor:
         if role != "projection" and not self.banks:
             return weight
-        with torch.set_grad_enabled(self.form == "soft" and torch.is_grad_enabled()):
+        with torch.no_grad():
             row = row_quantile(weight.abs().float(), self.quantile)
             scale = (row / self.clip).clamp_min(1 / self.clip)
         surrogate = weight

@@ -48,7 +48,7 @@ def batches_of(lengths: Sequence[int], settings: LoraSettings, ranks: int = 1) -
 
     def adapted(document: int) -> bool:
         # as the submissions count: the targets and the token before them
-        tokens = lengths[document] + 1
+        tokens = lengths[document]
         return settings.minimum_tokens <= tokens <= (settings.maximum_tokens or tokens)
 
     queue = sorted(range(len(lengths)), key=lambda document: (-lengths[document], document))
