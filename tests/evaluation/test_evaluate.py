@@ -299,9 +299,9 @@ def test_paired_gains():
     tokens = text(1300, document=90)
     per_target = Bytes().count(tokens[:-1], tokens[1:])
     table = results_table(found, tokens, BOS, per_target)
-    assert "over" not in table["non_overlapping"]
+    assert "baseline" not in table["non_overlapping"]
     ngram_backoff = table["ngram_backoff"]
-    assert ngram_backoff["over"] == "temperature"
+    assert ngram_backoff["baseline"] == "temperature"
     assert ngram_backoff["gain"] == pytest.approx(table["temperature"]["bpb"] - ngram_backoff["bpb"], abs=1e-12)
     differences = found.results["temperature"].nats - found.results["ngram_backoff"].nats
     edges = [*np.flatnonzero(tokens[:-1] == BOS), 1300]
@@ -311,7 +311,7 @@ def test_paired_gains():
     residual = gained - ngram_backoff["gain"] * sizes
     expected = math.sqrt(len(spans) / (len(spans) - 1) * (residual**2).sum()) / sizes.sum()
     assert len(spans) > 10 and ngram_backoff["gain_error"] == pytest.approx(expected)
-    assert table["sliding_published"]["over"] == "sliding" and table["sliding_published"]["gain"] == 0
+    assert table["sliding_published"]["baseline"] == "sliding" and table["sliding_published"]["gain"] == 0
     # one document says nothing of the spread between documents
     short = run(settings_with(), 90)[1].results
     gain, error = paired_gain(short["non_overlapping"], short["sliding"], np.full(90, 3), np.array([0]))
