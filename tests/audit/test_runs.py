@@ -70,14 +70,17 @@ def test_what_the_published_mixtures_are_said_to_give_is_what_they_score(hedge, 
     """Entry by entry (N2), asleep and awake; and their sums exceed one."""
     tokens = np.asarray(dataset.val_tokens())
     boost = folder_of(tmp_path, "pr1014", dataset, bias_lr=0.5, ranks=2)
-    # the boost wants contexts that come again
-    for folder, text in ((hedge, tokens), (boost, np.tile(tokens[:40], 20))):
-        subject = RunSubject(folder, published=True)
-        trials = published_trials(subject, text, EFFORT)
-        verdicts = {one.id: one for one in findings(trials, "published", subject.claims, ("N1", "N2"))}
-        assert verdicts["N2"].passed, verdicts["N2"].figure
-        assert not verdicts["N1"].passed
-        assert max(log_sums(trials.probed["published"], 1024).values()) > 1e-5
+    # the boost wants contexts that come again, and of those some that its network finds hard
+    again = [np.tile(tokens[start : start + 40], 20) for start in (0, 40, 80)]
+    for folder, texts in ((hedge, [tokens]), (boost, again)):
+        sums, verdicts = [], []
+        for text in texts:
+            subject = RunSubject(folder, published=True)
+            trials = published_trials(subject, text, EFFORT)
+            verdicts.append({one.id: one for one in findings(trials, "published", subject.claims, ("N1", "N2"))})
+            sums.append(max(log_sums(trials.probed["published"], 1024).values()))
+            assert verdicts[-1]["N2"].passed, verdicts[-1]["N2"].figure
+        assert max(sums) > 1e-2 and not all(verdict["N1"].passed for verdict in verdicts)
 
 
 def test_documents_with_adapters(tmp_path, dataset):
