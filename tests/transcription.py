@@ -20,7 +20,7 @@ def logits(state, tokens, facts=None, eps=2**-23):
 SEEDS = {
     "heads": 8, "kv_heads": 4, "order": list(range(11)), "xsa_from": 7, "value_layers": (9, 10), "rotary_dims": 16,
     "base": 10_000.0, "reference_length": 1024, "slope": 0.5, "softcap": 30.0, "layer_scale": True, "unet": True,
-    "hyper_from": 11, "loops": False, "lanes_from": 0, "gate_scale": 1.0, "bos": 1, "document_bos": -1,
+    "hyper_from": 99, "loops": False, "lanes_from": 0, "gate_scale": 1.0, "bos": 1, "document_bos": -1,
 }  # fmt: skip
 
 
