@@ -1,5 +1,6 @@
 """The stage decompress: the bits of `compress` back to the file."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pgolf.cli.compress import CodecOptions, content_of
@@ -10,11 +11,16 @@ from pgolf.files import write_whole
 from pgolf.progress import Display
 
 
+@dataclass(frozen=True)
+class Options(CodecOptions):
+    """The bits of a compressed file back to the file, with the artifact that they were made by."""
+
+
 def main(words: list[str]) -> int:
-    return decompress(parse(CodecOptions, words, "decompress"))
+    return decompress(parse(Options, words, "decompress"))
 
 
-def decompress(options: CodecOptions) -> int:
+def decompress(options: Options) -> int:
     packed = content_of(options.file)
     # what it begins with is checked before a model is loaded
     Stream.from_bytes(packed, options.file)
