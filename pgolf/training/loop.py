@@ -1,13 +1,10 @@
 """The training loop: from settings and a loader to weights, within a clock, through kills and continuations."""
 
-import dataclasses
 import math
 import platform
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -24,14 +21,10 @@ from pgolf.training.checkpoint import Checkpointer, random_states, set_random_st
 from pgolf.training.complement import Complement
 from pgolf.training.distillation import distilled_loss, teacher_of, teacher_shape
 from pgolf.training.errors import TrainingError
+from pgolf.training.pace import Pace
 from pgolf.training.plan import BURST, NETWORK, TEACHER, TrainingPlan
 from pgolf.training.step_results import StepResult, StepResults
 from pgolf.training.train_step import TrainStep, init_model, names_of, under
-
-# the next step must be expected to take as long as the slowest of so many
-SLOWEST_OF = 5
-# speed, as people see it, is that of so many steps
-PACE_STEPS = 20
 
 
 class Loader(Protocol):
@@ -176,13 +169,9 @@ class Trainer:
     loss: float = math.nan
     """Of the newest step whose result is known."""
     interrupted: bool = False
-    known: StepResult = StepResult(0, math.nan, math.nan, 0.0, 0.0, False)
-    """The newest step whose result is known."""
-    first_paces: dict[int, float] = field(default_factory=dict)
-    """Seconds of a step at the beginning of each phase, by its first step."""
+    pace: Pace = field(default_factory=Pace)
     saved_at: float = 0.0
     """The clock at the last checkpoint."""
-    recent: deque[StepResult] = field(default_factory=lambda: deque(maxlen=PACE_STEPS))
 
     @property
     def options(self) -> TrainingSettings:
@@ -213,9 +202,8 @@ class Trainer:
                 except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
                     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                     raise checkpoint.damaged(self.checkpointer.path, reason) from error
-        self.known = dataclasses.replace(self.known, step=self.step, loss=self.loss, elapsed=self._first_clock())
-        self.saved_at = self.known.elapsed
-        self.recent.append(self.known)
+        self.pace.start(self.step, self.loss, self._first_clock())
+        self.saved_at = self.pace.known.elapsed
         while not self.interrupted and self._goes_on():
             self._train_step()
         with self.budget.part("steps"):
@@ -284,40 +272,26 @@ class Trainer:
     # ---- its phases
 
     @property
-    def _pace(self) -> float:
-        """Seconds a step of the current phase has taken so far."""
-        phase = self.plan.phase
-        steps = self.known.step - phase.step
-        return (self.known.elapsed - phase.elapsed) / steps if steps > 0 else 0.0
+    def _step_seconds(self) -> float:
+        """Of the current phase, so far."""
+        return self.pace.seconds(self.plan.phase)
 
     def _elapsed(self) -> float:
-        """The first rank's clock, extrapolated over the steps in flight: every rank computes the same."""
-        return self.known.elapsed + (self.step - self.known.step) * self._pace
+        return self.pace.elapsed(self.step, self.plan.phase)
 
     def _phase_is_over(self) -> bool:
         self._keep_reserve()
-        return self.plan.over(self.step, self._elapsed(), self._pace, self._slowest)
-
-    @property
-    def _slowest(self) -> float:
-        """Seconds of the slowest of the newest steps: what the next one must be expected to take."""
-        seen = list(self.recent)[-SLOWEST_OF - 1 :]
-        return max((later.elapsed - one.elapsed for one, later in pairwise(seen) if later.step == one.step + 1), default=0.0)
+        return self.plan.over(self.step, self._elapsed(), self._step_seconds, self.pace.slowest)
 
     def _keep_reserve(self) -> None:
         """Where the machine has become slower since the first steps, packing will take longer by as much."""
         if self.options.steps or not self.budget.reserve:
             return
-        phase = self.plan.phase.step
-        if phase not in self.first_paces and self.known.step >= phase + SLOWEST_OF:
-            self.first_paces[phase] = self._pace
-        first, newest = self.first_paces.get(phase, 0.0), list(self.recent)[-SLOWEST_OF - 1 :]
-        if not first or newest[0].step < phase or newest[-1].step - newest[0].step < SLOWEST_OF:
+        slowdown = self.pace.slowdown(self.plan.phase)
+        if slowdown is None:
             return
-        pace = (newest[-1].elapsed - newest[0].elapsed) / (newest[-1].step - newest[0].step)
-        slower = max(1.0, pace / first)
         # never more than half of the clock: something must be left to pack
-        reserve = min(slower * self.budget.reserve, self.budget.limit / 2)
+        reserve = min(max(1.0, slowdown) * self.budget.reserve, self.budget.limit / 2)
         self.plan.whole = self.budget.limit - max(reserve, self.budget.reserve)
 
     def _goes_on(self) -> bool:
@@ -327,7 +301,7 @@ class Trainer:
                 return False
             with self.budget.part("steps"):
                 self._observe(self.results.all())
-                phase = self.plan.begin_next(self.step, self.known.elapsed, self._pace)
+                phase = self.plan.begin_next(self.step, self.pace.known.elapsed, self._step_seconds)
             if self.teacher and phase.name == NETWORK:
                 # frozen from here on: its moments are freed
                 self.teacher.optimisers.reset()
@@ -340,7 +314,7 @@ class Trainer:
     def _train_step(self) -> None:
         phase, trained = self.plan.phase.name, self.current
         with self.budget.part("steps" if phase == NETWORK else phase):
-            planned = self.plan.step(self.step, self._elapsed(), self._pace)
+            planned = self.plan.step(self.step, self._elapsed(), self._step_seconds)
             looped = planned.gone >= self.options.loop_start
             if looped and not trained.model.looped:
                 self.log({"kind": "phase", "step": self.step, "name": "loops run all their passes"})
@@ -361,11 +335,11 @@ class Trainer:
         self._note_checkpoint()
         if self.interrupted or self._phase_is_over() and self.plan.is_last:
             return
-        if self.known.elapsed - self.saved_at >= self.options.checkpoint_seconds:
+        if self.pace.known.elapsed - self.saved_at >= self.options.checkpoint_seconds:
             with self.budget.part("checkpoints"):
                 self._observe(self.results.all())
                 self._checkpoint()
-            self.known = dataclasses.replace(self.known, elapsed=self._first_clock())
+            self.pace.reset_clock(self._first_clock())
         if self.validate and phase != TEACHER and self.options.validate_every and self.step % self.options.validate_every == 0:
             with self.budget.part("steps"):
                 self._observe(self.results.all())
@@ -391,13 +365,11 @@ class Trainer:
             if not math.isfinite(result.loss) or not math.isfinite(result.norm):
                 what = "loss" if not math.isfinite(result.loss) else "gradient norm"
                 raise self._not_finite(f"the {what} of step {result.step} is {getattr(result, what.split()[-1])}")
-            self.known, self.loss = result, result.loss
+            self.loss = result.loss
             self.interrupted |= result.stopped
-            first = self.recent[0]
-            self.recent.append(result)
-            seconds = result.elapsed - first.elapsed
+            steps_per_second = self.pace.add(result)
             if self.options.steps:
-                remaining = (self.options.steps - result.step) * self._pace
+                remaining = (self.options.steps - result.step) * self._step_seconds
             else:
                 remaining = max(0.0, self.budget.limit - self.budget.reserve - result.elapsed)
             self.log(
@@ -407,7 +379,7 @@ class Trainer:
                     "loss": result.loss,
                     "multiplier": result.multiplier,
                     "gradient_norm": result.norm,
-                    "tokens_per_second": (result.step - first.step) * self.options.batch_tokens / max(seconds, 1e-9),
+                    "tokens_per_second": steps_per_second * self.options.batch_tokens,
                     "elapsed": result.elapsed,
                     "remaining": remaining,
                 }
@@ -444,7 +416,7 @@ class Trainer:
         if not torch.stack(torch._foreach_norm(floating, math.inf)).isfinite().all():
             raise self._not_finite(f"the weights are not finite after step {self.step}")
         tensors |= {f"random.{name}": state for name, state in random_states(self.world.device).items()}
-        self.saved_at = self.known.elapsed
+        self.saved_at = self.pace.known.elapsed
         if self.world.is_first:
             facts = {
                 "tokens": self.step * self.options.batch_tokens,

@@ -81,3 +81,25 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+class FakeTime:
+    """A clock that moves when told to."""
+
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self):
+        return self.time
+
+
+class SlowStream(Stream):
+    """Every batch takes a known time."""
+
+    def __init__(self, settings, time, seconds):
+        super().__init__(settings)
+        self.time, self.seconds = time, seconds
+
+    def batch(self, step, micro):
+        self.time.time += self.seconds
+        return super().batch(step, micro)
