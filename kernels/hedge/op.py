@@ -114,7 +114,7 @@ def count_cpu(
 
     check_range(tokens, 0, len(unigram) - 1, "HedgeMixer: tokens")
     tables = (unigram, bigram, bigram_total, trigram, trigram_total)
-    cpu.count(tokens.numpy().astype(np.int32), *(x.numpy() for x in tables))
+    cpu.count(tokens.contiguous().numpy(), *(x.numpy().reshape(-1) for x in tables))
 
 
 # ---- on a GPU
