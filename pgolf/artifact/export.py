@@ -138,6 +138,7 @@ def _record(about: Submission, settings: Settings, summaries: list[Summary], res
             "scored_tokens": score.tokens,
             "scored_bytes": score.bytes,
             "partial": score.partial,
+            "audit": _audited(summary),
         }
     models = [_stages(summary)[1].model_bytes for summary in summaries]
     sizes = [model + code_bytes for model in models]
@@ -166,6 +167,16 @@ def _record(about: Submission, settings: Settings, summaries: list[Summary], res
         "pytorch_version": summaries[0].versions["torch"],
         "technique_summary": settings.description,
     }
+
+
+def _audited(summary: Summary) -> dict | None:
+    """What `pgolf audit` said of a run; None: nobody has asked it."""
+    audit = summary.audit
+    if audit is None:
+        return None
+    bound = audit.bound or {}
+    kept = {name: bound.get(name) for name in ("bits_per_byte", "confidence", "seed", "says")}
+    return {"passed": audit.passed, "failed": audit.failed, "unearned": kept}
 
 
 def _size_line(record: dict) -> str:
@@ -255,6 +266,7 @@ val_bpb **{record["val_bpb"]:.5f}** (std {record["val_bpb_std"]:.5f}), val_loss 
   the whole vocabulary.
 - C3, score before update: what adapts learns only from spans whose scores are final.
 - C4, one pass from left to right: every token is scored once, in order; a second commit of a place raises an error.
+{chr(10).join(_audit_line(seed, one["audit"]) for seed, one in record["seed_results"].items())}
 - Training saw no validation data: calibration for rounding reads {_calibration(settings)}.
 - Time: training {train:.1f} s of {settings.training.seconds:.0f} s ({parts}); scoring {scoring:.1f} s of
   {settings.evaluation.seconds:.0f} s, loading, compiling and adapting included.
@@ -272,6 +284,14 @@ val_bpb **{record["val_bpb"]:.5f}** (std {record["val_bpb_std"]:.5f}), val_loss 
 On eight GPUs: `torchrun --standalone --nproc_per_node=8 train_gpt.py`. {_forms(readable)}
 Hardware of these runs: {record["hardware"]}; torch {record["pytorch_version"]}.
 """
+
+
+def _audit_line(seed: str, audit: dict | None) -> str:
+    if audit is None:
+        return f"- Seed {seed} was not audited."
+    verdict = "passed" if audit["passed"] else f"FAILED ({', '.join(audit['failed'])})"
+    says = audit["unearned"]["says"] or "It has no bound on what is not earned."
+    return f"- Audit of seed {seed} {verdict}. {says}"
 
 
 def _forms(readable: bool) -> str:

@@ -12,6 +12,7 @@ from pgolf.audit import terminal
 from pgolf.audit.auditor import Report, audit_external
 from pgolf.audit.external import ExternalScorer
 from pgolf.audit.interface import AuditError
+from pgolf.audit.records import read_plan
 from pgolf.audit.run_audit import Progress
 from pgolf.audit.trials import Effort
 from pgolf.config import load_preset, read_toml
@@ -21,6 +22,7 @@ from pgolf.evaluation.codec.coding import PRECISION, SLACK_BITS
 from pgolf.files import write_whole
 from pgolf.folder import RunFolder
 from pgolf.report import audit_page
+from pgolf.report.sections.audit import decoding
 from pgolf.score_log import ScoreLog
 
 # tokens of a text that is made up for a scorer
@@ -76,11 +78,10 @@ def tokens_from(path: Path) -> np.ndarray:
 
 
 def text_for(vocab: int, bos: int | None, cache: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The built-in corpus for scorers of its vocabulary, with the bytes of each target; for others documents of an n-gram
-    model with few successors."""
-    built_in = load_preset("quick").model.vocab_size
-    if vocab == built_in:
-        dataset = default_dataset(cache, vocab_size=built_in)
+    """The built-in corpus for scorers of a vocabulary that it comes in, with the bytes of each target; for others documents
+    of an n-gram model with few successors."""
+    if vocab in {load_preset(name).model.vocab_size for name in ("quick", "pr549")}:
+        dataset = default_dataset(cache, vocab_size=vocab)
         tokens = np.asarray(dataset.val_tokens())
         return tokens, dataset.tokenizer.byte_table.count(tokens[:-1], tokens[1:])
     rng = np.random.default_rng(0)
@@ -98,13 +99,9 @@ def text_for(vocab: int, bos: int | None, cache: Path) -> tuple[np.ndarray, np.n
 
 
 def decode_run(folder: RunFolder, dataset: Dataset, count: int, progress: Progress) -> dict:
-    """The first `count` tokens of the validation text through the codec and back, beside their recorded costs.
-
-    The bits are those of the record, the header as it is, and the coder's rounding. A run that learns between chunks knows
-    how many follow: where another number of chunks is coded than was scored, its own pass over the tokens stands for the
-    record.
-    """
-    from pgolf.evaluation.codec import prove
+    """The first `count` tokens of the validation text through the codec and back, by the run's plan, beside their recorded
+    costs. The bits are those of the record, the header as it is, and the coder's rounding."""
+    from pgolf.evaluation.codec import Codec, prove
 
     settings = read_toml(folder.config)
     tokens = np.asarray(dataset.val_tokens())[: count + 1]
@@ -116,18 +113,22 @@ def decode_run(folder: RunFolder, dataset: Dataset, count: int, progress: Progre
         "real_bits": None,
     }
     try:
-        record = ScoreLog(folder.scores).read()
-        found |= prove(folder.artifact, tokens, settings, progress=lambda share: progress("compressing and decoding", share))
+        record, result = ScoreLog(folder.scores).read(), Codec(folder.artifact, settings).result
+        recorded = record.nats.get(result, np.empty(0))[: found["tokens"]]
+        if len(recorded) < found["tokens"] or not np.array_equal(record.tokens[: found["tokens"]], tokens[1:]):
+            return {**found, "said": f"score.jsonl has no costs of {result} for these tokens"}
+        claimed = float(recorded.sum()) / math.log(2)
+        found |= prove(
+            folder.artifact,
+            tokens,
+            settings,
+            plan=read_plan(folder.plan),
+            claimed_bits=claimed,
+            progress=lambda share: progress("compressing and decoding", share),
+        )
     except PgolfError as error:
         return {**found, "said": str(error)}
-    recorded = record.nats.get(found["result"], np.empty(0))[: found["tokens"]]
-    if len(recorded) < found["tokens"] or not np.array_equal(record.tokens[: found["tokens"]], tokens[1:]):
-        return {**found, "passed": False, "said": f"score.jsonl has no costs of {found['result']} for these tokens"}
-    found["recorded_bits"] = float(recorded.sum()) / math.log(2)
     found["header_bits"] = found["real_bits"] - found["code_bits"]
-    adaptation = settings.evaluation.adaptation
-    other_schedule = adaptation.method == "chunks" and adaptation.chunk_tokens < found["tokens"] < len(record.tokens)
-    claimed = found["claimed_bits"] if other_schedule else found["recorded_bits"]
     # the coder counts in units of 2^-24 and gives every symbol at least one; score.jsonl keeps five decimals
     rounding = found["tokens"] * (dataset.vocab_size * 2.0**-PRECISION + 1e-5) / math.log(2)
     found["passed"] = bool(found["equal"] and found["code_bits"] <= claimed + SLACK_BITS + rounding)
@@ -139,8 +140,11 @@ def decode_run(folder: RunFolder, dataset: Dataset, count: int, progress: Progre
 
 def publish(report: Report, folder: Path, title: str, say: Callable[[str], None]) -> int:
     """Says it, writes audit.json and audit.html, and gives the exit code."""
-    for line in (*terminal.lines(report), *terminal.preflight(report), *terminal.headline(report), terminal.verdict(report)):
+    for line in (*terminal.lines(report), *terminal.preflight(report), *terminal.headline(report)):
         say(line)
+    if report.decoded is not None:
+        say(decoding(report.decoded))
+    say(terminal.verdict(report))
     write_whole(folder / "audit.json", json.dumps(plain(report.as_dict()), indent=1, allow_nan=False) + "\n")
     write_whole(folder / "audit.html", audit_page.page(report.as_dict(), title))
     say(f"page {folder / 'audit.html'}")

@@ -5,7 +5,6 @@ copy of each predictor is asked as it stood before the span was scored.
 """
 
 import copy
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ import torch
 from pgolf.audit.external import Processes
 from pgolf.audit.interface import NOISE_CAP, Claims, Scored
 from pgolf.audit.published import boost_row, hedge_row
+from pgolf.audit.records import read_plan
 from pgolf.budget import Budget, Clock
 from pgolf.config import EvaluationSettings, Settings, read_toml
 from pgolf.data import load_tokenizer
@@ -247,18 +247,13 @@ class RunScorer:
     def __init__(self, path: str, main: str, results: Sequence[str], device: str):
         folder = RunFolder.existing(path)
         self.main = main
-        self.subject = RunSubject(folder, results, plan=plan_of(folder), device=device)
+        self.subject = RunSubject(folder, results, plan=read_plan(folder.plan), device=device)
         self.vocab = self.subject.vocab
 
     def score(self, tokens: np.ndarray, probes: Sequence[int] = (), total: int | None = None) -> Scored:
         found = self.subject.score(tokens, probes, total)
         others = {name: scored.nats for name, scored in found.items() if name != self.main}
         return replace(found[self.main], remarkable=others)
-
-
-def plan_of(folder: RunFolder) -> dict | None:
-    """What the clock decided while the run was scored."""
-    return json.loads(folder.plan.read_text(encoding="utf-8")) if folder.plan.exists() else None
 
 
 def processes_of(subject: RunSubject, folder: RunFolder, place: Path, main: str, results: Sequence[str]) -> Processes:

@@ -23,6 +23,7 @@ from pgolf.data import write_shard
 from pgolf.errors import UsageError
 from pgolf.folder import RunFolder
 from pgolf.run import main
+from pgolf.summary import Audit
 from tests import summaries
 from tests.model.common import SMALL, random_model
 
@@ -209,6 +210,21 @@ def test_the_folder_holds_what_was_measured(tmp_path, capsys):
     assert all(f"\n- C{n}, " in readme for n in (1, 2, 3, 4)) and "scored as `plain`" in readme and "| 2 | 2.00400 |" in readme
     assert (out / "train_seed3.log").read_text() == "log of seed 3\n"
     assert (out / "requirements.txt").read_text().splitlines() == code.requirements(Settings(), "cpu")
+
+
+def test_the_audit_goes_with_the_score(tmp_path):
+    """What is not earned, of each run that was audited; what was not audited says so."""
+    runs = [finished_run(tmp_path / f"r{seed}", seed) for seed in (1, 2)]
+    says = "At most 0.0003 bits per byte of this score are not earned (99%), from 2,000 replays."
+    bound = {"bits_per_byte": 3e-4, "confidence": 0.99, "seed": 7, "says": says, "replays": 2000}
+    audit = Audit(passed=False, failed=["R1"], tests=20, results=["plain"], seconds=60.0, bound=bound)
+    RunFolder(tmp_path / "r2").update_summary(audit=audit)
+    export_of(*runs, out=tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "submission.json").read_text())
+    unearned = {name: bound[name] for name in ("bits_per_byte", "confidence", "seed", "says")}
+    assert record["seed_results"]["2"]["audit"] == {"passed": False, "failed": ["R1"], "unearned": unearned}
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "- Seed 1 was not audited.\n" in readme and f"- Audit of seed 2 FAILED (R1). {says}\n" in readme
 
 
 def test_the_score_is_the_one_that_the_runs_name_not_the_best(tmp_path):

@@ -120,6 +120,7 @@ def test_the_beginning_of_a_claim_is_decoded(tmp_path, capsys):
     code, _, found = audited(tmp_path, "--decode", "100")
     assert code == 0 and found["decoded"]["equal"] and found["decoded"]["passed"] and found["decoded"]["tokens"] == 100
     assert 0 <= found["decoded"]["real_bits"] - found["decoded"]["claimed_bits"] < 160
+    assert "decoded again, 100 tokens came back whole" in capsys.readouterr().out
 
 
 def test_the_seed_is_drawn_and_printed(tmp_path, capsys):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pgolf.artifact.pack import write_artifact
+from pgolf.budget import Budget
 from pgolf.config import (
     AdaptationSettings,
     ArtifactSettings,
@@ -25,6 +26,9 @@ from pgolf.evaluation.codec import Codec, CodecError, prove
 from pgolf.evaluation.codec import codec as module
 from pgolf.evaluation.codec.coding import believable, decode, encode
 from pgolf.evaluation.codec.stream import DIGEST, Stream, computer, varint
+from pgolf.evaluation.evaluate import evaluate
+from pgolf.evaluation.load import load_scorer
+from pgolf.evaluation.planner import Planner
 from pgolf.model import submission_state
 from pgolf.run import main
 from tests.model.common import SMALL, random_model
@@ -153,12 +157,44 @@ def test_its_length_is_what_the_scorer_claims(path, codec, name, monkeypatch):
     text = "".join(TEXT.splitlines(keepends=True)[:5])
     tokens = np.array([1, *codec.tokenizer.encode(text), 1, *codec.tokenizer.encode(text[::-1])])
     packed, took = mine.compress_tokens(tokens)
-    claimed, result = mine.claim(tokens)
-    assert result == mine.predictor(mine.table, 1, len(tokens) - 1).predictor.name
+    claimed = mine.claim(tokens)
+    assert mine.result == mine.predictor(mine.table, 1, len(tokens) - 1).predictor.name
     assert took["claimed_bits"] == pytest.approx(claimed, rel=2e-6)
     assert abs(took["code_bits"] - claimed) < 0.001 * claimed + 64
     # the settings travel in the stream, since they are not the artifact's
     assert codec.decompress(packed, "stream") == tokens.astype("<u2").tobytes()
+
+
+PLANS = {
+    "fewer epochs, coarser, back again": (SCORING, [(12, 2), (12, 1), (12, 0), (24, 0), (12, 2)]),
+    "the first pass stands": (SCORING, [(12, 2), (24, 1), (0, 0)]),
+    "the first pass stands at once": (SCORING, [(0, 0)]),
+    "grid": (dataclasses.replace(SCORING, temperature=TemperatureSettings("grid", 0.9)), [(24, 0), (12, 2), (12, 1)]),
+    "online": (RESULTS["online temperature"], [(12, 0), (24, 0), (12, 0), (0, 0)]),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_the_clock_gave_up_is_coded_as_it_was_scored(path, codec, name, monkeypatch):
+    """The record of every target, of all of a stream and of its beginning, though schedules count the whole of it."""
+    monkeypatch.setattr("pgolf.evaluation.windows.SPAN", 50)
+    scoring, decided = PLANS[name]
+    monkeypatch.setattr(Planner, "_choose", lambda self, start, stop: decided[min(len(self.spans), len(decided) - 1)])
+    settings = settings_with(scoring)
+    tokens = np.array([1, *codec.tokenizer.encode(2 * TEXT)])[:501]
+    loaded = load_scorer(path, settings)
+    found = evaluate(
+        loaded.model, tokens, codec.tokenizer.byte_table, scoring, bos=1, budget=Budget(1e9), ngram_table=loaded.ngram_table
+    )
+    assert len(found.plan["spans"]) >= len(decided) and found.gave_up
+    mine = Codec(path, settings, plan=found.plan)
+    for count in (500, 333):
+        packed, took = mine.compress_tokens(tokens[: count + 1])
+        recorded = found.results[mine.result].nats[:count].sum() / math.log(2)
+        assert took["claimed_bits"] == pytest.approx(recorded, rel=2e-6)
+        assert codec.decompress(packed, "stream") == tokens[: count + 1].astype("<u2").tobytes()
+    # without its plan it would have another length
+    assert abs(Codec(path, settings).compress_tokens(tokens)[1]["claimed_bits"] - recorded) > 1
 
 
 def test_settings_travel_only_where_they_are_not_the_artifacts_own(path, codec):
@@ -281,6 +317,10 @@ def test_a_word_for_its_length_is_not_believed(codec, packed):
     ({"settings": zlib.compress(b'{"evaluation": {"window": 1000000000, "stride": 1}}')}, "cannot be scored with"),
     ({"settings": zlib.compress(b'{"evaluation": {"mixer": {"honest": ["magic"]}}}')}, "magic"),
     ({"settings": zlib.compress(b'{"evaluation": {"adaptation": {"method": "lora"}}}')}, "documents do not fit its settings"),
+    ({"plan": b"no zlib"}, "its plan"),
+    ({"plan": zlib.compress(b'{"targets": -1, "changes": [], "plain": []}')}, "its plan"),
+    ({"plan": zlib.compress(b'{"targets": 0, "changes": [[0, 12]], "plain": []}')}, "its plan"),
+    ({"plan": zlib.compress(b'{"targets": 0, "changes": [[0, 999, 1]], "plain": []}')}, "cannot be scored with"),
     ({"patch": b"no zstd"}, "its patch"),
     ({"patch": module.make_patch(b"", bytes(10**6))[:20]}, "its patch"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else value.replace(" ", "-"))  # fmt: skip
@@ -291,13 +331,13 @@ def test_a_crafted_stream_is_one_line(codec, part, said):
 
 
 def test_numbers_and_strings_of_a_crafted_header():
-    body = b"pgolfz\x02" + bytes(16)
+    body = b"pgolfz\x03" + bytes(16)
     for rest in (varint(1 << 50) + b"\0" * 9, b"\xff" * 20, varint(30) + b"short", b"\0" * 3):
         sealed = body + rest
         with pytest.raises(CodecError, match="ends within its header|too large|damaged"):
             Stream.from_bytes(sealed + struct.pack("<I", zlib.crc32(sealed)), "stream")
-    newer = b"pgolfz\x03" + bytes(30)
-    with pytest.raises(CodecError, match="format version 3"):
+    newer = b"pgolfz\x04" + bytes(30)
+    with pytest.raises(CodecError, match="format version 4"):
         Stream.from_bytes(newer + struct.pack("<I", zlib.crc32(newer)), "stream")
 
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from pgolf.budget import Budget
 from pgolf.config import (
     AdaptationSettings,
     EvaluationSettings,
@@ -21,6 +22,9 @@ from pgolf.evaluation.codec import Codec, CodecError
 from pgolf.evaluation.codec import documents as module
 from pgolf.evaluation.codec.stream import Stream
 from pgolf.evaluation.documents import document_bounds
+from pgolf.evaluation.evaluate import evaluate
+from pgolf.evaluation.load import load_scorer
+from pgolf.evaluation.planner import Planner
 from tests.evaluation.test_codec import TEXT, artifact_at, settings_with, tokenizer  # noqa: F401
 
 LENGTHS = (60, 300, 500, 20, 420, 700, 3, 160)
@@ -70,10 +74,32 @@ def test_its_length_is_what_the_scorer_claims(path, name):
     codec = Codec(path, settings_with(CASES[name]))
     tokens = stream_of(codec, DOCUMENTS)
     packed, took = codec.compress_tokens(tokens)
-    claimed, _ = codec.claim(tokens)
+    claimed = codec.claim(tokens)
     assert took["claimed_bits"] == pytest.approx(claimed, rel=2e-6)
     assert abs(took["code_bits"] - claimed) < 0.001 * claimed + 64
     assert Codec(path).decompress(packed, "stream") == tokens.astype("<u2").tobytes()
+
+
+def test_documents_that_the_clock_left_without_adapters_are_coded_so(path, monkeypatch):
+    def adapts(planner, documents, tokens, tokens_after):
+        given_up = documents[0] % 2 == 0
+        planner.plain_documents += documents if given_up else []
+        return not given_up
+
+    monkeypatch.setattr(Planner, "adapts", adapts)
+    settings = settings_with(scoring(refresh_tokens=8, batch_documents=2))
+    codec = Codec(path, settings)
+    tokens, loaded = stream_of(codec, DOCUMENTS), load_scorer(path, settings)
+    found = evaluate(
+        loaded.model, tokens, codec.tokenizer.byte_table, settings.evaluation, bos=codec.tokenizer.bos, budget=Budget(1e9)
+    )
+    assert 0 < len(found.plan["plain_documents"]) < len(DOCUMENTS)
+    mine = Codec(path, settings, plan=found.plan)
+    for count in (len(tokens) - 1, 400):
+        packed, took = mine.compress_tokens(tokens[: count + 1])
+        recorded = found.results[mine.result].nats[:count].sum() / math.log(2)
+        assert took["claimed_bits"] == pytest.approx(recorded, rel=2e-6)
+        assert Codec(path).decompress(packed, "stream") == tokens[: count + 1].astype("<u2").tobytes()
 
 
 def test_no_bit_comes_from_a_neighbour(path, monkeypatch):
@@ -180,7 +206,7 @@ def test_whatever_is_called_legal_decodes(path, seed):
             assert "choose" in str(error) or "must be" in str(error)
             continue
         break
-    claimed, _ = codec.claim(tokens)
+    claimed = codec.claim(tokens)
     packed, took = codec.compress_tokens(tokens)
     assert math.isfinite(claimed) and took["claimed_bits"] == pytest.approx(claimed, rel=1e-4)
     assert Codec(path).decompress(packed, "stream") == tokens.astype("<u2").tobytes()

@@ -14,7 +14,8 @@ Both directions walk through the same steps, so on one computer all bits of all 
 they might not: learning runs in torch, whose sums depend on processor, threads and version. The stream says what
 computed it, and is refused where that differs; and its checksum tells should they differ after all.
 
-There is no clock here. A score for which the clock gave up epochs or stride has another length than the bitstream.
+There is no clock here. What the clock gave up while a run was scored is followed from its plan.json, of which the stream
+carries what a decoder must be told (plan.py).
 """
 
 from pgolf.evaluation.codec.codec import Codec, prove

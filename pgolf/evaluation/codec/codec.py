@@ -23,8 +23,9 @@ from pgolf.config import EvaluationSettings, Settings, SettingsError, from_table
 from pgolf.data import load_tokenizer
 from pgolf.evaluation.codec.coding import CodecError, believable, decode, encode, silent
 from pgolf.evaluation.codec.documents import DocumentRows, decode_documents, encode_documents
+from pgolf.evaluation.codec.plan import Plan
 from pgolf.evaluation.codec.stream import DIGEST, TEXT, TOKENS, Stream, computer
-from pgolf.evaluation.codec.token_predictor import StreamPredictor, coded_predictor, coded_settings
+from pgolf.evaluation.codec.token_predictor import StreamPredictor, coded_predictor, coded_settings, wanted_by
 from pgolf.evaluation.documents import document_bounds
 from pgolf.evaluation.evaluate import evaluate
 from pgolf.evaluation.load import load_scorer
@@ -34,17 +35,20 @@ from pgolf.files import sha256_of, write_whole
 from pgolf.kernels.threads import torch_threads
 
 NO_CLOCK = 1e9
+NOTHING_GIVEN_UP = Plan()
 MOST_SETTINGS, MOST_THREADS, LARGEST_WINDOW = 100_000, 256, 27
 
 
 class Codec:
     """
     settings   of a run, to score with; None: those that the artifact carries
+    plan       of a run, `Planner.record`: what the clock decided while these tokens, or more that begin with them, were
+               scored; None: nothing
     apart      score documents apart, as `apart_settings` changes them
     """
 
-    def __init__(self, path: Path, settings: Settings | None = None, *, apart: bool = False):
-        self.path, self.settings, self.apart = path, settings, apart
+    def __init__(self, path: Path, settings: Settings | None = None, *, plan: dict | None = None, apart: bool = False):
+        self.path, self.settings, self.plan, self.apart = path, settings, plan, apart
         self.digest = bytes.fromhex(sha256_of(path))[:DIGEST]
 
     @cached_property
@@ -115,11 +119,13 @@ class Codec:
     def _write(self, tokens, kind: int, content: bytes, patch: bytes, progress) -> tuple[bytes, dict]:
         first, targets = int(tokens[0]), len(tokens) - 1
         begun = time.perf_counter()
+        bounds = document_bounds(tokens, self.tokenizer.bos)
+        plan = Plan.of(self.plan, wanted_by(coded_settings(self._settings(self.table).evaluation)), [0, *bounds], targets)
         # torch behaves otherwise where the number of threads was never set, as it is when this is read
         with torch_threads(torch.get_num_threads()):
-            predictor, documents, last_targets = self.predictor(self.table, first, targets), 0, 0
+            predictor, documents, last_targets = self.predictor(self.table, first, targets, plan), 0, 0
             if isinstance(predictor, DocumentRows):
-                split = np.split(tokens[1:], document_bounds(tokens, self.tokenizer.bos))
+                split = np.split(tokens[1:], bounds)
                 documents, last_targets = len(split), len(split[-1])
                 code, nats = encode_documents(predictor, first, split, progress)
             else:
@@ -130,6 +136,7 @@ class Codec:
             digest=hashlib.sha256(content).digest()[:DIGEST],
             computer=" ".join(computer().values()),
             settings=settings,
+            plan=plan.to_bytes(),
             patch=patch,
             kind=kind,
             first=first,
@@ -159,8 +166,9 @@ class Codec:
         if stream.first >= vocabulary or not believable(stream.targets, len(stream.code), vocabulary):
             raise CodecError(f"{where} is no stream that this program writes: it tells of {stream.targets:,} tokens")
         table = unpack_settings(stream.settings, where) if stream.settings else self.table
+        plan = Plan.from_bytes(stream.plan, where)
         with torch_threads(threads):
-            predictor = self.predictor(table, stream.first, stream.targets)
+            predictor = self.predictor(table, stream.first, stream.targets, plan)
             if isinstance(predictor, DocumentRows) != bool(stream.documents):
                 raise CodecError(f"{where} is no stream that this program writes: its documents do not fit its settings")
             try:
@@ -172,7 +180,9 @@ class Codec:
                 raise CodecError(f"{where}: {error}") from None
         return np.concatenate([[stream.first], tokens])
 
-    def predictor(self, table: dict, first: int, targets: int) -> StreamPredictor | DocumentRows:
+    def predictor(
+        self, table: dict, first: int, targets: int, plan: Plan = NOTHING_GIVEN_UP
+    ) -> StreamPredictor | DocumentRows:
         settings = self._settings(table)
         loaded, options, bos = load_scorer(self.artifact, settings), coded_settings(settings.evaluation), self.tokenizer.bos
 
@@ -181,14 +191,24 @@ class Codec:
 
         try:
             if options.adaptation.method == "lora":
-                return DocumentRows(loaded.model, options, make_predictor, bos=bos)
-            table = self.tokenizer.byte_table
-            return StreamPredictor(loaded.model, options, table, make_predictor(), bos=bos, first=first, targets=targets)
+                return DocumentRows(loaded.model, options, make_predictor, bos=bos, plain=plan.plain)
+            if any(stride > options.window for _, stride, _ in plan.changes) or 0 < plan.targets < targets:
+                raise ValueError("the plan is not one of theirs")
+            return StreamPredictor(
+                loaded.model, options, self.tokenizer.byte_table, make_predictor(), bos=bos, first=first, targets=targets,
+                plan=plan,
+            )  # fmt: skip
         except (SettingsError, ValueError) as error:
             raise CodecError(f"{self.path} cannot be scored with these settings: {error}") from None
 
-    def claim(self, tokens: np.ndarray) -> tuple[float, str]:
-        """The bits that the scorer itself finds for these tokens, without a clock, and the name of its predictor."""
+    @property
+    def result(self) -> str:
+        """The name of the predictor that is coded."""
+        options = coded_settings(self._settings(self.table).evaluation)
+        return coded_predictor(options, self.artifact.model_settings.vocab_size, 0).name
+
+    def claim(self, tokens: np.ndarray) -> float:
+        """The bits that the scorer itself finds for these tokens, without a clock."""
         settings = self._settings(self.table)
         options = coded_settings(settings.evaluation)
         # the fixed network's result, beside an adapting one's, is not asked for
@@ -204,7 +224,7 @@ class Codec:
             budget=Budget(NO_CLOCK),
             ngram_table=loaded.ngram_table,
         )
-        return found.results[found.main].score.nats / math.log(2), found.main
+        return found.results[found.main].score.nats / math.log(2)
 
     def _settings(self, table: dict) -> Settings:
         try:
@@ -303,20 +323,24 @@ def prove(
     tokens: np.ndarray,
     settings: Settings | None = None,
     *,
+    plan: dict | None = None,
+    claimed_bits: float | None = None,
     stream_path: Path | None = None,
     progress: Callable[[float], None] = silent,
 ) -> dict:
     """Code tokens, as a stream of their own, and decode them in a process that has only the artifact and the bitstream.
 
     settings     of the run, to score with; None: those that the artifact carries
+    plan         of the run: what the clock decided; None: nothing
+    claimed_bits of these tokens; None: what the scorer's own pass says
     stream_path  where to keep the bitstream; None: it is not kept
     progress     hears the share done
 
     The result:
 
-    reading       the name of the predictor
+    result        the name of the predictor
     tokens        how many were coded: all but the first, which is only told
-    claimed_bits  what the scorer's own pass over the same tokens says, in its windows
+    claimed_bits  as they were given, or what the scorer's own pass over the same tokens says, in its windows
     coded_bits    the sum over the distributions that were coded
     code_bits     the range coder's words
     real_bits     all of the bitstream: its words, and the header that says what it depends on
@@ -325,9 +349,10 @@ def prove(
     seconds       in all; with encode_seconds and decode_seconds, loading included
     """
     begun = time.perf_counter()
-    codec = Codec(artifact_path, settings)
+    codec = Codec(artifact_path, settings, plan=plan)
     packed, took = codec.compress_tokens(tokens, lambda share: progress(0.45 * share))
-    claimed, name = codec.claim(tokens)
+    if claimed_bits is None:
+        claimed_bits = codec.claim(tokens)
     encoded = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = stream_path or Path(folder) / "stream.pgolfz"
@@ -340,9 +365,9 @@ def prove(
     progress(1.0)
     ended = time.perf_counter()
     return {
-        "result": name,
+        "result": codec.result,
         "tokens": len(tokens) - 1,
-        "claimed_bits": claimed,
+        "claimed_bits": claimed_bits,
         "coded_bits": took["claimed_bits"],
         "code_bits": took["code_bits"],
         "real_bits": 8 * len(packed),

@@ -5,7 +5,7 @@ that the document's earlier chunks have taught; where a chunk begins, the keys a
 computed as the scorer computes them. Learning runs for each document alone, so no bit depends on what is coded beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,16 +58,20 @@ class DocumentRows:
     """Walks through documents, up to ROWS of them at a time: a row that is done with one takes the next.
 
     make_predictor   of the distribution that is coded; called for each document, or once where it goes on from one to the next
+    plain            numbers of the documents that get no adapters, whatever the settings say
     """
 
-    def __init__(self, model: Network, settings: EvaluationSettings, make_predictor: Callable[[], Predictor], *, bos: int):
+    def __init__(
+        self, model: Network, settings: EvaluationSettings, make_predictor: Callable[[], Predictor], *, bos: int,
+        plain: Iterable[int] = (),
+    ):  # fmt: skip
         self.lora, self.bos = settings.lora, bos
         self.temperature = policy(settings.temperature)
         self.make_predictor = make_predictor
         first = make_predictor()
         self.shared = None if first.document_local else first
         self.rows = ROWS if first.document_local else 1
-        self.adapted = self.lora.passes > 0
+        self.adapted, self.plain = self.lora.passes > 0, frozenset(plain)
         self.network = KVCachedNetwork(model, settings.window)
         self.decoder = NetworkDecoder(
             model, self.rows, settings.window, keep=self.lora.context_tokens, rank=self.lora.rank if self.adapted else 1
@@ -106,13 +110,13 @@ class DocumentRows:
             predictor = self.shared
         self.decoder.reset([row])
         self.decoder.adapt(row, None)
-        trainer = LoraTrainer(self.network, self.lora, 1) if self.adapted else None
+        trainer = LoraTrainer(self.network, self.lora, 1) if self.adapted and number not in self.plain else None
         if trainer:
             trainer.reset(1)
         floor = trainer.floor if trainer else len(self.network.layers)
         windows = Windows(self.network, floor, self.lora.context_tokens, self.lora.refresh_tokens)
         document = Document(number, History(start), predictor, windows, trainer)
-        document.stop = chunk_after(0, self.lora, self.adapted)
+        document.stop = chunk_after(0, self.lora, trainer is not None)
         return document
 
     def _predict(self, active: dict[int, Document]) -> list[np.ndarray]:
@@ -135,7 +139,7 @@ class DocumentRows:
             for _ in range(self.lora.passes):
                 learning = trainer.adapters(1)
                 trainer.learn(learning, windows.logits(learning), targets)
-        document.begin, document.stop = stop, stop + chunk_after(stop, self.lora, self.adapted)
+        document.begin, document.stop = stop, stop + chunk_after(stop, self.lora, trainer is not None)
         self.decoder.first[row] = max(0, document.stop - self.lora.context_tokens)
         if not trainer:  # nothing is ever computed anew
             return

@@ -4,8 +4,8 @@
 1 byte    version
 8 bytes   sha256 of the artifact, its beginning
 8 bytes   sha256 of the content, its beginning
-strings   what computes, as in `computer`; settings, JSON in zlib, where they are not the artifact's own; the patch.
-          Each: varint length, bytes
+strings   what computes, as in `computer`; settings, JSON in zlib, where they are not the artifact's own; the plan, in the
+          same form, where the clock gave something up; the patch. Each: varint length, bytes
 varints   kind of content, the first token, how many follow; documents that are coded side by side (0: one stream), and how
           many targets the last of them has
 the code  32-bit words of the range coder
@@ -26,7 +26,7 @@ import torch
 import pgolf
 from pgolf.evaluation.codec.coding import CodecError
 
-MAGIC, VERSION, DIGEST = b"pgolfz", 2, 8
+MAGIC, VERSION, DIGEST = b"pgolfz", 3, 8
 TEXT, TOKENS = 0, 1
 LARGEST = 1 << 40
 LIBRARIES = ("torch", "numpy", "numba", "constriction")
@@ -41,6 +41,7 @@ class Stream:
     """The beginning of the content's sha256."""
     computer: str
     settings: bytes
+    plan: bytes
     patch: bytes
     kind: int
     first: int
@@ -53,7 +54,7 @@ class Stream:
 
     def to_bytes(self) -> bytes:
         parts = [MAGIC, bytes([VERSION]), self.artifact, self.digest]
-        for string in (self.computer.encode(), self.settings, self.patch):
+        for string in (self.computer.encode(), self.settings, self.plan, self.patch):
             parts += [varint(len(string)), string]
         parts += [varint(number) for number in (self.kind, self.first, self.targets, self.documents, self.last_targets)]
         body = b"".join(parts) + self.code
@@ -63,20 +64,20 @@ class Stream:
     def from_bytes(cls, data: bytes, where: str | Path) -> "Stream":
         if data[: len(MAGIC)] != MAGIC:
             raise CodecError(f"{where} is no compressed file of pgolf: it does not begin with {MAGIC!r}")
-        least = len(MAGIC) + 1 + 2 * DIGEST + 8 + 4
+        least = len(MAGIC) + 1 + 2 * DIGEST + 9 + 4
         if len(data) < least or zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
             raise CodecError(f"{where} is damaged or cut off: its checksum does not match; copy or make it again")
         if data[len(MAGIC)] != VERSION:
             raise CodecError(f"{where} has format version {data[len(MAGIC)]}, but this program reads version {VERSION}")
         rest = Cursor(data[len(MAGIC) + 1 : -4], where)
         artifact, digest = rest.take(DIGEST), rest.take(DIGEST)
-        computer, settings, patch = (rest.take(rest.varint()) for _ in range(3))
+        computer, settings, plan, patch = (rest.take(rest.varint()) for _ in range(4))
         kind, first, targets, documents, last_targets = (rest.varint() for _ in range(5))
         whole = documents <= targets + 1 and last_targets <= targets if documents else not last_targets
         if kind not in (TEXT, TOKENS) or len(rest.data) % 4 or not whole:
             raise CodecError(f"{where} is no stream that this program writes")
         words = computer.decode("ascii", "replace")
-        return cls(artifact, digest, words, settings, patch, kind, first, targets, documents, last_targets, rest.data)
+        return cls(artifact, digest, words, settings, plan, patch, kind, first, targets, documents, last_targets, rest.data)
 
 
 class Cursor:

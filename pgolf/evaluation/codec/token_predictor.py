@@ -6,12 +6,13 @@ through the very same steps, so that both sides have the same bits at every one.
 """
 
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from pgolf.config import EvaluationSettings
+from pgolf.evaluation.codec.plan import Plan
+from pgolf.evaluation.planner import Decision
 from pgolf.evaluation.predictors.base import Predictor
 from pgolf.evaluation.predictors.ngram_backoff import Learnt
 from pgolf.evaluation.predictors.selection import main_predictor, predictors_of, wants_main_pass
@@ -20,16 +21,6 @@ from pgolf.evaluation.scoring_pass import make_adapter, span_chunk_tokens
 from pgolf.evaluation.statistics import Statistics, heat_of
 from pgolf.evaluation.windows import Window, begins_span, targets_per_span, windows_from
 from pgolf.model import Decoder
-
-
-class Neural(Protocol):
-    """The network with its adaptation and temperature."""
-
-    def predict(self) -> np.ndarray:
-        """(V,) log-probabilities of the next token."""
-
-    def observe(self, token: int) -> None:
-        """The token that came after a `predict`."""
 
 
 def coded_settings(settings: EvaluationSettings) -> EvaluationSettings:
@@ -56,23 +47,27 @@ class StreamPredictor:
 
     first     the stream's first token, which is not scored
     targets   how many tokens follow
+    plan      what the clock decided while they were scored
     """
 
     def __init__(
-        self, model, settings: EvaluationSettings, byte_table, predictor: Predictor, *, bos: int, first: int, targets: int
-    ):
+        self, model, settings: EvaluationSettings, byte_table, predictor: Predictor, *, bos: int, first: int, targets: int,
+        plan: Plan,
+    ):  # fmt: skip
         self.bos, self.predictor = bos, predictor
-        self.neural: Neural = ChunkwiseNetwork(model, settings, byte_table, first, targets)
+        self.neural = ChunkwiseNetwork(model, settings, byte_table, first, targets, plan)
         predictor.begin(first)
 
     def predict(self) -> np.ndarray:
         """(V,) log-probabilities of the next token."""
-        return self.predictor.predict(self.neural.predict())
+        log_probs = self.neural.predict()
+        return log_probs if self.neural.first_pass_stands else self.predictor.predict(log_probs)
 
     def observe(self, token: int) -> None:
         """The token that came after a `predict`."""
         self.neural.observe(token)
-        self.predictor.observe(token, start=token == self.bos)
+        if not self.neural.first_pass_stands:
+            self.predictor.observe(token, start=token == self.bos)
 
 
 class History:
@@ -107,35 +102,36 @@ class ChunkwiseNetwork:
     """The network in the scorer's windows, which learns from every chunk that has become final, if it is to adapt.
 
     Whatever chunks and spans are for the scorer they are here, so that the same weights and the same temperature stand
-    behind every target. There is no clock: epochs and stride are always what the settings want.
+    behind every target. No clock is asked: stride and epochs are what the settings want, or what the plan says.
     """
 
-    def __init__(self, model, settings: EvaluationSettings, byte_table, first: int, targets: int):
-        self.model, self.settings, self.targets = model, settings, targets
+    def __init__(self, model, settings: EvaluationSettings, byte_table, first: int, targets: int, plan: Plan):
+        self.model, self.settings, self.plan = model, settings, plan
+        # of the stream that was scored
+        self.targets = plan.targets or targets
         self.history = History(first)
         self.temperature = policy(settings.temperature)
         self.adapter = make_adapter(model, settings, byte_table)
         self.chunk_tokens = span_chunk_tokens(settings)
-        self.chunks = -(-targets // self.chunk_tokens) if self.chunk_tokens else 0
+        self.chunks = -(-self.targets // self.chunk_tokens) if self.chunk_tokens else 0
         self.learnt = 0
-        self.stride = settings.stride if wants_main_pass(settings) else settings.window
-        self.windows = windows_from(0, targets, settings.window, self.stride)
-        self.window = next(self.windows, Window(0, 0, 0))
-        self.span_begun = 0
+        self.wanted = wanted_by(settings)
         self.of_span: list[tuple[float, float]] = []
+        self.first_pass_stands = False
+        """From here on each target costs what non-overlapping windows of the fixed network say."""
         self._decoder()
+        self._begin_span(0)
 
     def predict(self) -> np.ndarray:
         known = self.history.known
         if known == self.window.stop:
-            self.window = next(self.windows)
-            self._learn()
+            self._next_window()
         if known == self.window.score_from:
             self.decoder.reset()
             logits = self.decoder.prefill(torch.from_numpy(self.history.since(self.window.start)[None]))
         else:
             logits = self.decoder.step(torch.from_numpy(self.history.since(known)))
-        self.log_probs = log_softmax(logits, self.temperature)[0]
+        self.log_probs = log_softmax(logits, None if self.first_pass_stands else self.temperature)[0]
         return self.log_probs
 
     def observe(self, token: int) -> None:
@@ -146,22 +142,37 @@ class ChunkwiseNetwork:
 
     def _decoder(self) -> None:
         """One with the weights as they are now."""
-        if self.adapter is None:
+        if self.adapter is None or self.first_pass_stands:
             self.decoder = Decoder(self.model, 1, self.settings.window)
         else:
             with self.adapter.scoring_model() as model:
                 self.decoder = Decoder(model, 1, self.settings.window)
 
-    # ---- between windows, as the scorer does between spans
+    # ---- spans, as in ScoringPass
 
-    def _learn(self) -> None:
-        most = targets_per_span(self.settings.batch, self.stride)
-        if begins_span(self.span_begun, self.window, self.chunk_tokens, most):
-            self._learn_temperature()
-            self.span_begun = self.window.score_from
+    def _begin_span(self, start: int) -> None:
+        self.span_begun, self.decision = start, self.plan.decision(start, self.wanted)
+        length = self.settings.window
+        self.windows = windows_from(start, self.targets, length, self.decision.stride or length)
+        self.window = next(self.windows, Window(0, 0, 0))
+        if not self.decision.stride and not self.first_pass_stands:
+            self.first_pass_stands = True
+            self._decoder()
+            begin = start // length * length
+            self.window = Window(begin, min(begin + length, self.targets), start)
+            self.windows = windows_from(self.window.stop, self.targets, length, length)
+
+    def _next_window(self) -> None:
+        window = next(self.windows)
+        most = targets_per_span(self.settings.batch, self.decision.stride)
+        if self.first_pass_stands or not begins_span(self.span_begun, window, self.chunk_tokens, most):
+            self.window = window
+            return
+        self._learn_temperature()
         while self.learnt < self._final_chunks():
             self._learn_from_chunk()
             self.learnt += 1
+        self._begin_span(window.score_from)
 
     def _final_chunks(self) -> int:
         return min(self.history.known // self.chunk_tokens, self.chunks - 1) if self.chunks else 0
@@ -175,10 +186,15 @@ class ChunkwiseNetwork:
     def _learn_from_chunk(self) -> None:
         start = self.learnt * self.chunk_tokens
         tokens = self.history.since(start)[: self.chunk_tokens + 1]
-        model = self.model
-        if self.adapter:
-            self.adapter.learn(tokens, self.learnt, self.chunks, self.settings.adaptation.epochs)
+        if self.adapter and self.decision.epochs:
+            self.adapter.learn(tokens, self.learnt, self.chunks, self.decision.epochs)
             self._decoder()
-            model = self.adapter.model
         if self.temperature:
+            model = self.adapter.model if self.adapter else self.model
             self.temperature.calibrate(lambda rows: model.logits(torch.from_numpy(rows)), tokens, self.settings.window)
+
+
+def wanted_by(settings: EvaluationSettings) -> Decision:
+    """What every span gets where no clock presses."""
+    epochs = settings.adaptation.epochs if settings.adaptation.method == "chunks" else 0
+    return Decision(settings.stride if wants_main_pass(settings) else settings.window, epochs)

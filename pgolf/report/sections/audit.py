@@ -41,7 +41,7 @@ def text(run: Run) -> str:
         return ""
     decoded = run.audit.get("decoded")
     proof = "\n" + decoding(decoded) if isinstance(decoded, dict) else ""
-    return left([["audit", "predictor", "verdict", ""], *rows]) + proof
+    return f"{verdict(run.audit)}\n{left([['audit', 'predictor', 'verdict', ''], *rows])}{proof}"
 
 
 def charts(run: Run) -> dict[str, Chart]:
@@ -139,7 +139,7 @@ def decoding(decoded: dict) -> str:
     """How the proof by decoding went."""
     whole = "came back whole" if decoded.get("equal") else "did not come back"
     says = f"Compressed and decoded again, {decoded['tokens']:,} tokens {whole}"
-    claimed = decoded.get("recorded_bits", decoded.get("claimed_bits"))
+    claimed = decoded.get("claimed_bits")
     if claimed is not None and decoded.get("real_bits") is not None:
         says += f": {claimed:,.0f} bits claimed, {decoded['real_bits']:,.0f} bits in the stream"
     if decoded.get("header_bits") is not None:
