@@ -32,7 +32,7 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5", "hypothesis>=6"],
         "checks": ["ruff>=0.17", "mypy>=2.4", "import-linter>=2.17", "vulture>=2.16"],
         "fa3": ["kernels>=0.9"],
         "data": ["huggingface_hub>=0.30"],

@@ -23,7 +23,7 @@ def main() -> int:
             "error: python -m pgolf.kernels compiles with Triton, which is not installed: pip install triton", file=sys.stderr
         )
         return 1
-    from pgolf.kernels.compile import CAPABILITIES, OPERATORS, compile_all, workers
+    from pgolf.kernels.compile import CAPABILITIES, OPERATORS, cases, compile_all, sample, workers
 
     parser = argparse.ArgumentParser(prog="python -m pgolf.kernels", description=__doc__)
     parser.add_argument("operators", nargs="*", default=[], metavar="operator", help=f"some of: {', '.join(OPERATORS)}")
@@ -39,7 +39,7 @@ def main() -> int:
             parser.error(f"no operator {operator!r}; there are {', '.join(OPERATORS)}")
     with workers() as pool:
         targets = arguments.target or [90]
-        rows = list(compile_all(arguments.operators or OPERATORS, targets, pool, arguments.sample))
+        rows = list(compile_all(arguments.operators or OPERATORS, targets, pool, sample if arguments.sample else cases))
     bad = [row for row in rows if row.trouble]
     if arguments.json:
         print(json.dumps([row.record() for row in rows], indent=1))

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +92,16 @@ def sample(operator: str, capability: int) -> list[Case]:
     for case in cases(operator, capability):
         found.setdefault((case.kernel.__name__, str(case.launch)), case)
     return list(found.values())
+
+
+def one_of_each(operator: str, capability: int) -> list[Case]:
+    """The most work of each kernel, whatever its launch: the least that shows whether all of them still compile."""
+    most: dict[str, Case] = {}
+    for case in cases(operator, capability):
+        other = most.get(case.kernel.__name__)
+        if other is None or (case.flops, case.bytes) > (other.flops, other.bytes):
+            most[case.kernel.__name__] = case
+    return list(most.values())
 
 
 def compile_case(case: Case, capability: int) -> Compiled:
@@ -238,20 +248,23 @@ def workers() -> ProcessPoolExecutor:
 
 
 def compile_all(
-    operators: Sequence[str], capabilities: Sequence[int], pool: ProcessPoolExecutor, sampled: bool = False
+    operators: Sequence[str],
+    capabilities: Sequence[int],
+    pool: ProcessPoolExecutor,
+    choose: Callable[[str, int], list[Case]] = cases,
 ) -> Iterator[Row]:
-    """Every case of these operators (or a sample of them), in order, compiled by the pool."""
-    choose = sample if sampled else cases
+    """Every case of these operators (or those that `choose`, a function of this module, takes), in order, compiled by the
+    pool."""
     listed = {(name, capability): choose(name, capability) for name in operators for capability in capabilities}
-    work = [(name, capability, i, sampled) for (name, capability), found in listed.items() for i in range(len(found))]
-    for (name, capability, i, _), made in zip(work, pool.map(_compile_numbered, work, chunksize=2), strict=True):
+    work = [(choose, name, capability, i) for (name, capability), found in listed.items() for i in range(len(found))]
+    for (_, name, capability, i), made in zip(work, pool.map(_compile_numbered, work, chunksize=2), strict=True):
         yield Row(name, capability, listed[name, capability][i], made)
 
 
-def _compile_numbered(place: tuple[str, int, int, bool]) -> Compiled:
+def _compile_numbered(place: tuple[Callable[[str, int], list[Case]], str, int, int]) -> Compiled:
     """A case by its place: kernels cannot be sent to another process, but looked up there."""
-    operator, capability, i, sampled = place
-    return compile_case((sample if sampled else cases)(operator, capability)[i], capability)
+    choose, operator, capability, i = place
+    return compile_case(choose(operator, capability)[i], capability)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

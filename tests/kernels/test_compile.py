@@ -1,5 +1,5 @@
-"""Every kernel, in every configuration of its launch table, compiles for every target within its limits, and its machine
-code has nothing that its case does not accept. No GPU needed."""
+"""Every kernel compiles within its limits, and its machine code has nothing that its case does not accept.
+No GPU needed."""
 
 import dataclasses
 import json
@@ -20,6 +20,7 @@ from pgolf.kernels.compile import (
     cases,
     compile_all,
     compile_case,
+    one_of_each,
     workers,
 )
 from pgolf.kernels.estimate import Estimate
@@ -36,11 +37,11 @@ def troubles(rows):
     return "\n".join(f"{row.case.name} [{row.case.launch}] {row.trouble}" for row in rows if row.trouble)
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100], ids=lambda c: f"sm_{c}")
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_compiles(operator, capability, pool):
-    rows = list(compile_all([operator], [capability], pool))
-    assert len(rows) == len(cases(operator, capability)) > 0
+def test_compiles(operator, pool):
+    """A launch of each kernel for one target; `.ci/run` has `python -m pgolf.kernels` compile all launches for three."""
+    rows = list(compile_all([operator], [90], pool, one_of_each))
+    assert {row.case.kernel.__name__ for row in rows} == {case.kernel.__name__ for case in cases(operator, 90)}
     assert not troubles(rows), troubles(rows)
 
 
