@@ -73,7 +73,7 @@ def parts_of(folder: Path, benchmarks: Mapping[str, Sequence[str]], presets: Seq
     """`benchmarks` are the operators' ones with their forms, `presets` those whose training step is timed."""
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "-p", "bench.instantly", "--tb=short"]
     measured = [*pytest, "-q", "--benchmark", "--benchmark-each", "0.5", "--benchmark-into", str(folder), "--benchmark-add"]
-    rooms = sorted(path.relative_to(ROOT) for path in (ROOT / "tests/kernels/gpu").glob("test_*.py"))
+    files = sorted(path.relative_to(ROOT) for path in (ROOT / "tests/kernels/gpu").glob("test_*.py"))
     steps = {f"step of {preset}": f"training_step and {preset}" for preset in presets} | {"adapters": "adapters and pr549"}
     operators = {
         name: [f"bench/test_operators.py::test_operator[{name}, {form}]" for form in benchmarks[name]]
@@ -90,7 +90,7 @@ def parts_of(folder: Path, benchmarks: Mapping[str, Sequence[str]], presets: Seq
                 Job("keys", [python, "-m", "bench.warm", "--check"], alone=True),
             ],
         ),
-        "tests": (120, [Job(path.stem, [*pytest, "-v", str(path)]) for path in rooms]),
+        "tests": (120, [Job(path.stem, [*pytest, "-v", str(path)]) for path in files]),
         "operators": (200, [Job(name, [*measured, *nodes], alone=True) for name, nodes in operators.items()]),
         "steps": (90, [Job(n, [*measured, "bench/test_training.py", "-k", words], alone=True) for n, words in steps.items()]),
         "run": (120, [Job("quick", [*quick, "--training.seconds", "40", "--evaluation.seconds", "40"], alone=True)]),

@@ -33,8 +33,8 @@ def table(kernels: Iterable[Kernel], floor_of: Callable[[str], float | None], to
     lines = [("kernel", "calls", "each", "share", "of floor")]
     for kernel in ranked[:top]:
         floor, each = floor_of(kernel.name), kernel.seconds / kernel.calls
-        of_floor = f"{floor / each:.0%}" if floor and each else ""
-        lines.append((kernel.name[:70], str(kernel.calls), duration(each), f"{kernel.seconds / total:.1%}", of_floor))
+        share_of_floor = f"{floor / each:.0%}" if floor and each else ""
+        lines.append((kernel.name[:70], str(kernel.calls), duration(each), f"{kernel.seconds / total:.1%}", share_of_floor))
     rest = sum(kernel.seconds for kernel in ranked[top:])
     if rest:
         lines.append((f"{len(ranked) - top} more", "", "", f"{rest / total:.1%}", ""))

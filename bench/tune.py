@@ -27,14 +27,14 @@ WARPS, STAGES = (1, 2, 4, 8, 16), (1, 2, 3, 4, 5)
 class Knob:
     """A launch function, and the benchmark that it is tuned on."""
 
-    room: str
+    operator: str
     function: str
     benchmark: str
     form: str
 
     @property
     def name(self) -> str:
-        return f"{self.room}.{self.function}"
+        return f"{self.operator}.{self.function}"
 
 
 KNOBS = [
@@ -119,7 +119,7 @@ class Tried:
 
     def __init__(self, knob: Knob, place: Place, seconds_of_work: Callable[[Work], float]):
         self.knob, self.seconds_of_work = knob, seconds_of_work
-        self.op = importlib.import_module(f"pgolf.kernels.{knob.room}.op")
+        self.op = importlib.import_module(f"pgolf.kernels.{knob.operator}.op")
         self.original = getattr(self.op, knob.function)
         entry = next(entry for entry in BENCHMARKS if entry.name == knob.benchmark)
         self.benchmark = entry.build(place, knob.form, *entry.shapes[place.size])
@@ -178,11 +178,13 @@ def main() -> int:
     import torch
 
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__)
-    parser.add_argument("knobs", nargs="*", metavar="KNOB", help=f"room or room.function; all of {len(KNOBS)} if not given")
+    parser.add_argument(
+        "knobs", nargs="*", metavar="KNOB", help=f"OPERATOR or OPERATOR.function; all of {len(KNOBS)} if not given"
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="for one knob; default: %(default)s")
     parser.add_argument("--json", type=Path, help="write the records here as well")
     options = parser.parse_args()
-    chosen = [knob for knob in KNOBS if not options.knobs or knob.room in options.knobs or knob.name in options.knobs]
+    chosen = [knob for knob in KNOBS if not options.knobs or knob.operator in options.knobs or knob.name in options.knobs]
     if not chosen:
         parser.error(f"no such knob; there are {', '.join(knob.name for knob in KNOBS)}")
     if not torch.cuda.is_available():

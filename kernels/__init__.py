@@ -1,6 +1,6 @@
 """Hand-written operators, each with a plain-torch reference.
 
-PyTorch's dispatcher picks the backend by device: Triton on CUDA, numba or plain torch on a CPU. Each operator is a room
+PyTorch's dispatcher picks the backend by device: Triton on CUDA, numba or plain torch on a CPU. Each operator is a folder
 of its own (`pgolf.kernels.<operator>`); `python -m pgolf.kernels` prints what every kernel compiles to.
 """
 

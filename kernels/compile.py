@@ -25,8 +25,7 @@ from pgolf.kernels.launch import Launch
 if TYPE_CHECKING:
     from triton import JITFunction
 
-ROOMS = Path(__file__).parent
-OPERATORS = tuple(sorted(path.parent.name for path in ROOMS.glob("*/cases.py")))
+OPERATORS = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/cases.py")))
 CAPABILITIES = tuple(DEVICES)
 # what of a kernel's code is worse than it could be; a case that lists a reason is excused from one of these
 NARROW = "narrow loads"

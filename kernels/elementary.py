@@ -1,7 +1,7 @@
 """exp and log in float64, in forms that numba vectorises.
 
 They are not reassociated: the rounding below would be optimised away. numba caches a compiled caller by the caller's own
-file, so after a change here delete the `__pycache__` folders of the rooms that use it.
+file, so after a change here delete the `__pycache__` folders of the operators that use it.
 """
 
 import numpy as np

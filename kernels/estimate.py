@@ -63,11 +63,6 @@ class Estimate:
     at_best_us: float
     estimate_us: float
 
-    @property
-    def of_floor(self) -> float:
-        """The share of the floor that the kernel reaches at best."""
-        return self.floor_us / self.at_best_us if self.at_best_us else 1.0
-
 
 def occupancy(device: Device, registers: int, shared: int, warps: int) -> float:
     """Resident warps over the most a multiprocessor can hold. Registers are granted per warp in units of 256."""

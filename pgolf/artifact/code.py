@@ -51,17 +51,17 @@ def _backs_off(settings: Settings) -> bool:
 
 def _named(settings: Settings) -> list[str]:
     """Modules that settings name, and that are imported by their names: predictors, and what adapts between chunks."""
-    rooms = [f"pgolf.evaluation.predictors.{HONEST_PREDICTORS[name].module}" for name in settings.evaluation.mixer.honest]
+    modules = [f"pgolf.evaluation.predictors.{HONEST_PREDICTORS[name].module}" for name in settings.evaluation.mixer.honest]
     if settings.evaluation.adaptation.method in CHUNK_ADAPTERS:
-        rooms.append(f"pgolf.evaluation.adaptation.{CHUNK_ADAPTERS[settings.evaluation.adaptation.method][0]}")
-    return rooms
+        modules.append(f"pgolf.evaluation.adaptation.{CHUNK_ADAPTERS[settings.evaluation.adaptation.method][0]}")
+    return modules
 
 
 def _by_documents(settings: Settings) -> bool:
     return settings.evaluation.adaptation.method == "lora"
 
 
-# rooms that a run enters only with such settings; whoever needs them imports them on the way in
+# packages and modules that a run imports only with such settings, where they are used
 ENTERED: dict[str, Callable[[Settings], bool]] = {
     "pgolf.artifact.calibration": _gptq,
     "pgolf.artifact.fitting": lambda settings: settings.artifact.fit,
@@ -212,13 +212,13 @@ def requirements(settings: Settings, device: str, readable: bool = False) -> lis
 
 
 def _left_out(name: str, settings: Settings) -> bool:
-    if any(_within(name, room) and not entered(settings) for room, entered in ENTERED.items()):
+    if any(_within(name, package) and not entered(settings) for package, entered in ENTERED.items()):
         return True
-    return name not in KEPT and any(_within(name, room) for room in LEFT_OUT)
+    return name not in KEPT and any(_within(name, package) for package in LEFT_OUT)
 
 
-def _within(name: str, room: str) -> bool:
-    return name == room or name.startswith(room + ".")
+def _within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
 
 
 def _file_of(name: str) -> Path | None:

@@ -152,7 +152,7 @@ def write_weights(
 
 
 def read_artifact(path: Path) -> Artifact:
-    """A file as an artifact. It is checked as a stranger's: any flaw is one ArtifactError, and nothing in it is executed."""
+    """A file as an artifact. It is untrusted: any flaw is one ArtifactError, and nothing in it is executed."""
     sections = read_container(path)
     try:
         return _artifact(sections)

@@ -103,7 +103,7 @@ def evaluate(
     passed = scorer.plain(first, unhurried)
     results = Results(scorer.bytes_per_target)
     results.add(first, passed, budget.elapsed() - begun)
-    found = Evaluation(results.table, results.main, top_predictions=observer)
+    evaluation = Evaluation(results.table, results.main, top_predictions=observer)
 
     planner = Planner(
         budget,
@@ -121,12 +121,12 @@ def evaluate(
         begun = budget.elapsed()
         main = scorer.main(predictors, temperature, planner, passed.nats["non_overlapping"])
         seconds = budget.elapsed() - begun
-        found.ledger, found.traces, found.adaptation_steps = main.ledger, main.traces, main.adaptation_steps
+        evaluation.ledger, evaluation.traces, evaluation.adaptation_steps = main.ledger, main.traces, main.adaptation_steps
         if settings.adaptation.method != "none" and settings.sliding:
             plain_pass(scorer, planner, results)
         results.add(predictors, main, seconds)
-    found.main, found.plan, found.gave_up = results.main, planner.record(), planner.gave_up()
-    return found
+    evaluation.main, evaluation.plan, evaluation.gave_up = results.main, planner.record(), planner.gave_up()
+    return evaluation
 
 
 def plain_pass(scorer: "Scorer", planner: Planner, results: "Results") -> None:

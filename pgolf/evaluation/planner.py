@@ -1,7 +1,7 @@
 """The scorer's clock: what can still be afforded, decided span by span from rates measured on the way, and written down.
 
 A span can be scored at a coarser stride and learnt from in fewer epochs. Should the machine turn three times slower, what
-is left must still be affordable at its cheapest; and where even that fails, what the first, plain pass has found stands.
+is left must still be affordable at its cheapest; and where even that fails, the scores of the first, plain pass stand.
 A plan that was recorded can be replayed: then no clock is asked, and the scores come out the same.
 """
 
@@ -210,19 +210,19 @@ class Planner:
     def gave_up(self) -> dict:
         """Shares of the stream that got less than the settings ask for; empty where nothing was given up."""
         ends = [*(start for start, *_ in self.spans[1:]), self.targets][: len(self.spans)]
-        coarser = fewer = borrowed = 0.0
+        coarser = fewer = plain = 0.0
         for (start, stride, epochs), end in zip(self.spans, ends, strict=True):
-            borrowed += (end - start) * (stride == 0)
+            plain += (end - start) * (stride == 0)
             coarser += (end - start) * (stride > self.wanted.stride)
             fewer += (end - start) * (self.wanted.epochs - epochs) / max(self.wanted.epochs, 1)
-        found = {
+        shares = {
             "coarser_stride": coarser / max(self.targets, 1),
             "adaptation": fewer / max(self.targets, 1),
-            "first_pass_stands": borrowed / max(self.targets, 1),
+            "first_pass_stands": plain / max(self.targets, 1),
             "documents_without_adapters": len(self.plain_documents),
         }
         skipped = [name for name, done in self.choices.items() if not done]
-        return {name: share for name, share in found.items() if share} | ({"results": skipped} if skipped else {})
+        return {name: share for name, share in shares.items() if share} | ({"results": skipped} if skipped else {})
 
     def _check(self, replay: dict) -> None:
         parts = {"targets", "window", "wanted", "spans", "choices", "plain_documents"}

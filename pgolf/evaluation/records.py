@@ -30,14 +30,14 @@ def write_top_predictions(
     """Each excerpt with its tokens, their nats by every predictor, and the likeliest tokens before each by some of them.
     Where the guesses stop, the time for them was used up."""
     seen: set[int] = set()
-    found = []
+    excerpts = []
     for excerpt in top.excerpts:
         targets = range(excerpt.start, excerpt.stop)
         guesses = {name: [known[at] for at in targets if at in known] for name, known in top.guesses.items()}
         mine = tokens[excerpt.start + 1 : excerpt.stop + 1].tolist()
         seen.update(mine, (token for places in guesses.values() for place in places for token, _ in place))
         span = slice(excerpt.start, excerpt.stop)
-        found.append(
+        excerpts.append(
             {
                 "why": excerpt.why,
                 "start": excerpt.start,
@@ -52,7 +52,7 @@ def write_top_predictions(
             }
         )
     texts = {token: pieces[token].decode("utf-8", errors="backslashreplace") for token in sorted(seen)}
-    write_whole(path, json.dumps({"pieces": texts, "excerpts": found}, separators=(",", ":")) + "\n")
+    write_whole(path, json.dumps({"pieces": texts, "excerpts": excerpts}, separators=(",", ":")) + "\n")
 
 
 def write_traces(path: Path, traces: list[dict]) -> None:

@@ -6,8 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.benchmarks import BENCHMARKS, BOTH, FORWARD, Place, attention, disagreement, results_of
 from bench.benchmarks.attention import packed_documents, visible_pairs
-from pgolf.kernels.compile import OPERATORS as ROOMS
-from pgolf.kernels.compile import cases
+from pgolf.kernels.compile import OPERATORS, cases
 
 
 class FullSize(Place):
@@ -55,7 +54,7 @@ def entry_work(entry):
 
 def test_floors_are_those_of_the_kernels(no_compiler):
     """Where an operator is one kernel, the benchmark's bytes are the ones that its compile table states for the same shape."""
-    stated = {case.name: case for room in ROOMS for case in cases(room, 90)}
+    stated = {case.name: case for operator in OPERATORS for case in cases(operator, 90)}
     for entry, case in (("XSA alone", "xsa forward d=64 bf16"), ("attention with XSA", "forward d=64 xsa bf16")):
         assert entry_work(next(e for e in BENCHMARKS if e.name == entry)) == (stated[case].bytes, stated[case].flops)
 

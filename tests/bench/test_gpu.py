@@ -108,7 +108,7 @@ def test_the_call_itself_is_stopped(tmp_path):
 
 
 def test_every_part_runs_what_exists(tmp_path):
-    """Paths and tests that the jobs name are there; every room with tests for a GPU has a job."""
+    """Paths and tests that the jobs name are there; every operator with tests for a GPU has a job."""
     forms = {entry.name: entry.forms for entry in BENCHMARKS}
     parts = parts_of(tmp_path, forms, ["pr549"], "python")
     assert set(DEFAULT) <= set(parts)

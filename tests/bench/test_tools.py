@@ -65,8 +65,8 @@ def test_neighbours_change_one_thing_and_leave_flags_alone():
 
 @pytest.mark.parametrize("knob", tune.KNOBS, ids=lambda knob: knob.name)
 def test_every_knob_is_there_and_has_its_benchmark(knob):
-    assert knob.benchmark in {entry.name for entry in BENCHMARKS} and knob.room in OPERATORS
-    assert callable(getattr(importlib.import_module(f"pgolf.kernels.{knob.room}.op"), knob.function))
+    assert knob.benchmark in {entry.name for entry in BENCHMARKS} and knob.operator in OPERATORS
+    assert callable(getattr(importlib.import_module(f"pgolf.kernels.{knob.operator}.op"), knob.function))
 
 
 def test_a_launch_that_changes_the_result_is_refused(monkeypatch):
@@ -114,9 +114,11 @@ def test_floors_are_the_compile_tables_at_the_same_shape():
     """pr549's share of a step is the shape that the tables state their traffic for."""
     settings = load_preset("pr549")
     floors = training_floors(settings, 98_304)
-    stated = {case.kernel.__name__: case for room in OPERATORS for case in cases(room, 90) if " d=64" in case.name}
+    stated = {case.kernel.__name__: case for operator in OPERATORS for case in cases(operator, 90) if " d=64" in case.name}
     for kernel in ("xsa_fwd_kernel", "xsa_bwd_kernel", "rotary_fwd_kernel", "rotary_bwd_kernel"):
-        case = next(c for room in OPERATORS for c in cases(room, 90) if c.kernel.__name__ == kernel and "bf16" in c.name)
+        case = next(
+            c for operator in OPERATORS for c in cases(operator, 90) if c.kernel.__name__ == kernel and "bf16" in c.name
+        )
         assert floors[kernel] == (case.bytes, case.flops), kernel
     assert set(floors) <= kernels_of_the_project() and stated
 
@@ -132,7 +134,7 @@ def test_a_profilers_name_finds_its_kernel():
 
 
 def kernels_of_the_project() -> set[str]:
-    return {case.kernel.__name__ for room in OPERATORS for case in cases(room, 90)}
+    return {case.kernel.__name__ for operator in OPERATORS for case in cases(operator, 90)}
 
 
 def test_the_page_has_a_command_for_every_kernel():

@@ -19,7 +19,7 @@ from pgolf.model.stream import Stream
 
 
 class Span(Protocol):
-    """Targets start..stop-1 of a stream whose tokens up to there can be read: an `OpenSpan`, or what a decoder knows."""
+    """Targets start..stop-1 of a stream whose tokens up to there can be read: an `OpenSpan`, or what a decoder has decoded."""
 
     start: int
     stop: int

@@ -98,17 +98,17 @@ class Codec:
         stream = Stream.from_bytes(packed, where)
         tokens = self._read(stream, where, progress)
         if stream.kind == TEXT:
-            found = self.tokenizer.decode_bytes(tokens[1:].tolist())
+            data = self.tokenizer.decode_bytes(tokens[1:].tolist())
             if stream.patch:
-                found = apply_patch(found, stream.patch, where)
+                data = apply_patch(data, stream.patch, where)
         else:
-            found = tokens.astype("<u2").tobytes()
-        if hashlib.sha256(found).digest()[:DIGEST] != stream.digest:
+            data = tokens.astype("<u2").tobytes()
+        if hashlib.sha256(data).digest()[:DIGEST] != stream.digest:
             raise CodecError(
                 f"{where}: what was decoded is not what was compressed, by its checksum; either the file was made by another "
                 "program, or this computer computes differently than the one that made it"
             )
-        return found
+        return data
 
     # ---- tokens
 
@@ -215,7 +215,7 @@ class Codec:
         sliding = options.sliding and options.adaptation.method == "none"
         options = replace(options, top_predictions=0, published_tail=False, sliding=sliding)
         loaded = load_scorer(self.artifact, settings)
-        found = evaluate(
+        evaluation = evaluate(
             loaded.model,
             tokens,
             self.tokenizer.byte_table,
@@ -224,7 +224,7 @@ class Codec:
             budget=Budget(NO_CLOCK),
             ngram_table=loaded.ngram_table,
         )
-        return found.results[found.main].score.nats / math.log(2)
+        return evaluation.results[evaluation.main].score.nats / math.log(2)
 
     def _settings(self, table: dict) -> Settings:
         try:
@@ -307,12 +307,12 @@ def check_computer(stream: Stream, where: str | Path) -> int:
 def unpack_settings(packed: bytes, where: str | Path) -> dict:
     try:
         machine = zlib.decompressobj()
-        found = json.loads(machine.decompress(packed, MOST_SETTINGS))
+        table = json.loads(machine.decompress(packed, MOST_SETTINGS))
     except (zlib.error, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        table = None
+    if not isinstance(table, dict):
         raise CodecError(f"{where} is no stream that this program writes: its settings cannot be read")
-    return found
+    return table
 
 
 # ---- the proof
@@ -334,7 +334,7 @@ def prove(
     plan         of the run: what the clock decided; None: nothing
     claimed_bits of these tokens; None: what the scorer's own pass says
     stream_path  where to keep the bitstream; None: it is not kept
-    progress     hears the share done
+    progress     is called with the share done
 
     The result:
 

@@ -55,12 +55,12 @@ class Plan:
             return cls()
         try:
             said = json.loads(zlib.decompressobj().decompress(packed, MOST_BYTES))
-            found = cls(said["targets"], tuple(map(tuple, said["changes"])), tuple(said["plain"]))
-            numbers = [found.targets, *(number for change in found.changes for number in change), *found.plain]
+            plan = cls(said["targets"], tuple(map(tuple, said["changes"])), tuple(said["plain"]))
+            numbers = [plan.targets, *(number for change in plan.changes for number in change), *plan.plain]
             if not all(type(number) is int and 0 <= number < 1 << 40 for number in numbers):
                 raise ValueError
-            if any(len(change) != 3 for change in found.changes) or list(found.changes) != sorted(found.changes):
+            if any(len(change) != 3 for change in plan.changes) or list(plan.changes) != sorted(plan.changes):
                 raise ValueError
         except (zlib.error, ValueError, TypeError, KeyError, RecursionError):
             raise CodecError(f"{where} is no stream that this program writes: its plan cannot be read") from None
-        return found
+        return plan

@@ -30,7 +30,7 @@ MAGIC, VERSION, DIGEST = b"pgolfz", 3, 8
 TEXT, TOKENS = 0, 1
 LARGEST = 1 << 40
 LIBRARIES = ("torch", "numpy", "numba", "constriction")
-ROOMS = ("pgolf.kernels", "pgolf.model", "pgolf.evaluation")
+PACKAGES = ("pgolf.kernels", "pgolf.model", "pgolf.evaluation")
 
 
 @dataclass(frozen=True)
@@ -91,24 +91,24 @@ class Cursor:
         return taken
 
     def varint(self) -> int:
-        found = 0
+        number = 0
         for place in range(0, 42, 7):
             byte = self.take(1)[0]
-            found |= (byte & 127) << place
+            number |= (byte & 127) << place
             if byte < 128:
                 break
-        if byte >= 128 or found > LARGEST:
+        if byte >= 128 or number > LARGEST:
             raise CodecError(f"{self.where} is no stream that this program writes: a number in its header is too large")
-        return found
+        return number
 
 
 def varint(number: int) -> bytes:
     """Seven bits a byte, the lowest first."""
-    found = bytearray()
+    encoded = bytearray()
     while number > 127:
-        found.append(number & 127 | 128)
+        encoded.append(number & 127 | 128)
         number >>= 7
-    return bytes([*found, number])
+    return bytes([*encoded, number])
 
 
 # ---- what computes
@@ -128,8 +128,8 @@ def computer() -> dict[str, str]:
 def sources() -> int:
     """A number for the code that computes: between two versions it changes, and with it a last bit now and then."""
     number = 0
-    for room in ROOMS:
-        spec = importlib.util.find_spec(room)
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
         assert spec and spec.origin
         for path in sorted(Path(spec.origin).parent.rglob("*.py")):
             number = zlib.crc32(path.read_bytes(), number)

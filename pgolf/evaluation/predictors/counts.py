@@ -42,7 +42,7 @@ def move(old_keys, old_values, keys, values):
 
 @njit(nogil=True, cache=True)
 def look_up(history, end, lengths, keys, values, top, count, total):
-    """What the contexts before history[end] know: their most frequent successor, its count, and all counts."""
+    """For each length of context before history[end]: its most frequent successor, that one's count, and all counts."""
     h, level = np.uint64(0), 0
     for back in range(1, lengths[-1] + 1):
         known = end - back >= 0 and history[end - back] >= 0
@@ -114,17 +114,17 @@ class TopCounts:
         """Top, its count and the total (n, levels) before each token; each is counted before the next is looked at."""
         self._reserve(len(tokens) * len(self.lengths))
         history = np.concatenate([self.recent, tokens.astype(np.int32)])
-        found = tuple(np.empty((len(tokens), len(self.lengths)), np.int32) for _ in range(3))
+        counts = tuple(np.empty((len(tokens), len(self.lengths)), np.int32) for _ in range(3))
         tables = (self.keys, self.values, self.pair_keys, self.pair_values)
-        read(history, len(self.recent), self.lengths, *tables, self.used, self.most, *found)
+        read(history, len(self.recent), self.lengths, *tables, self.used, self.most, *counts)
         self.recent = history[len(history) - len(self.recent) :].copy()
-        return found
+        return counts
 
     def peek(self) -> tuple[np.ndarray, ...]:
         """The same (levels,) before the token that comes next."""
-        found = tuple(np.empty(len(self.lengths), np.int32) for _ in range(3))
-        look_up(self.recent, len(self.recent), self.lengths, self.keys, self.values, *found)
-        return found
+        counts = tuple(np.empty(len(self.lengths), np.int32) for _ in range(3))
+        look_up(self.recent, len(self.recent), self.lengths, self.keys, self.values, *counts)
+        return counts
 
     def _reserve(self, more: int) -> None:
         self.keys, self.values = roomy(self.keys, self.values, min(self.used[0] + more, self.most))

@@ -31,16 +31,16 @@ def cell_of(total):
 
 
 @njit(nogil=True, cache=True)
-def experts_of(y, before, previous, unigram, counted, keys, values, pair_keys, pair_values, smoothing, found):
-    """The probabilities of y under the three n-gram experts, into found[1:]; and the weights' cell."""
+def experts_of(y, before, previous, unigram, counted, keys, values, pair_keys, pair_values, smoothing, experts):
+    """The probabilities of y under the three n-gram experts, into experts[1:]; and the weights' cell."""
     vocab = unigram.shape[0]
-    found[1] = (unigram[y] + smoothing[0]) / (counted + smoothing[0] * vocab)
+    experts[1] = (unigram[y] + smoothing[0]) / (counted + smoothing[0] * vocab)
     total = 0
     for order in range(1, 3):
         context = context_key(order, before, previous, vocab)
         total = total_after(keys, values, context)
         count = total_after(pair_keys, pair_values, context * np.uint64(vocab) + np.uint64(y + 1)) if total > 0 else 0
-        found[order + 1] = (count + smoothing[order]) / (total + smoothing[order] * vocab)
+        experts[order + 1] = (count + smoothing[order]) / (total + smoothing[order] * vocab)
     return cell_of(total)
 
 
@@ -48,13 +48,13 @@ def experts_of(y, before, previous, unigram, counted, keys, values, pair_keys, p
 def distribution(
     neural, before, previous, unigram, counted, keys, values, pair_keys, pair_values, weights, smoothing, mixed
 ):  # fmt: skip
-    found = np.empty(4)
+    experts = np.empty(4)
     for y in range(neural.shape[0]):
-        cell = experts_of(y, before, previous, unigram, counted, keys, values, pair_keys, pair_values, smoothing, found)
-        found[0] = np.exp(neural[y])
+        cell = experts_of(y, before, previous, unigram, counted, keys, values, pair_keys, pair_values, smoothing, experts)
+        experts[0] = np.exp(neural[y])
         p = 0.0
         for k in range(4):
-            p += weights[cell, k] * found[k]
+            p += weights[cell, k] * experts[k]
         mixed[y] = np.log(p)
 
 
@@ -83,19 +83,19 @@ def mix(
     targets, neural, before, previous, unigram, counted, keys, values, pair_keys, pair_values, used, weights, visits,
     smoothing, nats,
 ):  # fmt: skip
-    found = np.empty(4)
+    experts = np.empty(4)
     for t in range(targets.shape[0]):
         y = targets[t]
-        cell = experts_of(y, before, previous, unigram, counted, keys, values, pair_keys, pair_values, smoothing, found)
-        found[0] = np.exp(neural[t])
+        cell = experts_of(y, before, previous, unigram, counted, keys, values, pair_keys, pair_values, smoothing, experts)
+        experts[0] = np.exp(neural[t])
         p = 0.0
         for k in range(4):
-            p += weights[cell, k] * found[k]
+            p += weights[cell, k] * experts[k]
         nats[t] = -np.log(p)
         rate = max(0.002, 1.0 / (visits[cell] + 50))
         visits[cell] += 1
         for k in range(4):
-            weights[cell, k] *= 1 + rate * (found[k] / p - 1)
+            weights[cell, k] *= 1 + rate * (experts[k] / p - 1)
         add(y, before, previous, unigram, keys, values, pair_keys, pair_values, used)
         counted += 1
         before, previous = previous, y
