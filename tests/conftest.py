@@ -5,13 +5,13 @@ import sys
 
 # as pgolf.process does, which has to come before torch as well
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-# beside another worker each process of a test has one thread
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# what tests compute is too small to share between threads, and other tests run beside them
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+torch.set_num_threads(1)
 # torch remembers which constructors a device's context governs: it must meet the real ones before a test poisons them
 with torch.device("cpu"):
     torch.empty(0)

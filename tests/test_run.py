@@ -15,9 +15,10 @@ from pgolf.config import preset_names
 SMALL = ["--scale", "tiny", "--steps", "3", "--evaluation.max-tokens", "1024", "--device", "cpu"]
 
 
-def pgolf(*words, environment=None, **options):
+def pgolf(*words, **options):
     command = [sys.executable, "-m", "pgolf.run", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})}, **options)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,10 @@ import dataclasses
 import pytest
 
 from pgolf.config import ArtifactSettings, Settings
-from pgolf.kernels.threads import torch_threads
 from pgolf.model import submission_state
 from tests.model.common import SMALL, random_model
 
 TOKENIZER = bytes(range(256)) * 20
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with torch_threads(1):
-        yield
 
 
 @pytest.fixture(scope="session")
