@@ -111,5 +111,6 @@ class Budget:
 
     def restore(self, state: dict) -> None:
         self.clock.restore(state)
-        self.parts = dict(state["parts"])
-        self.untimed_parts = dict(state["untimed_parts"])
+        self.parts, self.untimed_parts = (
+            {str(name): float(seconds) for name, seconds in state[kind].items()} for kind in ("parts", "untimed_parts")
+        )

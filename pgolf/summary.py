@@ -150,6 +150,11 @@ class Summary:
     audit: Audit | None = None
 
     @property
+    def over_limit(self) -> bool:
+        """Whether a clock was not kept."""
+        return any(stage is not None and stage.over_limit for stage in (self.train, self.scoring))
+
+    @property
     def main_score(self) -> Score | None:
         return self.score.get(self.main)
 

@@ -97,3 +97,9 @@ def test_a_budget_goes_on_with_its_parts(time):
     again.restore(budget.state())
     assert again.report() == budget.report()
     assert again.left() == 55
+
+
+@pytest.mark.parametrize("part", [None, [], {}, "x"])
+def test_what_a_budget_goes_on_with_is_checked(time, part):
+    with pytest.raises((TypeError, ValueError)):
+        Budget(60, now=time).restore({"elapsed": 1.0, "parts": {"steps": part}, "untimed_parts": {}})

@@ -2,7 +2,6 @@
 
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from pgolf.audit.sandbox import note
 from pgolf.audit.trials import Effort, Trials
 from pgolf.config import Settings, read_toml
 from pgolf.data import Dataset, open_shard
+from pgolf.files import temporary_folder
 from pgolf.folder import RunFolder
 from pgolf.score_log import Part, ScoreLog
 from pgolf.summary import Summary
@@ -76,12 +76,12 @@ def audit_run(
         raise AuditError(f"{folder.scores} has no costs of {expected.main}, the run's score; score the run again")
     subject = RunSubject(folder, legal, device=device)
     effort = effort_for(subject, scored, min(SHARE * settings.evaluation.seconds, MOST_SECONDS), targets)
-    with tempfile.TemporaryDirectory(prefix="pgolf-audit-") as place, ThreadPoolExecutor(2) as pool:
-        script = Path(place) / "train_gpt.py"
+    with temporary_folder("audit") as place, ThreadPoolExecutor(2) as pool:
+        script = place / "train_gpt.py"
         script.write_bytes(code)
         subject.claims = claims_of_run(subject, settings, summary, dataset, tokens, script, partial)
-        again = processes_of(subject, folder, Path(place) / "again", expected.main, legal)
-        replays = processes_of(subject, folder, Path(place) / "replays", expected.main, [expected.main])
+        again = processes_of(subject, folder, place / "again", expected.main, legal)
+        replays = processes_of(subject, folder, place / "replays", expected.main, [expected.main])
         seed = fresh_seed() if seed is None else seed
         whole = len(record.tokens) == len(scored) - 1 == len(record.nats[expected.main])
         rescored = pool.submit(scored_again, again, scored, expected.main)

@@ -28,14 +28,17 @@ def main(words: list[str]) -> int:
 
 
 def stages(run: Begun) -> int:
-    """Train, pack and score, or what of it is not done yet. A clock that is overrun does not keep the next stage away."""
-    codes = {0}
-    if not run.done.train:
-        codes.add(train(run.folder, run.settings, run.device, resume=run.resume))
-    if codes <= {0, OVER_LIMIT} and not rank() and not run.done.artifact:
-        codes.add(pack(run.folder, run.device))
-    if codes <= {0, OVER_LIMIT} and not run.done.scoring:
+    """Train, pack and score, or what of it is not done yet. A clock that is overrun does not keep the next stage away; the
+    summary remembers it."""
+    done, code = run.done, 0
+    if not done.train:
+        code = train(run.folder, run.settings, run.device, resume=run.resume)
+    if code in (0, OVER_LIMIT) and not rank() and not done.artifact:
+        code = pack(run.folder, run.device)
+    if code in (0, OVER_LIMIT) and not done.scoring:
         # a process of its own: the score must come from the artifact, by code that has never seen training
         command = [sys.executable, "-m", "pgolf.run", "score", str(run.folder.path)]
-        codes.add(run_child(command + (["--device", run.device] if run.device else [])).returncode)
-    return max(codes - {OVER_LIMIT}) or max(codes)
+        code = run_child(command + (["--device", run.device] if run.device else [])).returncode
+    if code or rank():
+        return code
+    return OVER_LIMIT if run.folder.read_summary().over_limit else 0

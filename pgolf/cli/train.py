@@ -14,6 +14,7 @@ from pgolf.cli.pack import rehearse
 from pgolf.config import Settings
 from pgolf.data import Dataset
 from pgolf.distributed import World, launch
+from pgolf.errors import OVER_LIMIT
 from pgolf.files import write_whole
 from pgolf.folder import RunFolder
 from pgolf.progress import Display, clock
@@ -63,25 +64,32 @@ def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -
             return 128 + stop.number
         if world.is_first:
             write_weights(folder.weights, result.exported)
+            done = Train(
+                seconds=result.seconds["total"],
+                limit=settings.training.seconds,
+                parts=result.seconds["parts"],
+                untimed=result.seconds["untimed"],
+                steps=result.steps,
+                tokens=result.tokens,
+                loss=result.loss,
+                weights=result.weights,
+                over_limit=not settings.training.steps and result.seconds["total"] > settings.training.seconds,
+            )
             folder.update_summary(
                 preset=settings.preset,
                 seed=settings.seed,
                 corpus=Corpus(dataset.name, dataset.digest),
                 parameters=narrator.parameters,
-                train=Train(
-                    seconds=result.seconds["total"],
-                    limit=settings.training.seconds,
-                    parts=result.seconds["parts"],
-                    untimed=result.seconds["untimed"],
-                    steps=result.steps,
-                    tokens=result.tokens,
-                    loss=result.loss,
-                    weights=result.weights,
-                    over_limit=not settings.training.steps and result.seconds["total"] > settings.training.seconds,
-                ),
+                train=done,
                 device=device_name(world.device),
                 versions=versions(),
             )
+            if done.over_limit:
+                display.say(
+                    f"over the limit: training took {done.seconds:.1f} s of {done.limit:.0f}; raise training.seconds, "
+                    f"or make training.batch_tokens smaller"
+                )
+                return OVER_LIMIT
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pgolf.files import write_whole
 from pgolf.report.charts import COLOURS, BarRows, Chart, Curves, DotRows, stacked, swatch
 from pgolf.report.html import Html, h, join
 from pgolf.report.scales import Scale, tick_label
@@ -41,8 +42,7 @@ def write(chart: Chart, path: Path) -> Path | None:
     found = picture(chart)
     if not found:
         return None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(found, encoding="utf-8")
+    write_whole(path, found)
     return path
 
 

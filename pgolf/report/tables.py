@@ -46,12 +46,13 @@ GIVEN_UP = {
 
 def given_up(summary: Summary) -> list[str]:
     """What scoring left out to end in time, one phrase each."""
-    given: dict[str, Any] = summary.scoring.gave_up if summary.scoring else {}
-    lines = [f"{share:.1%} {GIVEN_UP[name]}" for name, share in given.items() if name in GIVEN_UP and share]
-    if given.get("documents_without_adapters"):
-        lines.append(f"{given['documents_without_adapters']:,} documents without adapters")
-    if given.get("results"):
-        lines.append("predictors left out: " + ", ".join(name.replace("_", " ") for name in given["results"]))
+    given = summary.scoring.gave_up if summary.scoring else {}
+    numbers = {name: value for name, value in given.items() if not isinstance(value, list)}
+    lines = [f"{share:.1%} {GIVEN_UP[name]}" for name, share in numbers.items() if name in GIVEN_UP and share]
+    if documents := numbers.get("documents_without_adapters"):
+        lines.append(f"{documents:,} documents without adapters")
+    if isinstance(results := given.get("results"), list) and results:
+        lines.append("predictors left out: " + ", ".join(name.replace("_", " ") for name in results))
     return lines
 
 

@@ -1,10 +1,14 @@
 """What a sandboxed process can see, open and leave behind; and that the auditor sees it, whichever way a file is opened."""
 
+import os
+import subprocess
 import sys
 
 import pytest
 
 from pgolf.audit.sandbox import Sandbox, View, isolation
+from pgolf.files import sweep
+from tests.test_process import is_gone, until
 
 PROGRAM = """
 import ctypes, os, sys
@@ -77,3 +81,32 @@ Path(pgolf.__file__).with_name("left_behind.py").write_text("")
 
     assert said == [str(errno.ENETUNREACH), "1"]
     assert not Path(pgolf.__file__).with_name("left_behind.py").exists()
+
+
+AUDITOR = """
+import sys, time
+from pgolf.audit.sandbox import Sandbox, View
+inside = Sandbox([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"], View(), kind=sys.argv[1])
+inside.process.stdout.readline()
+print(inside.process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["namespaces", "filter"])
+def test_nothing_outlives_an_auditor_that_is_killed(kind, tmp_path):
+    if kind not in (isolation(), "filter"):
+        pytest.skip("this system has no namespaces for a user")
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    auditor = subprocess.Popen([sys.executable, "-c", AUDITOR, kind], stdout=subprocess.PIPE, text=True, env=environment)
+    launched = int(auditor.stdout.readline())
+    with open(f"/proc/{launched}/task/{launched}/children") as file:
+        processes = [launched, *map(int, file.read().split())]
+    assert len(processes) == (2 if kind == "namespaces" else 1) and not any(map(is_gone, processes))
+    auditor.kill()
+    auditor.wait()
+    assert until(lambda: all(map(is_gone, processes)), seconds=1.0)
+    # and what it had to leave goes with the next one
+    assert len(os.listdir(tmp_path)) == 1
+    sweep(tmp_path)
+    assert not os.listdir(tmp_path)

@@ -88,3 +88,19 @@ def test_a_plan_goes_on_from_its_state():
     again.restore(plan.state())
     assert again.begun == plan.begun and again.is_last
     assert again.step(90, 9.0, 0.1) == plan.step(90, 9.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        [],
+        [{"name": NETWORK, "step": [], "elapsed": 0.0, "replayed": 0}],
+        [{"name": BURST, "step": 0, "elapsed": 0.0, "replayed": 0}],
+    ],
+)
+def test_phases_that_are_not_this_runs_are_refused(state):
+    plan = TrainingPlan(TrainingSettings(steps=10), 0.0)
+    with pytest.raises((ValueError, TypeError)):
+        plan.restore(state)
+    plan.restore(plan.state())
+    assert plan.phase.name == NETWORK

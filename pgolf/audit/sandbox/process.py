@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
 import site
 import socket
@@ -15,12 +14,14 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pgolf
 from pgolf.audit.sandbox.launch import ARCHITECTURES
 from pgolf.audit.sandbox.watch import Watch
+from pgolf.files import temporary_folder
 
 LAUNCH = Path(__file__).with_name("launch.py")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/sys")
@@ -111,7 +112,10 @@ class Sandbox:
     def __init__(self, command: Sequence[str], view: View, *, kind: str | None = None):
         kind = isolation() if kind is None else kind
         self.view, self.kind = view, kind
-        self.folder = tempfile.mkdtemp(prefix="pgolf-sandbox-")
+        self._place = ExitStack()
+        place = self._place.enter_context(temporary_folder("sandbox"))
+        self.folder = str(place / "home")
+        os.mkdir(self.folder)
         self.inside = INSIDE if kind == "namespaces" and not view.everything else self.folder
         self.readable = tuple(dict.fromkeys((*SYSTEM, *libraries(), *view.files)))
         ours, theirs = socket.socketpair() if kind else (None, None)
@@ -124,16 +128,16 @@ class Sandbox:
             "layered": _own_packages(),
             "visible": [path for path in self.readable if os.path.lexists(path)],
             "devices": [name for name in os.listdir("/dev") if name.startswith(DEVICES)] if os.path.isdir("/dev") else [],
+            "parent": os.getpid(),
             "report_to": theirs.fileno() if theirs else None,
             "command": list(command),
             "environment": self._environment(),
         }
-        descriptor, self._plan = tempfile.mkstemp(prefix="pgolf-plan-")
-        with open(descriptor, "w") as file:
-            json.dump(plan, file)
+        described = place / "plan.json"
+        described.write_text(json.dumps(plan))
         self._errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(LAUNCH), self._plan],
+            [sys.executable, "-I", "-S", str(LAUNCH), str(described)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -200,8 +204,7 @@ class Sandbox:
         if self.watch is not None:
             self.watch.join(2.0)
         self._errors.close()
-        os.unlink(self._plan)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._place.close()
 
     def __enter__(self) -> "Sandbox":
         return self

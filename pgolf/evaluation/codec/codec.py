@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -31,8 +30,9 @@ from pgolf.evaluation.evaluate import evaluate
 from pgolf.evaluation.load import load_scorer
 from pgolf.evaluation.predictors.base import Predictor
 from pgolf.evaluation.predictors.temperature import policy
-from pgolf.files import sha256_of, write_whole
+from pgolf.files import sha256_of, temporary_folder, write_whole
 from pgolf.kernels.threads import torch_threads
+from pgolf.process import run_child
 
 NO_CLOCK = 1e9
 NOTHING_GIVEN_UP = Plan()
@@ -354,12 +354,14 @@ def prove(
     if claimed_bits is None:
         claimed_bits = codec.claim(tokens)
     encoded = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        path = stream_path or Path(folder) / "stream.pgolfz"
+    with temporary_folder("decoding") as folder:
+        path = stream_path or folder / "stream.pgolfz"
         write_whole(path, packed)
-        back = Path(folder) / "tokens"
+        back = folder / "tokens"
         words = ["decompress", str(path), "--artifact", str(artifact_path), "--out", str(back)]
-        done = subprocess.run([sys.executable, "-m", "pgolf.run", *words], capture_output=True, text=True)
+        done = run_child(
+            [sys.executable, "-m", "pgolf.run", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         equal = done.returncode == 0 and back.read_bytes() == tokens.astype("<u2").tobytes()
         said = done.stderr.strip()
     progress(1.0)
