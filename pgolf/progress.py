@@ -3,6 +3,7 @@
 Stages emit events (dictionaries with a `kind`); everything that is said goes to log.txt too.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -84,7 +85,8 @@ class Display:
         self.settle()
         for file in (self._log, self._events):
             if file:
-                file.close()
+                with contextlib.suppress(OSError):  # of a line that could not be written, which was told
+                    file.close()
 
     def __enter__(self) -> "Display":
         return self
