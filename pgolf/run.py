@@ -38,6 +38,8 @@ STAGES = {
     "export": "RUN ... --out DIR: the folder that the challenge asks for, with one self-contained script",
     "compress": "FILE --artifact MODEL --out BITS: to as many bits as the score says",
     "decompress": "BITS --artifact MODEL --out FILE: and back",
+    "push": "RUN REPO: its artifact to the Hugging Face Hub, with its report as the model card",
+    "pull": "REPO --out DIR: an artifact from there, checked",
     "data": "--out DIR: a dataset from text, or the challenge's public one",
     "study": "STUDY.toml: many runs as one experiment, on this machine or a cluster, and their page",
     "honesty": "the submissions' published scores beside honest ones, in one table",

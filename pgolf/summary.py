@@ -49,6 +49,8 @@ class Train:
     """Of the last step, nats per token."""
     weights: str
     """Which weights became the artifact: raw, ema, swa, lawa."""
+    peak_memory_bytes: int | None = None
+    """The most that the first rank took: of its GPU's memory, or of the machine's. Of a resumed run, since it went on."""
     over_limit: bool = False
     """More seconds than the limit, where the clock decides how long training is."""
 

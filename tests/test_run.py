@@ -1,5 +1,6 @@
 """The whole way as a user walks it: commands in processes of their own."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -24,7 +25,8 @@ def pgolf(*words, **options):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "first"
-    done = pgolf("--out", folder, *SMALL)
+    sinks = ["--training.sinks", "tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    done = pgolf("--out", folder, *SMALL, *sinks)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 
@@ -67,6 +69,26 @@ def test_scores_add_up_to_the_summary(run):
         assert nats == pytest.approx(result["nats"], rel=1e-5)
         assert sum(sum(line["bytes"]) for line in lines) == result["bytes"]
         assert sum(len(line["tokens"]) for line in lines) == result["tokens"] == head["targets"]
+
+
+def test_what_was_trained_and_scored_is_in_tensorboard_too(run):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _ = run
+    steps = [
+        event for line in (folder / "train.jsonl").read_text().splitlines() if (event := json.loads(line))["kind"] == "step"
+    ]
+    read = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [one.value for one in read.Scalars("train/loss")] == pytest.approx([step["loss"] for step in steps])
+    summary = summary_of(folder)
+    assert read.Scalars("score/main")[0].value == pytest.approx(summary["score"][summary["main"]]["bpb"])
+
+
+def test_the_peak_of_memory_is_told(run):
+    folder, said = run
+    peak = summary_of(folder)["train"]["peak_memory_bytes"]
+    assert 2**27 < peak < 2**35 and f"at most {peak / 2**30:.2f} GiB of memory" in said
 
 
 def test_the_same_seed_repeats_and_another_does_not(run, tmp_path):

@@ -206,7 +206,16 @@ def requirements(settings: Settings, device: str, readable: bool = False) -> lis
     texts = [merged_module(replace(settings, seed=Settings.seed), device)[0]]
     texts += [text for _, text in needed_sources(settings).values()] if readable else []
     modules = {module.split(".")[0] for text in texts for module, _ in _imports(ast.parse(text), "")}
-    optional = {"brotli", "kernels", "flash_attn", "flash_attn_interface", "huggingface_hub", "tensorboard"}
+    optional = {
+        "brotli",
+        "kernels",
+        "flash_attn",
+        "flash_attn_interface",
+        "huggingface_hub",
+        "tensorboard",
+        "trackio",
+        "wandb",
+    }
     wanted = {owner for module in modules - optional - {"pgolf"} - sys.stdlib_module_names for owner in owners.get(module, [])}
     return sorted(f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in wanted)
 

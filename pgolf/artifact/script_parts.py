@@ -19,6 +19,7 @@ QUIET = {
     ("pgolf.score_log", "write_scores"): "None",
     ("pgolf.cli.score", "compressors"): "{}",
     ("pgolf.cli.train", "validation_of"): "None",
+    ("pgolf.cli.train", "peak_memory"): "None",
     ("pgolf.evaluation.top_predictions", "excerpts"): "[]",
 }
 
@@ -97,6 +98,7 @@ def replacements(settings: Settings) -> dict[Binding, str]:
             "code_bytes",
         ): "def code_bytes(settings, device):\n import os\n return os.stat(os.environ['PGOLF_SCRIPT']).st_size",
         ("pgolf.cli.train", "TrainingNarrator"): NARRATOR,
+        ("pgolf.sinks", "Sinks"): "def Sinks(*_, **__):\n import contextlib\n return contextlib.nullcontext()",
         ("pgolf.progress", "Display"): DISPLAY,
         (
             "pgolf.evaluation.top_predictions",
@@ -108,7 +110,7 @@ def replacements(settings: Settings) -> dict[Binding, str]:
 
 NARRATOR = """
 class TrainingNarrator:
-    def __init__(self, display, settings):
+    def __init__(self, display, settings, sinks):
         self.display = display
     def __call__(self, event):
         self.display.event(event)

@@ -14,6 +14,7 @@ from pgolf.errors import UsageError
 from pgolf.files import write_whole
 from pgolf.folder import FolderError, RunFolder, new_run_path
 from pgolf.process import rank
+from pgolf.sinks import check_sinks
 from pgolf.summary import Summary
 
 
@@ -38,6 +39,7 @@ def begin(words: list[str], stage: str) -> Iterator[Begun]:
     settings, options = settings_from(words, stage, cuda=torch.cuda.is_available())
     path = run_path(options)
     chosen_device(options.device)
+    check_sinks(settings)
     if options.resume:
         if path is None:
             raise UsageError("--resume needs --out, the folder of the run to continue")

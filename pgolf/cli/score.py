@@ -14,7 +14,9 @@ from pgolf.config import read_toml
 from pgolf.errors import OVER_LIMIT
 from pgolf.files import write_whole
 from pgolf.folder import RunFolder
+from pgolf.process import rank
 from pgolf.progress import Display
+from pgolf.sinks import Sinks
 from pgolf.summary import Compressor, Score, Scoring
 
 
@@ -28,7 +30,12 @@ class Options(DeviceOptions):
 
 def main(words: list[str]) -> int:
     options = parse(Options, words, "score")
-    return score(RunFolder.existing(options.run), options.device, options.plan)
+    folder = RunFolder.existing(options.run)
+    code = score(folder, options.device, options.plan)
+    if code in (0, OVER_LIMIT) and not rank():
+        with Sinks(read_toml(folder.config), folder.path, print) as sinks:
+            sinks.summary(folder.read_summary())
+    return code
 
 
 def score(folder: RunFolder, device: str = "", plan: str = "") -> int:

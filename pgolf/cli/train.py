@@ -1,5 +1,7 @@
 """The stage train: the run's settings and data to weights.safetensors."""
 
+import contextlib
+import re
 import signal
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from pgolf.errors import OVER_LIMIT
 from pgolf.files import write_whole
 from pgolf.folder import RunFolder
 from pgolf.progress import Display, clock
+from pgolf.sinks import Sinks
 from pgolf.summary import Corpus, Train
 from pgolf.training.loop import train as train_model
 
@@ -38,13 +41,14 @@ def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -
         folder.writing(),
         launch(chosen_device(device)) as world,
         Display(folder.log, events=folder.train_log, active=world.is_first) as display,
+        Sinks(settings, folder.path, display.say, active=world.is_first) as sinks,
     ):
         if world.is_first:
             folder.withdraw("train")
         display.say(f"run {folder.path}: preset {settings.preset}, seed {settings.seed}")
         dataset = dataset_of(settings, display)
         display.say(f"corpus {dataset.name} (digest {dataset.digest[:12]}), vocabulary {dataset.vocab_size}")
-        narrator = TrainingNarrator(display, settings)
+        narrator = TrainingNarrator(display, settings, sinks)
         reserve = packing_reserve(settings, dataset, world, display)
         with StopOnSignal() as stop:
             result = train_model(
@@ -59,6 +63,8 @@ def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -
                 stop=stop,
             )
         display.settle()
+        memory = peak_memory(world.device)
+        display.event({"kind": "memory", "peak_memory_bytes": memory})
         if result.interrupted:
             display.say(f"stopped at step {result.steps}; continue with: pgolf --resume --out {folder.path}")
             return 128 + stop.number
@@ -73,6 +79,7 @@ def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -
                 tokens=result.tokens,
                 loss=result.loss,
                 weights=result.weights,
+                peak_memory_bytes=memory,
                 over_limit=not settings.training.steps and result.seconds["total"] > settings.training.seconds,
             )
             folder.update_summary(
@@ -127,6 +134,15 @@ def validation_of(settings: Settings, dataset: Dataset, device: torch.device):
     return validate
 
 
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that tensors took on a GPU, or that this process took of the machine's memory; of the first rank."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone keeps it for each program
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    return None
+
+
 class StopOnSignal:
     """Turns true once SIGTERM or Ctrl-C has come, so that the step can finish and be saved; a second one does not wait."""
 
@@ -153,13 +169,14 @@ class StopOnSignal:
 class TrainingNarrator:
     """Training's events as a person reads them."""
 
-    def __init__(self, display: Display, settings: Settings):
-        self.display = display
+    def __init__(self, display: Display, settings: Settings, sinks: Sinks):
+        self.display, self.sinks = display, sinks
         self.steps = settings.training.steps
         self.parameters = 0
 
     def __call__(self, event: dict) -> None:
         self.display.event(event)
+        self.sinks.event(event)
         getattr(self, "_" + event["kind"])(event)
 
     def _start(self, event: dict) -> None:

@@ -118,6 +118,8 @@ class TrainingSettings:
     """Down-weight tokens that training bigrams predict well, by up to this share; 0 switches it off."""
     validate_every: int = 0
     """The loss on a little validation text every n steps, off the clock and for people to watch; 0: never."""
+    sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Where the figures of the run also go, beside its own files; each needs the package of its name."""
     checkpoint_seconds: float = 60.0
     """Longest loss when a run is killed."""
 

@@ -17,7 +17,7 @@ NAME = "checkpoint.safetensors"
 FORMAT = 2
 
 # what may change between a run and its continuation without changing the weights
-FREE = {"training.checkpoint_seconds", "training.validate_every", "data.path", "data.tokenizer"}
+FREE = {"training.checkpoint_seconds", "training.validate_every", "training.sinks", "data.path", "data.tokenizer"}
 BINDING = ("seed", "data", "model", "training")
 
 
