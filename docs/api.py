@@ -10,7 +10,6 @@ from pathlib import Path
 import pdoc
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import pgolf
 
 
 def main(words: list[str] | None = None) -> int:
@@ -20,7 +19,7 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     if "pgolf" in options.modules:
         # in a checkout the package looks for its operators beside itself, where a walk would find it a second time
-        import pgolf.kernels  # noqa: F401
+        import pgolf.kernels
 
         pgolf.__path__ = [str(Path(pgolf.__file__).parent)]
     pdoc.pdoc(*options.modules, output_directory=options.out)

@@ -48,7 +48,7 @@ def push(folder: RunFolder, repo: str, *, private: bool = False) -> str:
 
 
 def pull(repo: str, out: Path, revision: str = "") -> RunFolder:
-    """A folder with the pulled files, which `score`, `show`, `compress` and `decompress` take. It appears whole or not at all."""
+    """A folder with the pulled files, which `show`, `score` and `compress` take; it appears whole or not at all."""
     try:
         with atomic_folder(out) as staging, tempfile.TemporaryDirectory() as place:
 

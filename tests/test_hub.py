@@ -10,8 +10,8 @@ import pytest
 
 from pgolf.artifact.container import join_sections
 from pgolf.config import load_preset, to_toml
-from pgolf.hub import HubError, pull, push
 from pgolf.folder import RunFolder
+from pgolf.hub import HubError, pull, push
 from pgolf.run import main
 from pgolf.summary import Audit
 from tests.report.folders import audited

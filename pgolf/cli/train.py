@@ -138,8 +138,9 @@ def peak_memory(device: torch.device) -> int | None:
     """The most bytes that tensors took on a GPU, or that this process took of the machine's memory; of the first rank."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone keeps it for each program
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    with contextlib.suppress(OSError):  # Linux alone keeps it for each program
+        for kilobytes in re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return 1024 * int(kilobytes)
     return None
 
 

@@ -90,7 +90,8 @@ def cost(run: Run) -> str:
         rate = per_token * float(np.median(speeds))
         share = utilisation(rate, run.summary.device or "")
         parts.append(f"{number(per_token, 3)}FLOP a token, {number(rate, 3)}FLOP/s" + (f", MFU {share:.1%}" if share else ""))
-    memory = max((event["peak_memory_bytes"] for event in run.events if event.get("peak_memory_bytes")), default=0)
+    train = run.summary.train
+    memory = train.peak_memory_bytes if train else None
     if memory:
         parts.append(f"at most {memory / 2**30:.2f} GiB of memory")
     return "; ".join(parts)
