@@ -207,7 +207,6 @@ def size_differences(
     size = counted_size(folder.artifact, dataset, min(settings.artifact.limit, SIZE_LIMIT), len(code))
     if artifact.tokenizer != dataset.tokenizer_path.read_bytes():
         yield "model.pgolf carries another tokenizer than the dataset's"
-    yield from differences(summary.get("artifact", {}), size.as_dict(), "artifact")
     own = set(artifact.sections) - {*REQUIRED, "ngram_backoff"}
     if own:
         yield f"model.pgolf holds sections that nothing reads: {', '.join(sorted(own))}"
@@ -218,6 +217,7 @@ def size_differences(
         from_table(stored, Settings(model=artifact.model_settings), "the artifact's settings")
     if artifact.model_settings != settings.model:
         yield "model.pgolf holds another network than config.toml describes"
+    yield from differences(summary.get("artifact", {}), size.as_dict(), "artifact")
 
 
 def training_differences(summary: dict, folder: RunFolder, settings: Settings, dataset: Dataset, artifact) -> Iterator[str]:

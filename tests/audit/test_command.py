@@ -1,14 +1,18 @@
 """Auditing a scorer of one's own from the command line: another process, files, the network, and what is left behind."""
 
 import json
+import shutil
 import textwrap
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pgolf.audit import run_audit
+from pgolf.audit import Finding, Report, run_audit
 from pgolf.audit.trials import Effort
+from pgolf.cli import audit as cli
+from pgolf.evaluation.codec import CodecError
+from pgolf.folder import RunFolder
 from pgolf.run import main
 
 SCORER = """
@@ -121,6 +125,36 @@ def test_the_beginning_of_a_claim_is_decoded(tmp_path, capsys):
     assert code == 0 and found["decoded"]["equal"] and found["decoded"]["passed"] and found["decoded"]["tokens"] == 100
     assert 0 <= found["decoded"]["real_bits"] - found["decoded"]["claimed_bits"] < 160
     assert "decoded again, 100 tokens came back whole" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [CodecError("no bits today"), None], ids=["an error", "another length"])
+def test_a_failed_decoding_keeps_the_audit(hedge, dataset, tmp_path, monkeypatch, error, capsys):
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(hedge.path, folder.path)
+    finding = Finding("N1", "C2", "sums", "ngrams", "1", True, "They sum to one.")
+    monkeypatch.setattr(
+        cli, "audit_run", lambda *args, **options: Report([finding], ["ngrams"], 1.0, bound={"says": "So.", "seed": 1})
+    )
+
+    def prove(*args, claimed_bits, **options):
+        if error:
+            raise error
+        return {
+            "result": "ngrams",
+            "equal": True,
+            "claimed_bits": claimed_bits,
+            "code_bits": claimed_bits + 900,
+            "real_bits": 9e9,
+        }
+
+    monkeypatch.setattr("pgolf.evaluation.codec.prove", prove)
+    assert main(["audit", str(folder.path), "--decode", "100", "--device", "cpu"]) == 1
+    kept = json.loads((folder.path / "audit.json").read_text())
+    assert not kept["passed"] and kept["tests"][0]["id"] == "N1" and not kept["decoded"]["passed"]
+    assert ("no bits today" in kept["decoded"].get("said", "")) == bool(error)
+    audit = folder.read_summary().audit
+    assert not audit.passed and audit.failed == [] and audit.bound["says"] == "So." and not audit.decoded["passed"]
+    assert "Compressed and decoded again, 100 tokens" in capsys.readouterr().out
 
 
 def test_the_seed_is_drawn_and_printed(tmp_path, capsys):

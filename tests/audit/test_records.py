@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 from pgolf.artifact.code import make_script
+from pgolf.artifact.compression import pack_text, unpack_text
+from pgolf.artifact.container import join_sections, read_container
+from pgolf.artifact.errors import ArtifactError
+from pgolf.artifact.pack import META_LIMIT
 from pgolf.audit.command import plain
 from pgolf.audit.records import recount
 from pgolf.config import read_toml
@@ -90,6 +94,49 @@ def test_other_settings_than_the_artifact_says_are_named(hedge, dataset, tmp_pat
     folder.config.write_text(folder.config.read_text().replace("stride = 32", "stride = 16"))
     folder.plan.unlink()
     assert "scored otherwise than config.toml" in named(folder, dataset)
+
+
+@pytest.mark.parametrize(
+    "edit, said",
+    [
+        (lambda sections, meta: meta["scoring"]["evaluation"].update(stride=8), "scored otherwise than config.toml"),
+        (lambda sections, meta: sections.update(notes=bytes(1000)), "sections that nothing reads: notes"),
+        (lambda sections, meta: sections.update(tokenizer=pack_text(bytes(9))), "another tokenizer than the dataset's"),
+        (lambda sections, meta: sections.update(codes=sections["codes"][:-1]), "damaged"),
+    ],
+    ids=["scored otherwise", "a section more", "another tokenizer", "a byte less"],
+)
+def test_an_artifact_that_was_signed_again_is_named(hedge, dataset, tmp_path, edit, said):
+    folder = RunFolder(tmp_path / "edited")
+    shutil.copytree(hedge.path, folder.path)
+    sections = dict(read_container(folder.artifact))
+    meta = json.loads(unpack_text(sections["meta"], META_LIMIT))
+    edit(sections, meta)
+    sections["meta"] = pack_text(json.dumps(meta, separators=(",", ":")).encode())
+    folder.artifact.write_bytes(join_sections(sections))
+    try:
+        found = named(folder, dataset)
+    except ArtifactError as error:
+        found = str(error)
+    assert said in found
+
+
+def test_another_dataset_and_a_shorter_clock_are_named(hedge, dataset, tmp_path):
+    """The text's digest; training's seconds and steps against its own log."""
+    folder = RunFolder(tmp_path / "edited")
+    shutil.copytree(hedge.path, folder.path)
+    summary = dataclasses.asdict(folder.read_summary())
+    summary["corpus"] = {"name": dataset.name, "digest": dataset.digest}
+    seconds = {"parts": {"steps": 70.0, "rounding": 5.0}}
+    folder.train_log.write_text(json.dumps({"kind": "end", "steps": 300, "loss": 3.0, "seconds": seconds}) + "\n")
+    settings = read_toml(folder.config)
+    honest = {"limit": settings.training.seconds, "steps": 300, "loss": 3.0, "seconds": 75.0, **seconds}
+    summary["train"] = honest
+    assert named(folder, dataset, summary) == ""
+    assert "corpus.digest" in named(folder, dataclasses.replace(dataset, digest="0" * 16), summary)
+    for name, value in {"seconds": 59.0, "steps": 100, "loss": 2.0, "limit": 600.5, "parts": {"steps": 54.0}}.items():
+        summary["train"] = honest | {name: value}
+        assert f"train.{name}" in named(folder, dataset, summary)
 
 
 def test_a_plan_that_gave_something_up_is_recounted(hedge, dataset, tmp_path):

@@ -272,9 +272,15 @@ def test_another_artifact_is_refused(tokenizer, packed, tmp_path):
 
 
 def test_another_computer_is_refused(codec, packed, monkeypatch):
+    """Among others one with another vector unit: learning and exponentials are torch's and numpy's, which ask for it."""
     monkeypatch.setattr(module, "computer", lambda: computer() | {"numba": "0.1"})
     with pytest.raises(CodecError, match=r"was made with numba \d.*, but here is 0.1"):
         codec.decompress(packed[0], "stream")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX1")
+    monkeypatch.setattr(module, "computer", computer)
+    with pytest.raises(CodecError, match="was made with processor .*decompress it where it was made") as caught:
+        codec.decompress(packed[0], "stream")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_threads_are_those_it_was_made_with(codec, packed):

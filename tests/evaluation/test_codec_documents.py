@@ -4,6 +4,7 @@ settings whose score is called legal decodes."""
 import dataclasses
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -126,6 +127,9 @@ def test_no_bit_comes_from_a_neighbour(path, monkeypatch):
             # the last document of a stream has one target less, for no BOS follows it
             both = min(len(apart), len(together[number]))
             assert apart[:both] == together[number][:both] and abs(len(apart) - len(together[number])) <= 1
+    # nor from how many are coded at once, nor from the threads that do it
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(3), raising=False)
+    assert costs(DOCUMENTS) == together
     monkeypatch.setattr(module, "ROWS", 3)
     assert costs(DOCUMENTS) == together
 

@@ -11,8 +11,8 @@ from pgolf.audit.violations import distribution, leaks, order, submissions
 from pgolf.audit.violations.base import LeftToRight, text
 
 EFFORT = Effort(targets=320, probes=40, cuts=6)
-# of external scorers: targets that they claim a score for, all of which are replayed
-CLAIMED = leaks.CLAIMED_TARGETS
+# of external scorers: targets that they claim a score for, all of which are replayed unless another test catches them
+CLAIMED, FEW = leaks.CLAIMED_TARGETS, 40
 EXTERNAL_EFFORT = Effort(targets=160, probes=12, cuts=2, substitutions=1, samples=24)
 
 
@@ -114,7 +114,7 @@ def published_cases() -> tuple[Case, ...]:
     )
 
 
-def examine(make: Callable, folder: Path) -> Report:
+def examine(make: Callable, folder: Path, replays: int = CLAIMED) -> Report:
     """The audit of a case or of its legal control: in this process, or by its name (FILE.py:NAME) in processes of its own."""
     if isinstance(make, type):
         made = leaks.named(make) if make.__module__ == leaks.__name__ else make()
@@ -122,4 +122,4 @@ def examine(make: Callable, folder: Path) -> Report:
         made = make() if make.__code__.co_argcount == 0 else make(folder)
     if not isinstance(made, str):
         return audit(made, text(EFFORT.targets), effort=EFFORT)
-    return audit_external(ExternalScorer(made), text(CLAIMED), effort=EXTERNAL_EFFORT, replays=CLAIMED)
+    return audit_external(ExternalScorer(made), text(CLAIMED), effort=EXTERNAL_EFFORT, replays=replays)

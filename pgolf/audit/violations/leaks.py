@@ -15,7 +15,7 @@ import numpy as np
 from pgolf.audit.interface import Claims
 from pgolf.audit.violations.base import BOS, VOCAB, Counts, LeftToRight
 
-CLAIMED_TARGETS = 400
+CLAIMED_TARGETS = 200
 
 
 def named(scorer: type) -> str:
@@ -67,7 +67,7 @@ class PeeksLate(Peeks):
     """Honest at the beginning of a stream."""
 
     def peeks(self, tokens, target):
-        return target >= 300
+        return target >= 100
 
 
 class PeeksInFirstCall(Peeks):
