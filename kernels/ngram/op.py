@@ -6,6 +6,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +36,9 @@ def evidence_cpu(
     if len(tokens) and not (documents[0] == 0 and documents[-1] == len(tokens) and bool((documents.diff() > 0).all())):
         raise ValueError(f"NgramBackoff.evidence: documents must rise from 0 to {len(tokens)}, the number of tokens")
     evidence = new_evidence(tokens, len(orders))
-    starts = torch.zeros(len(tokens), dtype=torch.bool)
-    starts[documents[:-1].long()] = True
+    starts = np.zeros(len(tokens), dtype=bool)
+    starts[documents[:-1].numpy()] = True
+    read, rows = tokens.numpy(), [x.numpy() for x in evidence]
 
     def count(span: tuple[int, int]) -> None:
         # one token more than the documents hold: the token after them is read in the last one's context
@@ -45,9 +47,9 @@ def evidence_cpu(
         stop = min(end + 1, len(tokens))
         if begin:
             # its evidence comes from the document before, and is written by the thread that counts that one
-            trie.follow(tokens[begin : begin + 1], starts[begin : begin + 1], trie.new_evidence(1))
+            trie.follow(read[begin : begin + 1], starts[begin : begin + 1], trie.new_evidence(1))
         here = slice(begin + bool(begin), stop)
-        trie.follow(tokens[here], starts[here], [x[here] for x in evidence])
+        trie.follow(read[here], starts[here], [x[here] for x in rows])
 
     in_parallel(count, [(0, len(tokens))] if shared else spans_of_documents(documents.tolist(), torch.get_num_threads()))
     return tuple(evidence)

@@ -29,7 +29,7 @@ class NgramBackoffStream:
         self.tries = [Trie(orders, backoff.granularity, shared) for orders, shared in pairs if orders]
         # tokens of the document so far, and whether the last one opened it: before any, a group starts
         self.position, self.opened = 0, True
-        self.log_probs: Tensor | None = None
+        self.log_probs: np.ndarray | None = None
 
     def read(self, tokens: Tensor, starts: Tensor | None = None) -> Evidence:
         """Count a piece of the stream: tokens (n,), and starts (n,) bool, true where a token opens a document."""
@@ -44,8 +44,9 @@ class NgramBackoffStream:
             starts[0] = True
         parts, counts = [], []
         for trie in self.tries:
-            parts.append(trie.new_evidence(len(tokens)))
-            counts.append(torch.from_numpy(trie.follow(tokens, starts, parts[-1], at.numpy(), self.vocab)))
+            evidence = trie.new_evidence(len(tokens))
+            counts.append(torch.from_numpy(trie.follow(tokens.numpy(), starts.numpy(), evidence, at.numpy(), self.vocab)))
+            parts.append([torch.from_numpy(column) for column in evidence])
         groups = group_starts(starts, self.backoff.granularity, self.position, self.opened)
         for t in starts.nonzero()[-1:].flatten().tolist():
             self.position = -t
@@ -56,7 +57,7 @@ class NgramBackoffStream:
 
     def candidates(self) -> Tensor:
         """The top symbol of each order's context (K,), -1 where it is new."""
-        return torch.cat([trie.peek()[0][0] for trie in self.tries])
+        return torch.from_numpy(np.concatenate([trie.peek()[0][0] for trie in self.tries]))
 
     def predict(self, log_probs: Tensor) -> Tensor:
         """The distribution (V,) of the next token, float64, from the neural log-softmax (V,)."""
@@ -67,12 +68,12 @@ class NgramBackoffStream:
         from pgolf.kernels.ngram import cpu
 
         if self.learn and self._starts_group():
-            self.backoff.flush()
-        self.log_probs = log_probs.detach().double().cpu()
-        neural, table = self.log_probs.numpy(), self.backoff.table.double().cpu().numpy()
+            self._flush()
+        self.log_probs = neural = log_probs.detach().double().cpu().numpy()
+        table = self.backoff.table.double().cpu().numpy()
         mixed, first = np.exp(neural), 0
         for trie in self.tries:
-            top, cell, total = (x.numpy()[0] for x in trie.peek())
+            top, cell, total = (x[0] for x in trie.peek())
             own = table[first : first + len(cell)]
             cpu.mix_dense(neural, top, cell, trie.successors(self.vocab), total, own, CUTS, mixed)
             first += len(cell)
@@ -83,8 +84,8 @@ class NgramBackoffStream:
         if self.learn and self.log_probs is None:
             raise ValueError("NgramBackoffStream.observe: a stream that learns must predict each token before it observes it")
         group_start = self._starts_group()
-        tokens = torch.tensor([token], dtype=torch.int32)
-        starts = torch.tensor([start or self.position == 0])
+        tokens = np.array([token], dtype=np.int32)
+        starts = np.array([start or self.position == 0])
         parts = []
         for trie in self.tries:
             parts.append(trie.new_evidence(1))
@@ -92,8 +93,7 @@ class NgramBackoffStream:
         self.opened = start or self.position == 0
         self.position = 1 if start else self.position + 1
         if self.learn:
-            evidence = (np.concatenate([x.numpy() for x in columns], 1) for columns in zip(*parts, strict=True))
-            self._learn(token, group_start, *evidence)
+            self._learn(token, group_start, *(np.concatenate(columns, 1) for columns in zip(*parts, strict=True)))
             self.log_probs = None
 
     def _learn(self, token: int, group_start: bool, top: np.ndarray, *counts: np.ndarray) -> None:
@@ -101,12 +101,23 @@ class NgramBackoffStream:
         from pgolf.kernels.ngram import cpu
 
         assert self.log_probs is not None, "observe has refused a token that nobody predicted"
-        backoff, neural = self.backoff, self.log_probs.numpy()
-        state = (x.numpy() for x in backoff.learning_state)
+        neural = self.log_probs
         cpu.mix_online(
-            neural[token : token + 1], neural[np.maximum(top, 0)], *counts, np.array([group_start]), *state, CUTS,
-            backoff.floor, LEAST_WEIGHT, MOST_WEIGHT, np.empty(1), np.empty(1),
+            neural[token : token + 1], neural[np.maximum(top, 0)], *counts, np.array([group_start]), *self._state(), CUTS,
+            self.backoff.floor, LEAST_WEIGHT, MOST_WEIGHT, np.empty(1), np.empty(1),
         )  # fmt: skip
+
+    def _flush(self) -> None:
+        """`NgramBackoff.flush`, without a dispatcher on the way."""
+        from pgolf.kernels.ngram import cpu
+
+        state = self._state()
+        if state[-1][0]:
+            cpu.flush(*(x.reshape(-1) for x in state), self.backoff.floor, LEAST_WEIGHT, MOST_WEIGHT)
+
+    def _state(self) -> list[np.ndarray]:
+        """What learning changes, in the memory of the back-off."""
+        return [x.numpy() for x in self.backoff.learning_state]
 
     def _starts_group(self) -> bool:
         """Whether everything before the next token may be counted."""

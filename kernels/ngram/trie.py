@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pgolf.kernels.ngram import cpu
 
@@ -26,16 +24,16 @@ class Trie:
         self.writing = self.reading.copy()
         cpu.clear(self.records, self.table, self.scalars)
 
-    def new_evidence(self, count: int) -> list[Tensor]:
+    def new_evidence(self, count: int) -> list[np.ndarray]:
         """Room for the evidence on so many tokens: top symbol, cell, count, total."""
-        kinds = (torch.int32, torch.uint8, torch.int32, torch.int32)
-        return [torch.empty((count, len(self.orders)), dtype=kind) for kind in kinds]
+        kinds = (np.int32, np.uint8, np.int32, np.int32)
+        return [np.empty((count, len(self.orders)), dtype=kind) for kind in kinds]
 
     def follow(
         self,
-        tokens: Tensor,
-        starts: Tensor,
-        evidence: Sequence[Tensor],
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        evidence: Sequence[np.ndarray],
         dense_at: Sequence[int] | np.ndarray = (),
         vocabulary: int = 0,
     ) -> np.ndarray:
@@ -45,21 +43,20 @@ class Trie:
         """
         self._reserve(tokens, starts)
         dense = np.zeros((len(dense_at), len(self.orders), vocabulary), dtype=np.int32)
-        top, cell, count, total = (x.numpy() for x in evidence)
         cpu.follow(
-            tokens.numpy(), starts.numpy(), self.records, self.table, self.scalars, self.multiplier, self.granularity,
-            self.shared, self.waiting, self.edges, self.reading, self.writing, self.orders, top, cell, count, total,
+            tokens, starts, self.records, self.table, self.scalars, self.multiplier, self.granularity,
+            self.shared, self.waiting, self.edges, self.reading, self.writing, self.orders, *evidence,
             np.array(dense_at, dtype=np.int64), dense,
         )  # fmt: skip
         return dense
 
-    def peek(self) -> tuple[Tensor, Tensor, Tensor]:
+    def peek(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Evidence on the next token, whatever it will be: top symbols, cells and totals, each (1, K)."""
         self._reserve_edges(0)
         top, cell, _, total = self.new_evidence(1)
         cpu.peek(
             *self._state(), self.granularity, self.waiting, self.edges, self.reading, self.writing, self.orders,
-            0, top.numpy(), cell.numpy(), total.numpy(),
+            0, top, cell, total,
         )  # fmt: skip
         return top, cell, total
 
@@ -72,11 +69,11 @@ class Trie:
     def _state(self) -> tuple:
         return self.records, self.table, self.scalars, self.multiplier
 
-    def _reserve(self, tokens: Tensor, starts: Tensor) -> None:
+    def _reserve(self, tokens: np.ndarray, starts: np.ndarray) -> None:
         """Room for what this piece may add: to the document at hand, and to documents it opens."""
         if self.shared:
             return self._reserve_edges(len(tokens))
-        ends = [*np.flatnonzero(starts.numpy()), len(tokens)]
+        ends = [*np.flatnonzero(starts), len(tokens)]
         self._reserve_edges(ends[0])
         longest = max((end - begin for begin, end in zip(ends, ends[1:], strict=False)), default=0)
         self._reserve_records(1 + longest * len(self.reading))
