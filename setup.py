@@ -34,7 +34,7 @@ setup(
     packages=find_packages(include=["pgolf", "pgolf.*"]) + operators,
     package_dir={"pgolf": "pgolf", "pgolf.kernels": "kernels"},
     package_data={"pgolf": ["presets/*.toml", "report/*.css", "report/*.js", "py.typed"]},
-    entry_points={"console_scripts": ["pgolf=pgolf.run:main"]},
+    entry_points={"console_scripts": ["pgolf=pgolf.run:program"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",

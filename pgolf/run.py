@@ -81,6 +81,17 @@ def main(words: list[str] | None = None) -> int:
     return code
 
 
+def program() -> None:
+    """`main`, and the process's end. One that a signal has stopped ends at once: to take a loaded torch apart takes seconds on
+    a busy machine."""
+    code = main()
+    if code > 128:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def internal_error(error: Exception) -> str:
     """One line for what should not have happened: what it was and where."""
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -137,4 +148,4 @@ def completion(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
