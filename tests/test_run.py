@@ -16,8 +16,8 @@ from pgolf.config import preset_names
 SMALL = ["--scale", "tiny", "--steps", "3", "--evaluation.max-tokens", "1024", "--device", "cpu"]
 
 
-def pgolf(*words, **options):
-    command = [sys.executable, "-m", "pgolf.run", *map(str, words)]
+def pgolf(*words, program=("-m", "pgolf.run"), **options):
+    command = [sys.executable, *program, *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
 
@@ -130,26 +130,21 @@ def test_two_ranks_give_the_same_score(run, tmp_path):
     assert done.stdout.count("\nmodel and code ") == 1
 
 
-def test_stages_can_be_run_alone(run):
+def test_stages_can_be_run_alone_and_scoring_imports_nothing_of_training(run):
     folder, _ = run
     before = summary_of(folder)
     artifact = (folder / "model.pgolf").read_bytes()
-    for stage in ("pack", "score", "report", "show"):
-        done = pgolf(stage, folder)
-        assert done.returncode == 0, done.stderr
-    assert (folder / "model.pgolf").read_bytes() == artifact
-    after = summary_of(folder)
-    assert {name: s["nats"] for name, s in after["score"].items()} == {name: s["nats"] for name, s in before["score"].items()}
-
-
-def test_scoring_imports_nothing_of_training(run):
-    folder, _ = run
-    program = (
+    # as `pgolf score` does it, and then with what was imported
+    score = (
         "import sys; from pgolf.run import main; code = main(['score', sys.argv[1], '--device', 'cpu']); "
         "bad = [name for name in sys.modules if name.startswith('pgolf.training')]; print(bad); sys.exit(code or len(bad))"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ("pack", "score", "report", "show"):
+        done = pgolf(folder, program=["-c", score]) if stage == "score" else pgolf(stage, folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "model.pgolf").read_bytes() == artifact
+    after = summary_of(folder)
+    assert {name: s["nats"] for name, s in after["score"].items()} == {name: s["nats"] for name, s in before["score"].items()}
 
 
 @pytest.mark.parametrize(
