@@ -145,18 +145,17 @@ def needed_sources(settings: Settings) -> dict[str, tuple[str, str]]:
         path = _file_of(name)
         if name in sources or path is None or _left_out(name, settings):
             continue
-        text = path.read_text(encoding="utf-8")
-        tree = ast.parse(text)
+        parent = name.rpartition(".")[0]
+        text, tree, imports = _parsed(path, name if path.name == "__init__.py" else parent)
         inside = name.replace(".", "/")
         sources[name] = (f"{inside}/__init__.py" if path.name == "__init__.py" else f"{inside}.py", text)
-        parent = name.rpartition(".")[0]
         # a package's own file runs before any module in it
         waiting.append((parent, ""))
         if path.name == "__init__.py" and Face.is_one(tree):
             faces[name] = Face(text, tree, settings)
             waiting += faces[name].ask(asked)
             continue
-        for module, imported in _imports(tree, name if path.name == "__init__.py" else parent):
+        for module, imported in imports:
             waiting.append((module, imported))
             if imported and not (module in faces and imported in faces[module].origins):
                 waiting.append((f"{module}.{imported}", ""))
@@ -242,6 +241,14 @@ def _file_of(name: str) -> Path | None:
         if rest and path.with_suffix(".py").is_file():
             return path.with_suffix(".py")
     return None
+
+
+@cache
+def _parsed(path: Path, package: str) -> tuple[str, ast.Module, tuple[tuple[str, str], ...]]:
+    """A module's text, its tree, and what it imports."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    return text, tree, tuple(_imports(tree, package))
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str]]:
