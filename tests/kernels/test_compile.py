@@ -39,7 +39,7 @@ def troubles(rows):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_compiles(operator, pool):
-    """A launch of each kernel for one target; `.ci/run` has `python -m pgolf.kernels` compile all launches for three."""
+    """A launch of each kernel for one target; `.ci/run` has `python -m pgolf.kernels` compile them all, for more."""
     rows = list(compile_all([operator], [90], pool, one_of_each))
     assert {row.case.kernel.__name__ for row in rows} == {case.kernel.__name__ for case in cases(operator, 90)}
     assert not troubles(rows), troubles(rows)
