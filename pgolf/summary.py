@@ -33,6 +33,8 @@ class Corpus:
     name: str
     digest: str
     """sha256 of the corpus, as its shards have it."""
+    shared: float | None = None
+    """The share of validation bytes in passages that also stand in training; None: not measured, `data --overlap` does."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,9 @@ class Compressor:
     bytes: int
     bpb: float
     text_bytes: int
+    primed_bytes: int | None = None
+    """What it needs on top where it has read the training text before; None: it was not tried."""
+    primed_bpb: float | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pgolf.audit.trials import Effort, OneScorer, Subject, Trials, run_trials
 from pgolf.evaluation.stream import StreamError
 
 # the record, replays, C2, C1, C3, C4, isolation, bytes, sandbox, size, clocks, repetition, data, seeds
-ORDER = "F1 F2 P1 P2 N1 N2 N3 N4 N5 N5b C1a C1b C1c C1d C3 C4 D1 B1 A1 A2 T1 R1 L1 S".split()
+ORDER = "F1 F2 P1 P2 N1 N2 N3 N4 N5 N5b C1a C1b C1c C1d C3 C4 D1 B1 A1 A2 T1 R1 L1 L2 S".split()
 LEAST_TARGETS = 16
 # points of a curve in audit.json
 CURVE_POINTS = 200

@@ -10,11 +10,14 @@ import numpy as np
 
 from pgolf.audit.checks import Finding, Verdict
 from pgolf.audit.interface import Claims
+from pgolf.data.passages import PASSAGE
 
 BYTES_TOLERANCE = 1e-4
 # of the challenge's validation text, by tokens of the whole stream
 KNOWN_BYTES = {40_540_803: 151_080_891, 47_851_520: 151_074_499}
 SEEDS_WANTED = 3
+# of a text's bytes: short passages are in every two texts of one language
+PASSAGES_ALLOWED = 0.001
 
 
 def findings(claims: Claims, tokens: np.ndarray) -> Iterator[Finding]:
@@ -141,6 +144,22 @@ def documents(claims: Claims, tokens: np.ndarray) -> Verdict:
     return figure, True, "No document that it is scored on was there to train on."
 
 
+def passages(claims: Claims, tokens: np.ndarray) -> Verdict:
+    share = claims.shared_passages() if claims.shared_passages is not None else None
+    if share is None:
+        return "not said", None, "It does not say which passages its training text shares with the text that it is scored on."
+    figure = f"{share:.2%} of the validation text in passages of {PASSAGE} bytes or more that were there to train on"
+    if claims.canonical_count:
+        return figure, None, "The challenge's own split: nothing that this submission could change."
+    if share > PASSAGES_ALLOWED:
+        return (
+            figure,
+            False,
+            "Part of what it is scored on is copied from what it was trained on, in documents that are others.",
+        )
+    return figure, True, "What it is scored on was not copied from what it was trained on."
+
+
 def seeds(claims: Claims, tokens: np.ndarray) -> Verdict:
     runs = claims.seeds
     if not runs:
@@ -160,5 +179,6 @@ CHECKS: tuple[tuple[str, str, str, Callable[[Claims, np.ndarray], Verdict]], ...
     ("A2", "size", "model and code fit the limit", size),
     ("T1", "clocks", "training and scoring keep to their clocks", seconds),
     ("L1", "data", "no document is in training and validation", documents),
+    ("L2", "data", "no passage is in training and validation", passages),
     ("S", "evidence", "several seeds of one configuration", seeds),
 )

@@ -127,6 +127,8 @@ class Claims:
     """Those that the validation text is meant to consist of, in their order; None: whatever it consists of."""
     canonical_count: int = 0
     """How many documents the validation text is meant to have."""
+    shared_passages: Callable[[], float | None] | None = None
+    """The share of the validation text in passages that also stand in a training document; None: it was not looked through."""
     documents_note: str = ""
     """Which part of the training documents was looked at, if not all."""
     seeds: Sequence[SeedRun] = ()

@@ -13,6 +13,7 @@ PREFLIGHT = (
     ("F ", "the record", ("F1", "F2")),
     ("B1", "bytes", ("B1",)),
     ("L1", "documents", ("L1",)),
+    ("L2", "passages", ("L2",)),
     ("A1", "sandbox", ("A1",)),
     ("A2", "size", ("A2",)),
     ("T1", "clocks", ("T1",)),

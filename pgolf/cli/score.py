@@ -1,12 +1,10 @@
 """The stage score: model.pgolf to a score, in a process that has never seen training."""
 
-import bz2
-import contextlib
 import json
-import lzma
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgolf.budget import Budget
 from pgolf.cli.parse import DeviceOptions, parse
@@ -18,6 +16,11 @@ from pgolf.process import rank
 from pgolf.progress import Display
 from pgolf.sinks import Sinks
 from pgolf.summary import Compressor, Score, Scoring
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pgolf.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     import numpy as np
 
     from pgolf.cli.common import chosen_device, dataset_of
+    from pgolf.compressors import standing
     from pgolf.distributed import launch
     from pgolf.evaluation.evaluate import evaluate
     from pgolf.evaluation.load import load_scorer
@@ -111,6 +115,10 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
                 f"over the limit: scoring took {spent['total']:.1f} s of {options.seconds:.0f}, loading alone "
                 f"{spent['parts']['loading']:.1f}; raise evaluation.seconds, or use a faster machine"
             )
+        peers = compressors(dataset, tokens, results[found.main], folder.artifact.stat().st_size, display)
+        display.settle()
+        if sentence := standing(results[found.main].bpb, peers):
+            display.say(sentence)
         folder.update_summary(
             score=results,
             main=found.main,
@@ -123,9 +131,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
                 adaptation_steps=found.adaptation_steps,
                 over_limit=over_limit,
             ),
-            compressors=compressors(
-                dataset.tokenizer.decode_bytes(tokens.tolist()), results[found.main], folder.artifact.stat().st_size
-            ),
+            compressors=peers,
         )
     return OVER_LIMIT if over_limit else 0
 
@@ -138,25 +144,28 @@ def result_line(name: str, score: Score) -> str:
     return f"{name.replace('_', ' ')}: {score.bpb:.4f} bits per byte{gain}, {score.seconds:.1f} s{mark}"
 
 
-def compressors(text: bytes, score: Score, artifact_bytes: int, limit: int = 20_000_000) -> dict[str, Compressor]:
+def compressors(
+    dataset: "Dataset", tokens: "np.ndarray", score: Score, artifact_bytes: int, display: Display
+) -> dict[str, Compressor]:
     """What general-purpose compressors need for the text that was scored, to hold the score against; and the score with the
     artifact's bytes on top, which whoever decompresses must have."""
-    if not text or len(text) > limit:
+    from pgolf.compressors import MOST_BYTES, OWN, installed, measured
+    from pgolf.config.types import dataclass_of
+    from pgolf.data.dataset import MEASURED
+
+    text = dataset.tokenizer.decode_bytes(tokens.tolist())
+    if not text or len(text) > MOST_BYTES:
         return {}
 
-    def entry(size: int) -> Compressor:
-        return Compressor(size, 8 * size / len(text), len(text))
+    def measure() -> dict[str, dict]:
+        training = dataset.training_text() if dataset.reads_whole() else b""
+        found = measured(text, training, lambda share: display.status(f"general compressors: {share:.0%}", share))
+        return {name: asdict(peer) for name, peer in found.items()}
 
-    import zstandard
-
-    found = {
-        "xz -9e": entry(len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))),
-        "bzip2 -9": entry(len(bz2.compress(text, 9))),
-        "zstd --ultra -22": entry(len(zstandard.ZstdCompressor(level=22).compress(text))),
-    }
-    with contextlib.suppress(ImportError):
-        import brotli
-
-        found["brotli -11"] = entry(len(brotli.compress(text, quality=11, lgwin=24)))
-    found["pgolf and its artifact"] = entry(math.ceil(score.nats / math.log(2) / 8) + artifact_bytes)
-    return found
+    # they depend on the text and on what is installed alone
+    fact = f"compressors of {len(tokens)} tokens: {', '.join(installed())}"
+    found = dataset.measured(
+        fact, measure, lambda table: {name: dataclass_of(Compressor, peer, MEASURED) for name, peer in table.items()}
+    )
+    own = math.ceil(score.nats / math.log(2) / 8) + artifact_bytes
+    return {**found, OWN: Compressor(own, 8 * own / len(text), len(text))}

@@ -7,9 +7,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,10 +19,12 @@ from pgolf.data.errors import DataError
 from pgolf.data.passages import PASSAGE, shared_bytes
 from pgolf.data.shards import LARGEST_VOCAB, check_shard, open_shard, token_count
 from pgolf.data.tokenizer import Tokenizer, load_tokenizer
-from pgolf.files import atomic_file, sha256_of, system_error
+from pgolf.errors import PgolfError
+from pgolf.files import atomic_file, sha256_of, system_error, write_whole
 
 # Called as progress(what, done, total): bytes of text while reading and tokenizing; total is None while unknown.
 Progress = Callable[[str, int, int | None], None]
+Fact = TypeVar("Fact")
 
 TABLE = "dataset.json"
 TOKENIZER = "tokenizer.model"
@@ -28,6 +32,9 @@ SHARD_NAME = re.compile(r"(?P<name>.+)_(?P<split>train|val)_\d+\.bin")
 # Training shards are searched for tokens outside the vocabulary when opened, up to this many tokens in all
 # (a second or two); beyond it the loaders check every batch as they read it.
 CHECKED_WHEN_OPENED = 1_000_000_000
+# what a run only mentions is found in all of the training text where that is no more than so many tokens
+READ_WHOLE = 10_000_000
+MEASURED = "measured.json"
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,33 @@ class Dataset:
         training = (text for path in self.train_shards for text in self._texts(open_shard(path)))
         return shared_bytes(validation, training, passage), sum(map(len, validation))
 
+    def shared(self) -> float | None:
+        """The share of the validation text in such passages; None where there is too much training text to look through."""
+        if not self.reads_whole():
+            return None
+        return self.measured("shared passages", self.shared_passages, _share)
+
+    def reads_whole(self) -> bool:
+        return 0 < sum(map(token_count, self.train_shards)) <= READ_WHOLE
+
+    def training_text(self) -> bytes:
+        return b"".join(text for path in self.train_shards for text in self._texts(open_shard(path)))
+
+    def measured(self, fact: str, measure: Callable[[], Any], read: Callable[[Any], Fact]) -> Fact:
+        """What `measure` finds out about this text, in JSON's terms, as `read` takes it. It is kept beside the shards where
+        that is possible, and measured again where what is kept cannot be read."""
+        path, known = self.folder / MEASURED, {"digest": self.digest}
+        with suppress(OSError, ValueError, RecursionError):
+            table = json.loads(path.read_bytes())
+            if isinstance(table, dict) and table.get("digest") == self.digest:
+                known = table
+        with suppress(KeyError, TypeError, ValueError, PgolfError):
+            return read(known[fact])
+        found = measure()
+        with suppress(OSError, PgolfError):
+            write_whole(path, json.dumps({**known, fact: found}) + "\n")
+        return read(found)
+
     def _texts(self, tokens: np.ndarray) -> Iterator[bytes]:
         for document in np.split(tokens, self.documents(tokens)):
             yield self.tokenizer.decode_bytes(document.tolist())
@@ -104,6 +138,11 @@ class Dataset:
     def _document_hashes(self, tokens: np.ndarray) -> Iterator[bytes]:
         for document in np.split(tokens, self.documents(tokens))[1:]:
             yield hashlib.blake2b(document.tobytes(), digest_size=16).digest()
+
+
+def _share(found: list) -> float:
+    shared, total = map(float, found)
+    return shared / max(total, 1.0)
 
 
 def byte_counts_of(shard: Path) -> Path:

@@ -119,5 +119,6 @@ def _scores(scores: dict[str, Score], compressors: dict[str, Compressor]) -> str
             ]
         )
     for name, peer in compressors.items():
-        rows.append([f"  {name}", f"{peer.bpb:.4f}", "", "", "", f"{peer.bytes:,} bytes, of {peer.text_bytes:,}"])
+        primed = "" if peer.primed_bpb is None else f"; primed {peer.primed_bpb:.4f}, {peer.primed_bytes:,} bytes"
+        rows.append([f"  {name}", f"{peer.bpb:.4f}", "", "", "", f"{peer.bytes:,} bytes, of {peer.text_bytes:,}{primed}"])
     return columns(rows)

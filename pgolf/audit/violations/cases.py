@@ -71,6 +71,7 @@ CASES = (
     Case("V26", "the tail scored again", order.TailAgain, order.TwoEpochs, ("C4",)),
     Case("V27", "symbols counted in the text", order.VocabularyOfTheText, LeftToRight, ("C1d",)),
     Case("V28", "hash ratio from training", distribution.TrainingOracle, distribution.TrainingCounts, ("N1", "N3")),
+    Case("V29", "passages copied from training", submissions.copied_passage, submissions.copied_phrase, ("L2",)),
     Case("V0", "less than a distribution", distribution.Wasteful, LeftToRight, ("N1", "N3")),
     Case("V0", "a look ahead now and then", order.Neighbourly, LeftToRight, ("C1a",)),
     Case("V0", "never the same twice", order.Moody, LeftToRight, ("R1",)),

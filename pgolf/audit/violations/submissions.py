@@ -9,6 +9,7 @@ import numpy as np
 
 from pgolf.audit.interface import Claims, SeedRun
 from pgolf.audit.violations.base import BOS, VOCAB, LeftToRight, text
+from pgolf.data.passages import shared_bytes
 
 
 def claiming(**claims) -> LeftToRight:
@@ -98,6 +99,27 @@ def own_partition(folder: Path):
 
 def disjoint(folder: Path):
     return with_documents(range(10, 40), range(10), range(10))
+
+
+# ---- V29: passages that documents share
+
+
+def with_passages(copied: int) -> LeftToRight:
+    """Documents that all differ; the last `copied` bytes of a validation document are from a training document."""
+    training, validation = (
+        [text(256, seed=seed).astype(np.uint8).tobytes() for seed in seeds] for seeds in (range(9), range(9, 12))
+    )
+    validation[0] = validation[0][: 256 - copied] + training[4][100 : 100 + copied]
+    total = sum(map(len, validation))
+    return claiming(shared_passages=lambda: shared_bytes(validation, training) / total)
+
+
+def copied_passage(folder: Path):
+    return with_passages(72)
+
+
+def copied_phrase(folder: Path):
+    return with_passages(40)
 
 
 # ---- V18: data and seconds of calibration; what is read while it scores

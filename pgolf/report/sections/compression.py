@@ -2,6 +2,7 @@
 
 import math
 
+from pgolf.compressors import standing
 from pgolf.report.charts import Bar, BarRows, Chart, missing
 from pgolf.report.files import Run
 from pgolf.report.html import Html, join
@@ -22,7 +23,11 @@ def body(run: Run) -> Html:
 
 def _sizes(run: Run, main: Score) -> Chart:
     rows = [("pgolf: " + label(run.main), main.bpb, main.nats / math.log(2) / 8, True)]
-    rows += [(name, peer.bpb, peer.bytes, False) for name, peer in run.summary.compressors.items()]
+    peers = run.summary.compressors
+    rows += [(name, peer.bpb, peer.bytes, False) for name, peer in peers.items()]
+    for name, peer in peers.items():
+        if peer.primed_bpb is not None and peer.primed_bytes is not None:
+            rows.append((f"{name}, primed", peer.primed_bpb, peer.primed_bytes, False))
     rows.sort(key=lambda row: row[1])
     # a bar longer than the text itself would leave nothing to see of the others
     beyond = [row for row in rows if row[1] > 8]
@@ -31,7 +36,12 @@ def _sizes(run: Run, main: Score) -> Chart:
         for name, bpb, size, ours in rows
         if bpb <= 8
     ]
-    note = "The same text, as one stream. A compressor starts from nothing; the model has learned from the training text."
+    note = (
+        "The same text, as one stream. A compressor starts from nothing, or, primed, has read the training text before, as "
+        "the model has: what both texts take less what the training text takes."
+    )
+    if sentence := standing(main.bpb, peers):
+        note = f"{main.bpb:.4f} bits per byte {sentence}. {note}"
     if len(rows) == 1:
         note = "No other compressor was run on this text."
     if beyond:
