@@ -70,6 +70,8 @@ setup(
         "docs": ["pdoc>=15"],
         # peers of the bench: whichever is not there is named in its table and left out
         "bench": ["brotli>=1.1", "liger-kernel>=0.5", "gemlite>=0.4", "torchao>=0.9"],
+        # compressors beside a score; zpaq, lrzip and bzip3 are programs of their own
+        "peers": ["brotli>=1.1", "pyppmd>=1.1"],
         # executors of `pgolf study` beside this machine's own cores
         "slurm": ["submitit>=1.5"],
         "ray": ["ray>=2.40"],

@@ -56,7 +56,7 @@ def audited(folder, *options, **source):
 def test_a_file_with_a_scorer(tmp_path, capsys):
     code, tests, found = audited(tmp_path)
     assert code == 0 and found["passed"] and found["results"] == ["score"]
-    assert {id for id, test in tests.items() if test["passed"] is None} == {"B1", "A2", "T1", "L1", "S", "D1"}
+    assert {id for id, test in tests.items() if test["passed"] is None} == {"B1", "A2", "T1", "L1", "L2", "S", "D1"}
     assert tests["A1"]["passed"]
     assert found["sums"]["score"]["mean"] == pytest.approx(1) and found["uniform"]["results"]["score"][-1] == pytest.approx(0)
     assert "audit passed: 16 tests hold" in capsys.readouterr().out
