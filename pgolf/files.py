@@ -1,6 +1,7 @@
 """Files that appear whole under their final name or not at all."""
 
 import errno
+import functools
 import hashlib
 import os
 import platform
@@ -47,6 +48,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_once(path.parent)
         handle, temporary = tempfile.mkstemp(prefix=owned(path.name), suffix=".partial", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -124,6 +126,10 @@ def sweep(place: Path) -> None:
             else:
                 with suppress(OSError):
                     path.unlink()
+
+
+# a folder that many files are written into need not be listed for each of them
+sweep_once = functools.cache(sweep)
 
 
 def is_running(process: int) -> bool:

@@ -90,6 +90,14 @@ def test_what_a_killed_process_leaves_is_swept(tmp_path, monkeypatch):
     assert {path for path in left if path.exists()} == {ours, foreign}
 
 
+def test_who_writes_a_file_sweeps_its_folder(tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment).returncode == -9
+    assert len(os.listdir(tmp_path)) == 3
+    write_whole(tmp_path / "file", "x")
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_a_temporary_folder_goes_with_its_block():
     with pytest.raises(KeyError), temporary_folder("test") as folder:
         (folder / "deep").mkdir()
