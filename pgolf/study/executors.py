@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,11 @@ class Task:
 
     command: list[str]
     log: Path
-    environment: dict[str, str] = field(default_factory=dict)
+
+
+def threads(cores: int) -> dict[str, str]:
+    """A stage computes on as many threads as it has cores, wherever it runs: the same number finds the same bits."""
+    return {"OMP_NUM_THREADS": str(cores), "NUMBA_NUM_THREADS": str(cores)}
 
 
 class Handle(Protocol):
@@ -83,13 +87,12 @@ class LocalExecutor:
 
     def start(self, task: Task) -> Process:
         cores = self.free.pop()
-        threads = {"OMP_NUM_THREADS": str(len(cores)), "NUMBA_NUM_THREADS": str(len(cores))}
         with open(task.log, "ab") as log:
             process = subprocess.Popen(
                 task.command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=child_environment({**os.environ, **threads, **task.environment}),
+                env=child_environment({**os.environ, **threads(len(cores))}),
                 preexec_fn=lambda: os.sched_setaffinity(0, cores),
                 start_new_session=True,
             )
@@ -100,10 +103,10 @@ class LocalExecutor:
 # ---- clusters
 
 
-def run_task(command: list[str], log: str, environment: dict[str, str]) -> int:
+def run_task(command: list[str], log: str, cores: int) -> int:
     """On a node of the cluster."""
     with open(log, "ab") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **threads(cores)})
     return done.returncode
 
 
@@ -135,6 +138,7 @@ class SlurmExecutor:
         try:
             self.executor = submitit.SlurmExecutor(folder=folder)
             wanted = {"timeout_min": 60, "cpus_per_task": 1, **(options or {})}
+            self.cores = wanted["cpus_per_task"]
             known = {key.removeprefix("slurm_"): value for key, value in wanted.items()}
             known["time"] = known.pop("timeout_min", known.get("time", 60))
             self.executor.update_parameters(**known)
@@ -142,7 +146,7 @@ class SlurmExecutor:
             raise ExecutorError(f"Slurm cannot be used here: {error}") from None
 
     def start(self, task: Task) -> SlurmJob:
-        return SlurmJob(self.executor.submit(run_task, task.command, str(task.log), task.environment))
+        return SlurmJob(self.executor.submit(run_task, task.command, str(task.log), self.cores))
 
 
 @dataclass
@@ -175,10 +179,10 @@ class RayExecutor:
             raise ExecutorError("the executor ray needs Ray: pip install ray") from None
         ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
         self.ray, self.slots = ray, jobs or int(ray.cluster_resources().get("CPU", 1))
-        self.run = ray.remote(max_retries=0)(run_task)
+        self.run = ray.remote(max_retries=0, num_cpus=1)(run_task)
 
     def start(self, task: Task) -> RayTask:
-        return RayTask(self.ray, self.run.remote(task.command, str(task.log), task.environment))
+        return RayTask(self.ray, self.run.remote(task.command, str(task.log), 1))
 
 
 def executor_of(name: str, folder: Path, jobs: int, slurm: dict) -> Executor:

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pgolf.config import changed
+from pgolf.cli import study as command
+from pgolf.config import at_scale, changed, load_preset, to_toml
 from pgolf.errors import PgolfError
+from pgolf.folder import RunFolder
 from pgolf.run import main
 from pgolf.study import driver as driver_module
 from pgolf.study.driver import Driver
@@ -20,6 +23,7 @@ from pgolf.study.ledger import Ledger, LedgerError
 from pgolf.study.page import publish
 from pgolf.study.plan import StudyError, read_study, study_of
 from pgolf.study.results import compared
+from tests.study.fake_stage import Here
 
 ROOT = Path(__file__).parents[2]
 TABLE = {
@@ -40,12 +44,13 @@ def table(**changes):
     return {**TABLE, **changes}
 
 
-def run(folder, about=TABLE, jobs=2, **options):
+def run(folder, about=TABLE, executor=None, **options):
     said = []
     study = study_of(about, "trial.toml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver_module, "STAGE_MODULE", "tests.study.fake_stage")
-        return Driver(study, folder, LocalExecutor(jobs), say=said.append, **options).run(), study, said
+        patch.setattr(driver_module, "PAUSE", 0.0 if executor is None else 0.05)
+        return Driver(study, folder, executor or Here(), say=said.append, **options).run(), study, said
 
 
 def ran(folder, name):
@@ -81,7 +86,7 @@ def test_a_second_call_runs_nothing(finished):
     folder, _ = finished
     before = (folder / "ledger.jsonl").read_bytes()
     code, _, said = run(folder)
-    assert code == 0 and said == ["8 runs, 8 of them done; 2 at once (local)"]
+    assert code == 0 and said == ["8 runs, 8 of them done; 2 at once (here)"]
     assert (folder / "ledger.jsonl").read_bytes() == before
 
 
@@ -97,22 +102,24 @@ def test_the_ledger_says_what_ran(finished):
 
 
 def test_stages_are_pinned(tmp_path):
-    run(tmp_path, table(seeds=[1], arms={"relu": TABLE["arms"]["relu"]}))
+    run(tmp_path, table(seeds=[1], arms={"five": TABLE["arms"]["five"]}), LocalExecutor(2))
     cores = len(os.sched_getaffinity(0))
     share = cores // min(2, cores)
     lines = (tmp_path / "runs/base-1/ran.txt").read_text().splitlines()
     assert {tuple(line.split()[1:]) for line in lines} == {(str(share), str(share))}
 
 
-def test_a_study_that_is_killed_twice_goes_on_and_comes_to_the_same(finished, tmp_path):
+def test_a_study_that_is_killed_twice_goes_on_and_comes_to_the_same(tmp_path):
     """Killed without warning while stages run; the stages end with it, and the next call takes them up."""
-    whole, _ = finished
+    small = table(seeds=[1], arms={"relu": TABLE["arms"]["relu"]})
+    run(tmp_path / "whole", small)
+    folder = tmp_path / "killed"
     code = (
-        f"import json, sys; from pathlib import Path; from tests.study.test_study import run\n"
-        f"sys.exit(run(Path({str(tmp_path)!r}))[0])"
+        f"import sys; from pathlib import Path; from tests.study.test_study import *\n"
+        f"sys.exit(run(Path({str(folder)!r}), {small!r}, LocalExecutor(2))[0])"
     )
-    ledger = tmp_path / "ledger.jsonl"
-    for begun in (3, 9):
+    ledger = folder / "ledger.jsonl"
+    for begun in (2, 5):
         process = subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "FAKE_SECONDS": "0.2"}, start_new_session=True
         )
@@ -124,10 +131,9 @@ def test_a_study_that_is_killed_twice_goes_on_and_comes_to_the_same(finished, tm
         process.wait()
         with open(ledger, "a") as file:
             file.write('{"kind": "begin", "run": "ba')  # a line that it did not finish
-    assert run(tmp_path)[0] == 0
-    assert summaries(tmp_path) == summaries(whole)
-    states = Ledger(ledger).states()
-    assert all(state.done and not state.crashed for state in states.values()) and len(states) == 8
+    assert run(folder, small, LocalExecutor(2))[0] == 0
+    assert summaries(folder) == summaries(tmp_path / "whole") and len(summaries(folder)) == 2
+    assert all(len(state.done) == 3 and not state.crashed for state in Ledger(ledger).states().values())
 
 
 def test_a_stage_that_crashes_is_told_and_can_be_tried_again(tmp_path, monkeypatch):
@@ -152,12 +158,12 @@ def test_what_borrows_from_a_crash_does_not_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("after, stages", [("train", ["train"]), ("score", ["train", "pack", "score"])])
 def test_a_gate_stops_an_arm_with_its_later_seeds(tmp_path, after, stages):
     figure = "train.loss" if after == "train" else "score.main"
-    code, study, said = run(tmp_path, table(gates=[{"after": after, "figure": figure, "worse_by": 0.03}]), jobs=1)
+    code, study, said = run(tmp_path, table(gates=[{"after": after, "figure": figure, "worse_by": 0.03}]))
     assert code == 0 and any(line.startswith("relu-1: stopped by a gate") for line in said)
     assert ran(tmp_path, "relu-1") == stages and not (tmp_path / "runs/relu-2").exists()
     assert ran(tmp_path, "five-2")[-1] == "score"
     before = (tmp_path / "ledger.jsonl").read_bytes()
-    run(tmp_path, table(gates=[{"after": after, "figure": figure, "worse_by": 0.03}]), jobs=1)
+    run(tmp_path, table(gates=[{"after": after, "figure": figure, "worse_by": 0.03}]))
     assert (tmp_path / "ledger.jsonl").read_bytes() == before and not (tmp_path / "runs/relu-2").exists()
 
 
@@ -215,7 +221,7 @@ def test_the_page_and_the_table(finished):
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(driver_module, "STAGE_MODULE", "tests.study.fake_stage")
+    monkeypatch.setattr(command, "executor_of", lambda *_: Here())
     study = tmp_path / "s.toml"
     study.write_text(
         'seeds = [1, 2]\nscale = "tiny"\npreset = "pr549"\nsteps = 4\n[arms.relu]\nsettings.model.mlp_slope = 0.0\n'
@@ -225,6 +231,19 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "4 of 4 runs" in said and "model.mlp_slope = 0.0: worse" in said and (tmp_path / "out/study.html").exists()
     assert main(["study", str(tmp_path / "none.toml")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_a_real_stage_does_its_work_once(tmp_path):
+    """The command that executors run, with the work in it."""
+    folder = RunFolder.create(tmp_path / "run")
+    settings = at_scale(load_preset("pr549"), "tiny")
+    folder.config.write_text(to_toml(replace(settings, training=replace(settings.training, steps=1, warmup_steps=0))))
+    words = [sys.executable, "-m", "pgolf.study.stage", str(folder.path), "train", "--device", "cpu"]
+    for _ in range(2):
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert folder.read_summary().train.steps == 1
+    assert folder.log.read_text().count("trained 1 steps") == 1
 
 
 # ---- the file
