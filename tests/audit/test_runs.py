@@ -34,7 +34,17 @@ def test_a_run_is_audited_from_the_command_line(hedge, capsys):
         assert {"N1", "N2", "N3", "N4", "N5", "N5b", "C1a", "C1b", "C1c", "C1d", "C3", "C4", "R1"} <= ids
         assert max(abs(value - 1) for value in kept["sums"][result]["sums"]) < 1e-5
     claims = {test["id"]: test["passed"] for test in kept["tests"] if test["result"] == "all"}
-    assert claims == {"F1": True, "F2": True, "B1": True, "A1": True, "A2": True, "T1": True, "L1": True, "L2": True, "S": None}
+    assert claims == {
+        "F1": True,
+        "F2": True,
+        "B1": True,
+        "A1": True,
+        "A2": True,
+        "T1": True,
+        "L1": True,
+        "L2": True,
+        "S": None,
+    }
     assert {test["passed"] for test in kept["tests"] if test["id"] in ("P1", "P2")} == {True}
     summary = hedge.read_summary()
     assert dataclasses.asdict(summary.audit) | {"seconds": 0, "bound": 0} == {

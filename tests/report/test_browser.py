@@ -15,7 +15,13 @@ from pgolf.report.compare import page as compare_page
 from pgolf.report.files import read_run
 from pgolf.report.page import page
 from pgolf.report.watch import server_of
+from pgolf.study import driver as driver_module
+from pgolf.study.driver import Driver
+from pgolf.study.page import publish
+from pgolf.study.plan import study_of
 from tests.report.folders import audited, trained
+from tests.study.fake_stage import Here
+from tests.study.test_study import table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -83,6 +89,12 @@ def pages(tmp_path_factory):
     (folder / "report.html").write_text(page(runs[0]))
     (folder / "compare.html").write_text(compare_page(runs))
     (folder / "audit.html").write_text(audit_page(runs[0].audit, "a" * 60))
+    study = study_of(table(title="A title of " + "many words " * 12), "trial.toml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver_module, "PAUSE", 0.0)
+        Driver(study, folder / "study", Here(), say=lambda line: None).run()
+    publish(study, folder / "study")
+    (folder / "study" / "study.html").rename(folder / "study.html")
     return folder
 
 
@@ -93,7 +105,7 @@ def browser(request, pages):
     opened.close()
 
 
-@pytest.mark.parametrize("name", ["report.html", "compare.html", "audit.html"])
+@pytest.mark.parametrize("name", ["report.html", "compare.html", "audit.html", "study.html"])
 def test_no_errors_no_requests_nothing_too_wide(browser, pages, name):
     url = f"file://{pages / name}"
     browser.call("POST", "/url", {"url": url})
