@@ -14,13 +14,15 @@ Result = TypeVar("Result")
 
 # tokens of one span, for operators whose sums over tokens must not depend on the number of threads
 SPAN = 1024
+# asked once: the answer comes from the file system
+CORES = os.cpu_count() or 1
 
 
 def in_parallel(work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
     """Run work(part) for each part; the interpreter's lock is free while numba computes. `work` should leave torch's own
     operators to the caller: in a thread of the pool they would start a second team of threads."""
     parts = list(parts)
-    workers = min(len(parts), torch.get_num_threads(), os.cpu_count() or 1)
+    workers = min(len(parts), torch.get_num_threads(), CORES)
     return list(_pool(workers).map(work, parts)) if workers > 1 else [work(part) for part in parts]
 
 

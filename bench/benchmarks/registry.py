@@ -176,11 +176,6 @@ def sum_of(traffic: Callable, form: str) -> tuple[int, int]:
     return tuple(map(sum, zip(*found, strict=True)))
 
 
-def on_gpu_only(place: Place, gates: dict[str, float]) -> dict[str, float]:
-    """Gates that a CPU form does not reach yet: there the ratio is shown, and nothing is asked of it."""
-    return gates if place.on_gpu else {}
-
-
 def first_peer(place: Place, peers: dict, on_cpu: float, on_gpu: float = 1.0) -> dict[str, float]:
     """The least ratio to the first peer: torch.compile on a GPU, plain torch on a CPU."""
     return {next(iter(peers)): on_gpu if place.on_gpu else on_cpu}

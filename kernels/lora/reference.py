@@ -92,17 +92,20 @@ def adam_reference(
     lr, step = lr.view(per_document), steps.to(lr.dtype).view(per_document)
     g = gradient.to(lr.dtype)
     second = betas[1] * second.to(lr.dtype) + (1 - betas[1]) * g.square()
-    root = (second / _bias_correction(betas[1], step)).sqrt_().add_(eps)
+    root = (second / _corrections(betas[1], step)).sqrt_().add_(eps)
     direction = g
     if betas[0]:
         assert first is not None, "a first moment is needed unless betas[0] is 0"
         first = betas[0] * first.to(lr.dtype) + (1 - betas[0]) * g
-        direction = first / _bias_correction(betas[0], step)
+        direction = first / _corrections(betas[0], step)
     return parameter.to(lr.dtype) * (1 - lr * weight_decay) - lr * direction / root, first, second
 
 
-def _bias_correction(beta: float, step: Tensor) -> Tensor:
-    """1 - betaᵗ without the cancellation that costs single precision four digits at the first step. Document by
-    document, because vectorised exponentials round differently at the end of a row than in its middle."""
-    corrections = [-math.expm1(t * math.log(beta)) if beta else 1.0 for t in step.flatten().tolist()]
-    return step.new_tensor(corrections).view_as(step)
+def bias_correction(beta: float, step: float) -> float:
+    """1 - betaᵗ without the cancellation that costs single precision four digits at the first step."""
+    return -math.expm1(step * math.log(beta)) if beta else 1.0
+
+
+def _corrections(beta: float, step: Tensor) -> Tensor:
+    """Document by document, because vectorised exponentials round differently at the end of a row than in its middle."""
+    return step.new_tensor([bias_correction(beta, t) for t in step.flatten().tolist()]).view_as(step)

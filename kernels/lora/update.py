@@ -5,13 +5,18 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pgolf.kernels.launch import cdiv, implement
 from pgolf.kernels.lora.launch import launch_update
-from pgolf.kernels.lora.reference import adam_reference
+from pgolf.kernels.lora.reference import adam_reference, bias_correction
 from pgolf.kernels.tensors import require_tensors
+from pgolf.kernels.threads import in_parallel
+
+# weights from which a CPU shares Adam's work among its threads
+WORTH_THREADS = 1 << 17
 
 
 def lora_initial(
@@ -156,8 +161,9 @@ def _check_list(function: str, name: str, tensors: Sequence[Tensor], docs: int) 
     if isinstance(tensors, Tensor):
         raise TypeError(f"{function}: {name} must be a list of tensors; put the one you have into brackets")
     for i, tensor in enumerate(tensors):
-        require_tensors(function, {f"{name}[{i}]": tensor})
-        if tensor.shape[:1] != (docs,):
+        if not isinstance(tensor, Tensor):
+            require_tensors(function, {f"{name}[{i}]": tensor})
+        if not tensor.dim() or tensor.size(0) != docs:
             raise ValueError(f"{function}: {name} must have {docs} documents leading; got {tuple(tensor.shape)}")
         if name != "gradients" and not tensor.is_contiguous():
             raise ValueError(f"{function}: {name} are updated in place and must be contiguous")
@@ -167,6 +173,10 @@ def _adam_cpu(
     parameters: list[Tensor], gradients: list[Tensor], first: list[Tensor], second: list[Tensor], steps: Tensor,
     rates: Tensor | None, rate: float, beta1: float, beta2: float, eps: float, weight_decay: float, active: Tensor | None,
 ) -> None:  # fmt: skip
+    if all(x.dtype == torch.float32 for x in (*parameters, *gradients, *first, *second)):
+        return _adam_numba(
+            parameters, gradients, first, second, steps, rates, rate, beta1, beta2, eps, weight_decay, active
+        )  # fmt: skip
     rows = slice(None) if active is None else active
     steps[rows] += 1
     precision = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
@@ -181,12 +191,44 @@ def _adam_cpu(
             m[rows] = new_m.to(m.dtype)
 
 
+def _adam_numba(
+    parameters: list[Tensor], gradients: list[Tensor], first: list[Tensor], second: list[Tensor], steps: Tensor,
+    rates: Tensor | None, rate: float, beta1: float, beta2: float, eps: float, weight_decay: float, active: Tensor | None,
+) -> None:  # fmt: skip
+    """In float32. Each document is computed on its own, so its result has the same bits whatever else is in the batch."""
+    from pgolf.kernels.lora import cpu
+
+    steps += 1 if active is None else active
+    docs = len(steps)
+    gradients = [gradient.contiguous() for gradient in gradients]
+    lists = (parameters, gradients, first if beta1 else [None] * len(parameters), second)
+    addresses = np.array([[0 if x is None else x.data_ptr() for x in row] for row in zip(*lists, strict=True)], np.int64)
+    lengths = np.array([p.numel() // docs for p in parameters], np.int64)
+    numbers = np.full(docs, rate, np.float32) if rates is None else rates.numpy()
+    taken = steps.tolist()
+    of_step = {t: (bias_correction(beta1, t), bias_correction(beta2, t)) for t in set(taken)}
+    corrections = np.array([of_step[t] for t in taken], np.float32)
+    betas = [np.float32(x) for x in (beta1, 1 - beta1, beta2, 1 - beta2)]
+    chosen = np.arange(docs) if active is None else np.flatnonzero(active.numpy())
+
+    def work(documents: np.ndarray) -> None:
+        cpu.adam(addresses, lengths, documents, numbers, corrections, *betas, np.float32(eps), np.float32(weight_decay))
+
+    if len(parameters) and len(chosen):
+        shares = torch.get_num_threads() if lengths.sum() * len(chosen) >= WORTH_THREADS else 1
+        in_parallel(work, np.array_split(chosen, min(shares, len(chosen))))
+    torch.autograd.graph.increment_version([*parameters, *first, *second])
+
+
 def _reset_cpu(a: list[Tensor], initial: list[Tensor], cleared: list[Tensor], documents: Tensor | None) -> None:
-    rows = slice(None) if documents is None else documents
+    if documents is None:
+        torch._foreach_copy_(a, [start.expand_as(tensor) for tensor, start in zip(a, initial, strict=True)])
+        torch._foreach_zero_(cleared)
+        return
     for tensor, start in zip(a, initial, strict=True):
-        tensor[rows] = start
+        tensor[documents] = start
     for tensor in cleared:
-        tensor[rows] = 0
+        tensor[documents] = 0
 
 
 @lru_cache(maxsize=32)

@@ -1,9 +1,11 @@
 """Matrices of 4- to 8-bit codes: packing, the product with them and its gradient, their expansion; Triton launches and
 registration."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from pgolf.kernels.packed.launch import (
     matmul_splits,
 )
 from pgolf.kernels.tensors import require_tensors
+from pgolf.kernels.threads import in_parallel
 
 TWO_TO_23 = 0x4B000000  # as a float's bit pattern
 
@@ -112,7 +115,7 @@ def packed_matmul(x: Tensor, packed: PackedMatrix) -> Tensor:
         >>> packed_matmul(torch.randn(3, 128), packed).shape
         torch.Size([3, 64])
 
-    On a GPU the way is chosen from the shape (`launch.choose`, `launch.choose_backward`).
+    On a GPU the way is chosen from the shape (`launch.choose`, `launch.choose_backward`), on a CPU from the rows of x.
     Bytes for T tokens of e bytes an element: rows (bits cols / 8 + 4) + T (rows + cols) e; FLOPs: 2 T rows cols.
     """
     require_tensors("packed_matmul", {"x": x})
@@ -265,16 +268,64 @@ torch.library.define(
 torch.library.define("pgolf::packed_expand", "(Tensor planes, Tensor scales, int bits, int cols, ScalarType dtype) -> Tensor")
 
 
+# rows of x up to which a CPU reads the codes as they are; more of them pay for dense floats
+FEW_ROWS = 16
+# weights from which a CPU shares rows among its threads
+WORTH_THREADS = 1 << 19
+
+
 def _matmul_cpu(x: Tensor, planes: Tensor, scales: Tensor, bits: int, cols: int) -> Tensor:
-    return reference.matmul(x, reference.unpack_codes(planes, bits, cols), scales)
+    if x.dtype == torch.float64:
+        return reference.matmul(x, reference.unpack_codes(planes, bits, cols), scales)
+    if x.shape[0] > FEW_ROWS:
+        return reference.matmul(x, _rows_cpu(planes, torch.ones_like(scales), bits, cols), scales)
+    from pgolf.kernels.packed import cpu
+
+    y = torch.empty(len(planes), x.shape[0])
+    numbers, result = x.detach().float().contiguous().numpy(), y.numpy()
+    _over_rows(lambda rows, parts: cpu.matmul(numbers, *parts, result[rows]), planes, scales, bits, cols)
+    return y.t().to(x.dtype).contiguous()
 
 
 def _backward_cpu(grad: Tensor, planes: Tensor, scales: Tensor, bits: int, cols: int) -> Tensor:
-    return reference.matmul_backward(grad, reference.unpack_codes(planes, bits, cols), scales)
+    if grad.dtype == torch.float64:
+        return reference.matmul_backward(grad, reference.unpack_codes(planes, bits, cols), scales)
+    return (grad.float() @ _rows_cpu(planes, scales, bits, cols)).to(grad.dtype)
 
 
 def _expand_cpu(planes: Tensor, scales: Tensor, bits: int, cols: int, dtype: torch.dtype) -> Tensor:
-    return reference.expand(reference.unpack_codes(planes, bits, cols), scales, dtype)
+    if dtype == torch.float64:
+        return reference.expand(reference.unpack_codes(planes, bits, cols), scales, dtype)
+    return _rows_cpu(planes, scales, bits, cols).to(dtype)
+
+
+def _rows_cpu(planes: Tensor, scales: Tensor, bits: int, cols: int) -> Tensor:
+    """Codes times scales (rows, cols) in float32."""
+    from pgolf.kernels.packed import cpu
+
+    dense = torch.empty(len(planes), cols)
+    result = dense.numpy()
+    _over_rows(lambda rows, parts: cpu.expand(*parts, result[rows]), planes, scales, bits, cols)
+    return dense
+
+
+def _over_rows(work: Callable[[slice, tuple], None], planes: Tensor, scales: Tensor, bits: int, cols: int) -> None:
+    """work(rows, what kernels/packed/cpu.py wants to know of them) for all rows, shared among threads."""
+    from pgolf.kernels.packed import cpu
+
+    words, factors = planes.contiguous().numpy(), scales.numpy()
+    halves, octets, form = words.view(np.uint16), words.view(np.uint8), cpu.form_of(bits)
+    words = words.view(np.uint32)
+    rests = np.empty((len(words), cols % 32), np.float32)
+    if cols % 32:
+        cpu.rest(words, bits, cols, rests)
+
+    def share(first: int) -> None:
+        rows = slice(first, first + size)
+        work(rows, (words[rows], halves[rows], octets[rows], rests[rows], factors[rows], *form))
+
+    size = cdiv(len(words), torch.get_num_threads() if len(words) * cols >= WORTH_THREADS else 1)
+    in_parallel(share, range(0, len(words), size))
 
 
 implement("pgolf::packed_matmul", "CPU", _matmul_cpu)
