@@ -27,6 +27,7 @@ ADVICE: dict[int | None, str] = {
     errno.ENOENT: "check the name",
     errno.EACCES: "check permissions, or choose another place",
     errno.EROFS: "choose another place",
+    errno.EISDIR: "give a file; the artifact of a run is model.pgolf in its folder",
 }
 
 
