@@ -1,6 +1,6 @@
 """What a file, a folder, a signal, a full disk or a flag can do to a run: one line, an exit code, and nothing half-done.
 
-Damaged bytes of every kind of file are in test_fuzz.py, kills in test_kill_points.py, clocks in test_clocks.py.
+Damaged bytes of every kind of file are in test_fuzz.py, kills in kill_points.py, clocks in test_clocks.py.
 """
 
 import errno
