@@ -37,6 +37,8 @@ def system_error(doing: str, path: str | Path, error: OSError) -> FileError:
     return FileError(f"cannot {doing} {path}: {reason}; {ADVICE.get(error.errno, 'try again, or choose another place')}")
 
 
+# what takes long to make and can be made again
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pgolf"
 # temporary names say which process they belong to: .NAME.HOST-PID.RANDOM.partial
 HOST = re.sub(r"\W", "_", platform.node())
 PARTIAL = re.compile(rf"\..+\.{HOST}-(\d+)\.[^.]+\.partial")

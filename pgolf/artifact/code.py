@@ -1,10 +1,12 @@
 """The code that is counted: the script of a run in its compact form, and the sources that its readable form carries."""
 
 import ast
+import hashlib
 import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from pgolf.artifact.rounding import FORMS
 from pgolf.config import Settings, to_toml
 from pgolf.config.adaptation import CHUNK_ADAPTERS
 from pgolf.config.predictors import HONEST_PREDICTORS
+from pgolf.files import CACHE, FileError, atomic_file
 
 # the driver, and the stages that it loads by name
 ROOTS = (
@@ -85,7 +88,7 @@ def code_bytes(settings: Settings, device: str) -> int:
     """Bytes of the script for a run with these settings on "cuda" or "cpu"; inside a script, its own."""
     script = embedded()
     if script is None:
-        return len(make_script(settings, device).encode())
+        return len(make_script(settings, device))
     try:
         return script.stat().st_size
     except OSError as error:
@@ -93,11 +96,30 @@ def code_bytes(settings: Settings, device: str) -> int:
 
 
 @cache
-def _made(settings: Settings, device: str) -> str:
-    return compact_script(settings, device)
+def _made(settings: Settings, device: str) -> bytes:
+    """Kept on disk as well: the compressor takes seconds, and every run counts its script."""
+    digest = hashlib.sha256(_sources() + to_toml(settings).encode() + device.encode()).hexdigest()
+    path = CACHE / "scripts" / digest
+    try:
+        return path.read_bytes()
+    except OSError:
+        script = compact_script(settings, device)
+    with suppress(OSError, FileError), atomic_file(path) as file:
+        file.write(script)
+    return script
 
 
-def make_script(settings: Settings, device: str) -> str:
+@cache
+def _sources() -> bytes:
+    """A digest of the package's sources, and of the Python that parses them."""
+    digest = hashlib.sha256(sys.version.encode())
+    for root in pgolf.__path__:
+        for path in sorted(Path(root).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def make_script(settings: Settings, device: str) -> bytes:
     """The counted script: one file that trains, packs and scores with these settings on that kind of device. It is the same
     for every seed: which one it is, the environment says."""
     return _made(replace(settings, seed=Settings.seed), device)
@@ -202,7 +224,7 @@ class Face:
 def requirements(settings: Settings, device: str, readable: bool = False) -> list[str]:
     """The distributions that the script imports, or its readable form too, pinned to what is installed here."""
     owners = importlib.metadata.packages_distributions()
-    texts = [merged_module(replace(settings, seed=Settings.seed), device)[0]]
+    texts = [merged_module(replace(settings, seed=Settings.seed), device), "import numba, numpy"]
     texts += [text for _, text in needed_sources(settings).values()] if readable else []
     modules = {module.split(".")[0] for text in texts for module, _ in _imports(ast.parse(text), "")}
     optional = {

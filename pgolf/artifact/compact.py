@@ -1,17 +1,19 @@
 """The counted script: what a run reaches of the package, merged into one module, under short names, compressed.
 
-    settings -> Fold (branches) -> Merger (functions) -> Emitter (names) -> squeezed -> lzma -> base 85 -> a stub
+    settings -> Fold (branches) -> Merger (functions) -> Emitter (names) -> squeezed -> context_mixing -> a stub
 
-The stub unpacks the module into a private folder, because Triton reads kernels from files, and removes it when it ends.
+The script is a stub in Latin-1, with the compressed module as its last line, a comment. The stub carries the decoder; it
+unpacks the module into a private folder, because Triton reads kernels from files, and removes it when it ends. The folder's
+name is one that `pgolf.files.sweep` knows, should the process be killed.
 """
 
-import base64
 import io
-import lzma
 import re
 import tokenize
+import zlib
 from dataclasses import replace
 
+from pgolf.artifact.context_mixing import compressed
 from pgolf.artifact.emit import Emitter
 from pgolf.artifact.fold import Fold
 from pgolf.artifact.merge import Merger
@@ -19,28 +21,58 @@ from pgolf.artifact.script_parts import replacements
 from pgolf.config import Settings
 
 ENTRY = ("pgolf.cli.driver", "main")
-STUB = """import atexit,base64,lzma,os,shutil,signal,sys,tempfile
-d=tempfile.mkdtemp();atexit.register(shutil.rmtree,d,1);signal.signal(15,lambda*_:sys.exit(143))
+DECODER = ("pgolf.artifact.context_mixing", "transcode")
+STUB = r"""# coding: latin-1
+import atexit,os,platform,re,shutil,signal,sys,tempfile,zlib
+b=open(__file__,"rb").read().rpartition(b"\n#")[2]
+if zlib.crc32(b)!={checksum}:sys.exit(__file__+" is damaged or cut off: copy it again")
+exec(zlib.decompress("{decoder}".encode("latin-1")))
+b=b.translate(bytes(max(0,x-(x>0)-(x>10)-(x>13))for x in range(256)))
+d=tempfile.mkdtemp(".partial",".pgolf-script.%s-%d."%(re.sub(r"\W","_",platform.node()),os.getpid()));atexit.register(shutil.rmtree,d,1);signal.signal(15,lambda*_:sys.exit(143))
+open(d+"/train_gpt_module.py","wb").write({name}({array}(bytearray({size}),"B"),{array}(bytearray(b),"B"),0)[0])
 os.environ.setdefault("GOMP_SPINCOUNT","2000");os.environ["PGOLF_SCRIPT"]=os.path.abspath(__file__)
-open(d+"/train_gpt_module.py","wb").write(lzma.decompress(base64.b85decode("{payload}")))
 sys.path.insert(0,d)
-from train_gpt_module import {main} as m
-sys.exit(m(sys.argv[1:]))
-"""
+from train_gpt_module import main
+sys.exit(main(sys.argv[1:]))
+#"""
 
 
-def compact_script(settings: Settings, device: str) -> str:
+def compact_script(settings: Settings, device: str) -> bytes:
     """One file that trains, packs and scores with these settings on that kind of device ("cuda" or "cpu")."""
-    module, main = merged_module(settings, device)
-    return STUB.replace("{main}", main).replace("{payload}", base64.b85encode(compressed(module.encode())).decode())
+    return packed(merged_module(settings, device).encode())
 
 
-def merged_module(settings: Settings, device: str) -> tuple[str, str]:
-    """The module that a script unpacks, and what its main function is called."""
+def packed(module: bytes) -> bytes:
+    """A script that unpacks the module and calls its main function."""
+    payload = compressed(module)
+    merger = Merger(Fold(Settings(), "cpu"), "cpu")
+    merger.reach(DECODER[0], [DECODER[1]])
+    emitter = Emitter(merger)
+    decoder = squeezed(emitter.text()).replace("(cache=True)", "")
+    values = {
+        "checksum": str(zlib.crc32(payload)),
+        "decoder": as_literal(zlib.compress(decoder.encode(), 9)),
+        "name": emitter.globals[DECODER],
+        "array": emitter.globals["import numpy", ""] + ".frombuffer",
+        "size": str(len(module)),
+    }
+    stub = re.sub(r"{(\w+)}", lambda found: values[found[1]], STUB)
+    return stub.encode("latin-1") + payload
+
+
+def as_literal(data: bytes) -> str:
+    """What stands between double quotes in a source in Latin-1 for these bytes."""
+    escapes = {0: "\\0", 10: "\\n", 13: "\\r", 34: '\\"', 92: "\\\\"}
+    pairs = zip(data, data[1:] + b"x", strict=True)
+    return "".join("\\x00" if not one and 48 <= next < 56 else escapes.get(one, chr(one)) for one, next in pairs)
+
+
+def merged_module(settings: Settings, device: str) -> str:
+    """The module that a script unpacks."""
     merger = Merger(Fold(quiet(settings), device), device, replacements(settings))
     merger.reach(ENTRY[0], [ENTRY[1]])
     emitter = Emitter(merger)
-    return squeezed(emitter.text()), emitter.globals[ENTRY]
+    return squeezed(emitter.text()) + f"main={emitter.globals[ENTRY]}\n"
 
 
 def quiet(settings: Settings) -> Settings:
@@ -67,21 +99,3 @@ def squeezed(text: str) -> str:
             line += " "
         line, last = line + token.string, token.end
     return "\n".join(lines) + "\n"
-
-
-def compressed(data: bytes) -> bytes:
-    """The smallest of lzma's forms for text."""
-    forms = [
-        {
-            "id": lzma.FILTER_LZMA1,
-            "preset": 9 | lzma.PRESET_EXTREME,
-            "lc": lc,
-            "lp": 0,
-            "pb": pb,
-            "nice_len": 273,
-            "depth": 2000,
-        }
-        for lc in (1, 2, 3, 4)
-        for pb in (0, 1)
-    ]
-    return min((lzma.compress(data, lzma.FORMAT_ALONE, filters=[form]) for form in forms), key=len)

@@ -211,7 +211,7 @@ class Rename(ast.NodeTransformer):
         free = {name for part in body for n in ast.walk(part) if isinstance(n, ast.Name) for name in [n.id]}
         outer = {new for one in self.scopes for new in one.names.values()}
         taken = set(outer) | set(keyword.kwlist) | {"self", "_"} | (set(dir(builtins)) & free) | {p for p in parameters}
-        taken |= {new for one in self.scopes for new in one.names.values()}
+        taken |= set(self.emitter.globals.values())
         short = (name for name in short_names(1) if name not in taken and name not in scope.names.values())
         for name in [*parameters, *(name for name in in_order(body) if name in bound and name not in parameters)]:
             if name in declared:
@@ -290,7 +290,7 @@ class Rename(ast.NodeTransformer):
         targets = {n.id for g in generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
         used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
         outer = {new for one in self.scopes for new in one.names.values()}
-        taken = outer | set(keyword.kwlist) | (set(dir(builtins)) & used) | {"self", "_"}
+        taken = outer | set(keyword.kwlist) | (set(dir(builtins)) & used) | {"self", "_"} | set(self.emitter.globals.values())
         short = (name for name in short_names(1) if name not in taken)
         self.scopes.append(Scope({name: name if name == "_" else next(short) for name in sorted(targets)}))
         for place, generator in enumerate(generators):

@@ -51,7 +51,7 @@ def export(runs: Sequence[str | Path], out: str | Path, about: Submission, basel
     if len(kinds) > 1:
         raise ArtifactError("some of the runs were on a CPU and some on a GPU; a script is for one of them")
     (device,) = kinds
-    script = make_script(settings, device).encode()
+    script = make_script(settings, device)
     for folder, summary in zip(folders, summaries, strict=True):
         _, artifact, _ = _stages(summary)
         if artifact.code_bytes != len(script):
@@ -68,6 +68,8 @@ def export(runs: Sequence[str | Path], out: str | Path, about: Submission, basel
         raise FolderError(f"{out} is not empty; give another --out")
     with atomic_folder(out) as staging:
         write_whole(staging / "train_gpt.py", script)
+        # its last line is no text, which git shall not change
+        write_whole(staging / ".gitattributes", "train_gpt.py binary\n")
         if readable:
             write_whole(staging / READABLE, readable_script(settings, device))
         write_whole(staging / "requirements.txt", "\n".join(requirements(settings, device, readable)) + "\n")
@@ -295,7 +297,10 @@ def _audit_line(seed: str, audit: dict | None) -> str:
 
 
 def _forms(readable: bool) -> str:
-    text = "The script is the part of the package's sources that these settings reach, merged and compressed."
+    text = (
+        "The script is the part of the package's sources that these settings reach, merged and compressed: a stub in Latin-1, "
+        "whose last line, a comment, holds the module, coded by context mixing; the stub decodes it into a private folder."
+    )
     if not readable:
         return text + f" `pgolf export --readable` writes them beside it as {READABLE}."
     return (

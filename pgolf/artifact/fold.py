@@ -33,8 +33,8 @@ HOLDERS = {
     "data",
 }  # fmt: skip
 UNKNOWN = object()
-# for type checkers, and for profilers
-NEVER = ("TYPE_CHECKING", "RANGES")
+# for type checkers, for profilers, and for what makes a script
+NEVER = ("TYPE_CHECKING", "RANGES", "encoding")
 # a script scores code lengths only: published mixtures are for comparison
 LOCAL = {"predictors_of": {"published": "none"}}
 

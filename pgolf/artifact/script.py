@@ -45,7 +45,7 @@ def main() -> int:
         from pgolf.artifact.code import make_script
         from pgolf.config import load_preset
 
-        sys.stdout.write(make_script(load_preset("submission"), DEVICE))
+        sys.stdout.buffer.write(make_script(load_preset("submission"), DEVICE))
         return 0
     stage = words and not words[0].startswith("-")
     return run(words if stage else ["--preset", "submission", *words])

@@ -73,7 +73,7 @@ def audit(options: Options) -> int:
         report = audit_run(
             folder,
             dataset,
-            make_script(settings, kind).encode(),
+            make_script(settings, kind),
             device=chosen_device(options.device),
             targets=options.targets,
             seed=options.seed or None,

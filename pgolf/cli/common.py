@@ -1,9 +1,7 @@
 """What several stages need: the run's data, its device, and what they were."""
 
 import contextlib
-import os
 import platform
-from pathlib import Path
 
 import torch
 
@@ -12,9 +10,8 @@ from pgolf.config import Settings
 from pgolf.data import Dataset, default_dataset, open_dataset
 from pgolf.data.dataset import Progress
 from pgolf.errors import UsageError
+from pgolf.files import CACHE
 from pgolf.progress import Display
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pgolf"
 
 
 def dataset_of(settings: Settings, display: Display | None = None) -> Dataset:

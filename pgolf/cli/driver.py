@@ -5,6 +5,7 @@ Settings are those of the submission; what may differ from run to run is the see
 
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pgolf.cli.train import train
 from pgolf.config.load import from_table, read_toml, to_toml
 from pgolf.config.settings import Settings
 from pgolf.errors import OVER_LIMIT, PgolfError, UsageError
-from pgolf.files import write_whole
+from pgolf.files import sweep, write_whole
 from pgolf.folder import FolderError, RunFolder, new_run_path
 from pgolf.process import Stopped, end_with_parent, keep_freed_memory, rank, run_child, stopping_on_signals
 from pgolf.summary import Summary
@@ -40,6 +41,7 @@ def main(words: list[str]) -> int:
         with stopping_on_signals():
             if words[:1] == ["score"]:
                 return score(RunFolder.existing(words[1]), *words[2:])
+            sweep(Path(tempfile.gettempdir()))
             return run(words)
     except PgolfError as error:
         print(f"pgolf: {error}", file=sys.stderr)
@@ -84,7 +86,11 @@ def stages(folder: RunFolder, settings: Settings, device: str, resume: bool) -> 
         code = pack(folder, device)
     if code in (0, OVER_LIMIT) and not done.scoring:
         # a process of its own: the score must come from the artifact, by code that has never seen training
-        command = [sys.executable, os.environ["PGOLF_SCRIPT"], "score", str(folder.path)]
+        here = Path(__file__)
+        program = (
+            f"import sys; sys.path.insert(0, {str(here.parent)!r}); from {here.stem} import main; sys.exit(main(sys.argv[1:]))"
+        )
+        command = [sys.executable, "-c", program, "score", str(folder.path)]
         code = run_child(command + [device] * bool(device)).returncode
     if code or rank():
         return code
