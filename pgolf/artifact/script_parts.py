@@ -84,7 +84,7 @@ def replacements(settings: Settings) -> dict[Binding, str]:
         (
             "pgolf.model.operators",
             "OPERATORS",
-        ): f"OPERATORS = {{'kernels': Operators(attention, rotary, mlp, cross_entropy, {scan}, False)}}",
+        ): f"OPERATORS = {{'kernels': Operators(attention, rotary, mlp, linear_cross_entropy, {scan}, False)}}",
         ("pgolf.artifact.rounding", "FORMS"): f"FORMS = {{{settings.artifact.rounding!r}: RoundingForm({rounding})}}",
         ("pgolf.cli.driver", "FROZEN"): f"FROZEN = {changed(replace(settings, seed=Settings.seed), Settings())!r}",
         ("pgolf.config.load", "from_table"): FROM_TABLE,

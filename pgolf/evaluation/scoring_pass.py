@@ -213,12 +213,13 @@ class ScoringPass:
                 row[: window.stop - window.start] = opened.inputs(window.start, window.stop)
             hidden = model.hidden(torch.from_numpy(inputs).to(self.device))
             # first windows and last ones score other numbers of targets, so rows are gathered flat
-            rows = torch.cat([hidden[i, w.score_from - w.start : w.stop - w.start] for i, w in enumerate(group)])
+            places = [np.arange(w.score_from, w.stop) - w.start + i * self.window for i, w in enumerate(group)]
+            logits = opened_logits(model, hidden, torch.from_numpy(np.concatenate(places)).to(self.device))
             targets = np.concatenate([opened.targets(w.score_from, w.stop) for w in group])
             asked = np.concatenate([candidates[w.score_from - opened.start : w.stop - opened.start] for w in group])
             kept = self.observer.wanted(np.concatenate([np.arange(w.score_from, w.stop) for w in group]))
             statistics = statistics_of(
-                model.raw_logits(rows),
+                logits,
                 targets,
                 asked,
                 softcap=model.settings.softcap,
@@ -273,6 +274,11 @@ class ScoringPass:
         return lambda rows: model.logits(torch.from_numpy(rows).to(self.device))
 
 
+def opened_logits(model, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Raw logits (n, V) of the scored positions alone, `places` (n,) in states (B, T, D) laid end to end."""
+    return model.raw_logits(hidden.flatten(0, 1)[places])
+
+
 def columns_of(predictors: Sequence[Predictor]) -> dict[str, slice]:
     """Where each predictor's candidates stand among those of all."""
     ends = np.cumsum([predictor.num_candidates for predictor in predictors]).tolist()
@@ -286,7 +292,7 @@ class DocumentScores:
 
         for each document's stream:
             opened = stream.open(stop)
-            (nats,) = scores.take([opened], logits)      # logits (1, opened.stop - opened.start, V) of its targets
+            (nats,) = scores.take([opened], logits, softcap)      # raw logits (1, T, V) of its targets
             stream.commit(nats)
 
     Documents are committed under one name. The predictors run later, in the stream's order: `scores` gives all of theirs, on
@@ -310,7 +316,9 @@ class DocumentScores:
         self._unfinished: dict[int, list[Predictor]] = {}
         """By the target at which each document goes on."""
 
-    def take(self, opened: Sequence[OpenSpan], logits: torch.Tensor) -> list[dict[str, np.ndarray]]:
+    def take(
+        self, opened: Sequence[OpenSpan], logits: torch.Tensor, softcap: float | None = None
+    ) -> list[dict[str, np.ndarray]]:
         """The scores to commit for the opened targets of each document, whose earlier targets were taken before. All
         documents' statistics are computed in one call and read back together."""
         spans, predictors = [], []
@@ -328,6 +336,7 @@ class DocumentScores:
             np.concatenate([np.concatenate(candidates[i : i + width], 1) for i in range(0, len(candidates), width)])
             if width
             else None,
+            softcap=softcap,
             temperature=self.temperature,
             kept=np.concatenate([begin + places for begin, places in zip(begins, kept, strict=False)]),
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgolf.kernels.attention import xsa
+from pgolf.kernels.attention import xsa as exclude
 from pgolf.kernels.rotary import rotary_table
 from pgolf.model.adapters import Adapters
 from pgolf.model.build import shared_view
@@ -51,19 +51,23 @@ class KVCachedNetwork:
         past: Past,
         adapters: Adapters | None = None,
     ) -> tuple[Stream, Past]:
-        """What leaves the last of `layers`, which `stream` enters, and their keys and values. tokens (B, T) stand at the
-        positions first, first + 1, ...; `past` is what attention sees before them."""
+        """What leaves the last of `layers`, which `stream` enters, and their keys and values, those of the past included.
+        tokens (B, T) stand at the positions first, first + 1, ...; `past` is what attention sees before them."""
         rows, width = tokens.shape
         self.token_layers += rows * width * len(layers) * (3 if torch.is_grad_enabled() else 1)
-        own: Past = {}
+        seen: Past = {}
 
         def attention_of(layer: Layer, operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
             def attention(q: Tensor, k: Tensor, v: Tensor, *, xsa: bool, gate: Tensor | None) -> Tensor:
-                own[layer.index] = k.detach(), v.detach()
                 earlier = past.get(layer.index)
-                if earlier is None or not earlier[0].shape[1]:
+                keys, values = (
+                    (k, v) if earlier is None else (torch.cat(pair, 1) for pair in zip(earlier, (k, v), strict=True))
+                )
+                seen[layer.index] = keys.detach(), values.detach()
+                if keys.shape == k.shape:
                     return operator(q, k, v, xsa=xsa, gate=gate)
-                return attention_after(*earlier, q, k, v, exclusive=xsa, gate=gate)
+                y = attention_to_all(q, keys, values)
+                return exclude(y, v, gate) if xsa else y if gate is None else (y * gate[..., None]).to(q.dtype)
 
             return attention
 
@@ -71,11 +75,11 @@ class KVCachedNetwork:
         stream = self.network.run_layers(
             stream, tokens, layers, rotary, adapters=adapters, matrices=self.matrices, attention_of=attention_of
         )
-        return stream, own
+        return stream, seen
 
     def logits(self, leaving: Tensor, adapters: Adapters | None = None) -> Tensor:
-        """Softcapped logits (B, T, V) of `Stream.leaving`, (B, T, D)."""
-        return self.network.head(rms_norm(leaving), adapters)
+        """Raw logits (B, T, V) of `Stream.leaving`, (B, T, D), in the activations' dtype."""
+        return self.network.raw_logits(rms_norm(leaving), adapters)
 
     def _rotary_tables(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         if self._rotary is None or len(self._rotary[0]) < last:
@@ -85,18 +89,11 @@ class KVCachedNetwork:
         return cos[first:last], sin[first:last]
 
 
-def attention_after(past_keys, past_values, q, k, v, *, exclusive: bool, gate: Tensor | None) -> Tensor:
-    """Attention of queries (B, T, H, d) to keys and values of P earlier positions, (B, P, Hkv, d), and causally to those of
-    their own."""
-    before, width = past_keys.shape[1], q.shape[1]
-    mask = torch.ones(width, before + width, dtype=torch.bool, device=q.device).tril(before)
+def attention_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of queries (B, T, H, d) that stand at the last T of the keys' positions, (B, P + T, Hkv, d)."""
+    width, length = q.shape[1], k.shape[1]
+    mask = torch.ones(width, length, dtype=torch.bool, device=q.device).tril(length - width)
     y = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        torch.cat([past_keys, k], 1).transpose(1, 2),
-        torch.cat([past_values, v], 1).transpose(1, 2),
-        attn_mask=mask,
-        enable_gqa=q.shape[2] != k.shape[2],
-    ).transpose(1, 2)
-    if exclusive:
-        return xsa(y, v, gate)
-    return y if gate is None else (y * gate[..., None]).to(q.dtype)
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, enable_gqa=q.shape[2] != k.shape[2]
+    )
+    return y.transpose(1, 2)

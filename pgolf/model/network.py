@@ -144,7 +144,6 @@ class Network(nn.Module):
         targets: Tensor,
         *,
         weights: Tensor | None = None,
-        reduction: str = "mean",
         hidden: Tensor | None = None,
     ) -> Tensor:
         """Cross-entropy of the softcapped logits; in training mode the mean of the further heads' is added, weighted.
@@ -152,17 +151,20 @@ class Network(nn.Module):
         operators = self._operators()
         hidden = self.hidden(tokens) if hidden is None else hidden
 
-        def cross_entropy(raw: Tensor, skip: int) -> Tensor:
+        def cross_entropy(head: Tensor, skip: int) -> Tensor:
             """Against the targets `skip` places on; where the row ends, there is nothing to predict."""
             ahead = F.pad(targets[:, skip:], (0, skip), value=-100)
             share = None if weights is None else F.pad(weights[:, skip:], (0, skip))
-            return operators.cross_entropy(raw, ahead, softcap=self.settings.softcap, weights=share, reduction=reduction)
+            matrix = head.to(hidden.dtype)
+            return operators.linear_cross_entropy(hidden, matrix, ahead, softcap=self.settings.softcap, weights=share)
 
-        loss = cross_entropy(self.raw_logits(hidden), 0)
+        if self.input_hook is not None:
+            self.input_hook("head", 0, hidden)
+        loss = cross_entropy(self.output_matrix(), 0)
         # multi-token prediction, arXiv:2404.19737; a head is a matrix and nothing else
         further = list(self.mtp_heads.parameters())[: tokens.shape[1] - 1] if self.training else []
         if further:
-            losses = [cross_entropy(F.linear(hidden, head.to(hidden.dtype)), skip) for skip, head in enumerate(further, 1)]
+            losses = [cross_entropy(head, skip) for skip, head in enumerate(further, 1)]
             loss = loss + self.settings.mtp_weight * sum(losses) / len(losses)
         return loss
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pgolf.kernels.attention import attention
 from pgolf.kernels.attention import reference as attention_reference
-from pgolf.kernels.cross_entropy import cross_entropy
-from pgolf.kernels.cross_entropy.reference import cross_entropy_reference
+from pgolf.kernels.cross_entropy import linear_cross_entropy
+from pgolf.kernels.cross_entropy.reference import linear_cross_entropy_reference
 from pgolf.kernels.mlp import mlp
 from pgolf.kernels.mlp.reference import mlp_reference
 from pgolf.kernels.rotary import reference as rotary_reference
@@ -21,7 +21,7 @@ class Operators(NamedTuple):
     attention: Callable
     rotary: Callable
     mlp: Callable
-    cross_entropy: Callable
+    linear_cross_entropy: Callable
     scan: Callable
     plain: bool
     """In plain torch."""
@@ -38,12 +38,12 @@ class Operators(NamedTuple):
 
 
 OPERATORS = {
-    "kernels": Operators(attention, rotary, mlp, cross_entropy, scan, False),
+    "kernels": Operators(attention, rotary, mlp, linear_cross_entropy, scan, False),
     "reference": Operators(
         attention_reference.attention,
         rotary_reference.rotary,
         mlp_reference,
-        cross_entropy_reference,
+        linear_cross_entropy_reference,
         scan_chunked,
         True,
     ),

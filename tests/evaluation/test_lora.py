@@ -50,12 +50,12 @@ class DocumentScores:
     def __init__(self):
         self.taken = []
 
-    def take(self, opened, logits):
+    def take(self, opened, logits, softcap):
         scores = []
         for one, row in zip(opened, logits, strict=True):
             self.taken.append((one.start, one.stop))
             row = row[: one.stop - one.start]
-            scores.append({"adapted": statistics_of(row, one.targets(one.start, one.stop)).nats})
+            scores.append({"adapted": statistics_of(row, one.targets(one.start, one.stop), softcap=softcap).nats})
         return scores
 
 

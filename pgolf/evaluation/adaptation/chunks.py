@@ -61,6 +61,8 @@ class ChunkAdapter:
         for trained, gradient in zip(self.trained, self._gradients, strict=True):
             trained.grad = gradient
         self._optimiser = self._make_optimiser()
+        on_gpu = self.device.type == "cuda"
+        self._loss = torch.compile(self._learner.loss, fullgraph=True, dynamic=False) if on_gpu else self._learner.loss
 
         self._scorer = self._raw
         self._average: list[torch.Tensor] = []
@@ -128,7 +130,7 @@ class ChunkAdapter:
     def _step(self, inputs, targets, weights, shares: list[tuple[int, int]]) -> None:
         self._optimiser.zero_grad(set_to_none=False)
         if len(inputs):
-            self._learner.loss(inputs, targets, weights=weights if self.settings.byte_weighted else None).backward()
+            self._loss(inputs, targets, weights=weights if self.settings.byte_weighted else None).backward()
         for pending in self.world.start_average(self._gradients):
             pending.wait()
         busy = sum(stop > start for start, stop in shares)

@@ -13,19 +13,19 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pgolf.config import LoraSettings
 from pgolf.errors import PgolfError
 from pgolf.evaluation.adaptation.windows import Windows
 from pgolf.evaluation.stream import OpenSpan, ScoredStream
+from pgolf.kernels.cross_entropy import cross_entropy
 from pgolf.kernels.lora import lora_adam, lora_reset
 from pgolf.model import Adapters, KVCachedNetwork, Network
 
 
 class Scores(Protocol):
-    def take(self, opened: Sequence[OpenSpan], logits: Tensor) -> list[dict[str, np.ndarray]]:
-        """The scores to commit for the opened targets of each document, the first of its row of logits (rows, T, V)."""
+    def take(self, opened: Sequence[OpenSpan], logits: Tensor, softcap: float) -> list[dict[str, np.ndarray]]:
+        """The scores to commit for the opened targets of each document, the first of its row of raw logits (rows, T, V)."""
 
 
 class Planner(Protocol):
@@ -131,7 +131,9 @@ class LoraScorer:
                 windows.open(opened, [document.first for document in active], stop)
                 adapters = trainer.adapters(len(active)) if trainer else None
                 logits = windows.logits(adapters)
-            for document, nats in zip(active, scores.take(opened, logits.detach()), strict=True):
+            for document, nats in zip(
+                active, scores.take(opened, logits.detach(), self.network.settings.softcap), strict=True
+            ):
                 document.commit(nats)
             if trainer and adapters and going_on:
                 final = np.stack([d.learn(d.first + at, d.first + stop)[1:] for d in going_on]).astype(np.int64)
@@ -155,7 +157,7 @@ class LoraTrainer:
     """The adapters of up to `capacity` documents, and their optimiser."""
 
     def __init__(self, network: KVCachedNetwork, settings: LoraSettings, capacity: int):
-        self.settings = settings
+        self.settings, self.softcap = settings, network.settings.softcap
         whole = Adapters.create(
             network.settings,
             capacity,
@@ -197,10 +199,9 @@ class LoraTrainer:
         return Adapters(dict(zip(self.sites, zip(leaves, leaves, strict=True), strict=True)), self.initial, self.scale)
 
     def learn(self, adapters: Adapters, logits: Tensor, targets: Tensor) -> None:
-        """One step of the first documents, as many as have targets, from logits that `adapters` gave."""
+        """One step of the first documents, as many as have targets, from raw logits that `adapters` gave."""
         documents = len(targets)
-        kind = torch.promote_types(logits.dtype, torch.float32)
-        nats = F.cross_entropy(logits[:documents].transpose(1, 2).to(kind), targets, reduction="none")
+        nats = cross_entropy(logits[:documents], targets, softcap=self.softcap, reduction="none")
         leaves = adapters.parameters()
         # a mean for each document, summed: no document feels how many others there are
         gradients = torch.autograd.grad(nats.mean(1).sum(), leaves)

@@ -91,11 +91,11 @@ class Windows:
         self.places = torch.from_numpy(np.stack(places)).to(self.device)
 
     def logits(self, adapters: Adapters | None) -> Tensor:
-        """Softcapped logits of the open targets, (rows, longest span, V); rows with fewer repeat their last."""
+        """Raw logits of the open targets, (rows, longest span, V); rows with fewer repeat their last."""
         network, memory = self.network, self._open_memory()
         at = self.fresh - memory.dropped
         seen = _part(memory.kept, slice(None), slice(at))
-        stream, own = network.run_layers(
+        stream, kept = network.run_layers(
             memory.stream.part(slice(None), slice(at, None)),
             memory.tokens[:, at:],
             network.layers[self.floor :],
@@ -104,7 +104,7 @@ class Windows:
             adapters=adapters,
         )
         if self.refresh >= 0:
-            memory.kept = _joined(seen, own)
+            memory.kept = kept
         leaving = stream.leaving()
         opened = leaving.gather(1, self.places[..., None].expand(-1, -1, leaving.shape[-1]))
         return network.logits(opened, adapters)
@@ -118,13 +118,12 @@ class Windows:
         memory = self._open_memory()
         begin = self.fresh - memory.dropped
         seen = _part(memory.kept, slice(None), slice(begin))
-        own: Past = {}
         if memory.tokens.shape[1] > begin:
-            _, own = self.network.run_layers(
+            _, seen = self.network.run_layers(
                 memory.stream.part(slice(None), slice(begin, None)), memory.tokens[:, begin:],
                 self.network.layers[self.floor :], first=self.fresh, past=seen, adapters=adapters,
             )  # fmt: skip
-        return memory.below | (_joined(seen, own) if own else seen)
+        return memory.below | seen
 
     def keep(self, rows: int) -> None:
         """Go on with the first documents only."""
@@ -151,23 +150,14 @@ class Windows:
             place[: len(row)] = row
         given = torch.from_numpy(padded).to(self.device)
         tokens, below = given[:, lead:], before.below if before else {}
-        stream, own = self.network.run_layers(
+        stream, below = self.network.run_layers(
             self.network.embed(given, lead), tokens, self.network.layers[: self.floor], first=known, past=below
         )
         if before is None:
-            return Memory(tokens, stream, own, {})
+            return Memory(tokens, stream, below, {})
         tokens = torch.cat([before.tokens, tokens], 1)
-        return Memory(tokens, before.stream.then(stream), _joined(below, own), before.kept, before.dropped)
+        return Memory(tokens, before.stream.then(stream), below, before.kept, before.dropped)
 
 
 def _part(past: Past, rows: slice, positions: slice) -> Past:
     return {layer: (keys[rows, positions], values[rows, positions]) for layer, (keys, values) in past.items()}
-
-
-def _joined(past: Past, own: Past) -> Past:
-    if not past:
-        return own
-    return {
-        layer: (torch.cat([past[layer][0], keys], 1), torch.cat([past[layer][1], values], 1))
-        for layer, (keys, values) in own.items()
-    }
