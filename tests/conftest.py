@@ -1,6 +1,7 @@
 """What every test gets: fixed seeds, memory that shows when it was not written, and GPU tests skipped with a reason."""
 
 import os
+import signal
 import sys
 
 # as pgolf.process does, which has to come before torch as well
@@ -11,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+# a shell lets its background jobs ignore Ctrl-C, and children would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 # torch remembers which constructors a device's context governs: it must meet the real ones before a test poisons them
 with torch.device("cpu"):

@@ -16,10 +16,13 @@ from pgolf.config import preset_names
 SMALL = ["--scale", "tiny", "--steps", "3", "--evaluation.max-tokens", "1024", "--device", "cpu"]
 
 
+# another number of threads sums in another order
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2"}
+
+
 def pgolf(*words, program=("-m", "pgolf.run"), **options):
     command = [sys.executable, *program, *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, **options)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     options = ["--scale", "tiny", "--steps", "100", "--training.checkpoint-seconds", "0.1", "--device", "cpu"]
     calm, cut = tmp_path / "calm", tmp_path / "cut"
     assert pgolf("train", "--out", calm, *options).returncode == 0
-    training = subprocess.Popen([sys.executable, "-m", "pgolf.run", "train", "--out", cut, *options])
+    training = subprocess.Popen([sys.executable, "-m", "pgolf.run", "train", "--out", cut, *options], env=ENVIRONMENT)
     while not (cut / "checkpoint.safetensors").exists():
         assert training.poll() is None
         time.sleep(0.01)

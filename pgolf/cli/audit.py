@@ -40,7 +40,7 @@ class Options:
     out: str = ""
     """Where audit.json and audit.html go; empty: the run's folder, or the current one."""
     device: str = ""
-    """cpu, cuda, ... Empty: CUDA where there is one."""
+    """cpu, cuda, ...; empty: CUDA if there."""
 
 
 def main(words: list[str]) -> int:

@@ -32,17 +32,17 @@ class RunOptions:
     """
 
     preset: str = "quick"
-    """Which system; pgolf --list shows all."""
+    """Which system; --list shows all."""
     out: str = ""
     """Folder of the run. Empty: runs/<time>-<preset>, or runs/$RUN_ID."""
     scale: str = "full"
     """tiny: every mechanism of the preset at a size that two CPU cores can run."""
     steps: int = 0
-    """A fixed number of training steps; the schedule then counts steps and the run repeats bit for bit. 0: by the clock."""
+    """So many training steps, which repeat bit for bit. 0: by the clock."""
     seed: int = 1337
     """Seed of everything that is drawn."""
     device: str = ""
-    """cpu, cuda, ... Empty: CUDA where there is one."""
+    """cpu, cuda, ...; empty: CUDA if there."""
     resume: bool = False
     """Continue the run in --out where it was cut off, with the settings that it was begun with."""
 

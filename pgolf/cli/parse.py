@@ -33,7 +33,7 @@ class DeviceOptions(FolderOptions):
     """One stage of an existing run, on a device."""
 
     device: str = ""
-    """cpu, cuda, ... Empty: CUDA where there is one."""
+    """cpu, cuda, ...; empty: CUDA if there."""
 
 
 def parse(options: type[Options], words: list[str], stage: str, default: Options | None = None) -> Options:

@@ -25,7 +25,7 @@ class Options:
     jobs: int = 0
     """Stages at once. 0: one on this machine, as many as fit on a cluster."""
     device: str = ""
-    """cpu, cuda, ... Empty: CUDA where there is one."""
+    """cpu, cuda, ...; empty: CUDA if there."""
     retry: bool = False
     """Try stages again that crashed."""
     page_only: bool = False

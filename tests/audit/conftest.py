@@ -38,7 +38,7 @@ def folder_of(path, preset, dataset, **mixer):
     model = build_model(settings.model, seed=1)
     model.tok_emb.weight.data *= 100
     size = write_artifact(found.artifact, submission_state(model), settings, dataset.tokenizer_path.read_bytes(),
-                          code_bytes=len(make_script(settings, "cpu").encode()))  # fmt: skip
+                          code_bytes=len(make_script(settings, "cpu")))  # fmt: skip
     found.update_summary(artifact=ArtifactSize(**size.as_dict(), seconds=1.0))
     return found
 

@@ -24,7 +24,7 @@ def named(folder, dataset, summary=None, record=None):
     settings = read_toml(folder.config)
     tokens = np.asarray(dataset.val_tokens())[: settings.evaluation.max_tokens + 1]
     record = record or ScoreLog(folder.scores).read()
-    code = make_script(settings, "cpu").encode()
+    code = make_script(settings, "cpu")
     found = list(
         recount(folder, settings, summary or dataclasses.asdict(folder.read_summary()), dataset, tokens, record, code)
     )

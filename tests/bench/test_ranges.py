@@ -43,7 +43,7 @@ def test_every_operator_and_phase_has_one_in_a_trace():
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     found = set(json.loads(done.stdout.splitlines()[-1]))
     operators = ["attention by sdpa", "xsa", "xsa_backward", "rotary", "rotary_backward", "mlp", "mlp_backward"]
-    operators += ["cross_entropy", "logit_stats", "lora"]
+    operators += ["linear_cross_entropy", "logit_stats", "lora"]
     wanted = {f"pgolf.{name}" for name in operators} | {"phase: steps", "phase: validation"}
     wanted |= {"pgolf.newton_schulz"}  # within a compiled graph
     assert wanted <= found
