@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pgolf.artifact.pack import read_artifact
+from pgolf.cli import pack
 from pgolf.cli.common import CACHE
 from pgolf.cli.parse import parse
 from pgolf.cli.score import Options
@@ -21,6 +22,14 @@ from pgolf.folder import RunFolder
 from pgolf.model import build_model
 from pgolf.run import main
 from tests import summaries
+
+
+@pytest.fixture(scope="module", autouse=True)
+def script_of_one_size():
+    """Making the counted script takes seconds, and has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack, "code_bytes", lambda settings, device: 60_000)
+        yield
 
 
 @pytest.fixture(scope="module")
