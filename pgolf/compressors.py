@@ -51,8 +51,8 @@ def _ppmd(order: int) -> Size:
     return size
 
 
-def _program(*words: str) -> Size:
-    """Of the file that a program leaves at `out`, made from one named `text`; both lie in a folder of their own."""
+def _program(*words: str, made: str = "out") -> Size:
+    """Of the file that a program makes from one named `text`; both lie in a folder of their own."""
 
     def size(text: bytes) -> int:
         with tempfile.TemporaryDirectory(prefix="pgolf-peer-") as place:
@@ -60,7 +60,7 @@ def _program(*words: str) -> Size:
             subprocess.run(
                 words, cwd=place, check=True, capture_output=True, timeout=PROGRAM_SECONDS, stdin=subprocess.DEVNULL
             )
-            return (Path(place) / "out").stat().st_size
+            return (Path(place) / made).stat().st_size
 
     return size
 
@@ -75,7 +75,7 @@ SIZES: dict[str, Size] = {
     "PPMd H o32": _ppmd(32),
     "bzip3": _program("bzip3", "-e", "-b", "64", "text", "out"),
     "lrzip -z": _program("lrzip", "-q", "-z", "-L", "9", "-o", "out", "text"),
-    "zpaq -m5": _program("zpaq", "a", "out", "text", "-m5", "-t1"),
+    "zpaq -m5": _program("zpaq", "a", "out.zpaq", "text", "-m5", "-t1", made="out.zpaq"),
 }
 ZSTD = "zstd --ultra -22"
 NEEDS_MODULE = {"brotli": "brotli", "PPMd": "pyppmd"}
@@ -117,18 +117,11 @@ def measured(text: bytes, training: bytes, progress: Callable[[float], None] = l
     for (name, _), done in waiting.items():
         if name not in failed:
             done.result()
-    per_byte = 8 / len(text)
-    return {
-        name: Compressor(
-            sizes[name, False],
-            sizes[name, False] * per_byte,
-            len(text),
-            sizes[name, True] if training else None,
-            sizes[name, True] * per_byte if training else None,
-        )
-        for name in names
-        if name not in failed
-    }
+
+    def entry(alone: int, primed: int | None) -> Compressor:
+        return Compressor(alone, 8 * alone / len(text), len(text), primed, None if primed is None else 8 * primed / len(text))
+
+    return {name: entry(sizes[name, False], sizes.get((name, True))) for name in names if name not in failed}
 
 
 def standing(bpb: float, peers: Mapping[str, Compressor]) -> str:

@@ -31,7 +31,7 @@ def test_alone_and_primed():
 
 def test_a_program_that_fails_is_left_out(monkeypatch, tmp_path):
     for name, body in (
-        ("zpaq", "import sys; open('out', 'wb').write(bytes(7)); sys.exit(0)"),
+        ("zpaq", "import sys; open('out.zpaq', 'wb').write(bytes(7)); sys.exit(0)"),
         ("bzip3", "import sys; sys.exit(3)"),
     ):
         (tmp_path / name).write_text(f"#!{sys.executable}\n{body}\n")
@@ -51,3 +51,10 @@ def test_where_a_score_stands():
     )
     assert standing(1.2, {"xz -9e": Compressor(1, 2.3, 4)}) == "beside compressors: below xz -9e 2.3000"
     assert standing(1.2, {OWN: Compressor(1, 9.0, 4)}) == ""
+
+
+def test_the_programs_that_are_here_are_called_rightly():
+    """Whatever is installed shortens the text; a wrong word on a command line would leave the program out in silence."""
+    found = measured(TRAINING, b"")
+    assert found.keys() == set(compressors.installed())
+    assert all(peer.bytes < len(TRAINING) / 2 for peer in found.values())
