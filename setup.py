@@ -66,7 +66,7 @@ setup(
         "tensorboard": ["tensorboard>=2.19"],
         "trackio": ["trackio>=0.20"],
         "wandb": ["wandb>=0.20"],
-        # the API reference: pdoc -o site pgolf
+        # the API reference: python docs/api.py
         "docs": ["pdoc>=15"],
         # peers of the bench: whichever is not there is named in its table and left out
         "bench": ["brotli>=1.1", "liger-kernel>=0.5", "gemlite>=0.4", "torchao>=0.9"],

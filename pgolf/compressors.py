@@ -9,14 +9,13 @@ import lzma
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from pathlib import Path
 
 import zstandard
 
+from pgolf.files import temporary_folder
 from pgolf.summary import Compressor
 
 # more text than this is not worth the wait, and beyond 27 bits zstd's window no longer holds it
@@ -55,12 +54,12 @@ def _program(*words: str, made: str = "out") -> Size:
     """Of the file that a program makes from one named `text`; both lie in a folder of their own."""
 
     def size(text: bytes) -> int:
-        with tempfile.TemporaryDirectory(prefix="pgolf-peer-") as place:
-            (Path(place) / "text").write_bytes(text)
+        with temporary_folder("compressor") as place:
+            (place / "text").write_bytes(text)
             subprocess.run(
                 words, cwd=place, check=True, capture_output=True, timeout=PROGRAM_SECONDS, stdin=subprocess.DEVNULL
             )
-            return (Path(place) / made).stat().st_size
+            return (place / made).stat().st_size
 
     return size
 

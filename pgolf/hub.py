@@ -7,7 +7,7 @@ what they are, and the artifact's own checksum is compared as well.
 import contextlib
 import os
 import re
-import tempfile
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from pgolf.artifact.container import read_container
 from pgolf.config import read_toml
 from pgolf.errors import PgolfError
-from pgolf.files import atomic_folder, sha256_of
+from pgolf.files import atomic_folder, sha256_of, temporary_folder
 from pgolf.folder import RunFolder
 from pgolf.report.card import card
 
@@ -50,7 +50,7 @@ def push(folder: RunFolder, repo: str, *, private: bool = False) -> str:
 def pull(repo: str, out: Path, revision: str = "") -> RunFolder:
     """A folder with the pulled files, which `show`, `score` and `compress` take; it appears whole or not at all."""
     try:
-        with atomic_folder(out) as staging, tempfile.TemporaryDirectory() as place:
+        with atomic_folder(out) as staging, temporary_folder("pull") as place:
 
             def get(name: str) -> Path:
                 with asking(repo) as (hub, _):
@@ -61,7 +61,7 @@ def pull(repo: str, out: Path, revision: str = "") -> RunFolder:
                 path = get(name)
                 if sha256_of(path) != sums[name]:
                     raise HubError(f"{repo}: {name} is not what {SUMS} says; its sha256 differs, so nothing was kept")
-                path.rename(staging / name)
+                shutil.move(path, staging / name)  # the two folders may be on different disks
             found = RunFolder(staging)
             read_container(found.artifact)
             read_toml(found.config)

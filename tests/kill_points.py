@@ -29,8 +29,8 @@ import pgolf.cli.audit
 import pgolf.cli.data
 import pgolf.cli.export
 import pgolf.cli.report
-import pgolf.cli.run
 import pgolf.cli.score
+import pgolf.cli.stages
 import pgolf.evaluation.evaluate
 import pgolf.evaluation.ngram_table
 from pgolf.artifact import code, coder
@@ -125,7 +125,7 @@ def prepare() -> None:
     of its own becomes part of it, so that one count goes through all of a run."""
     torch.set_num_threads(1)
     coder.shape_tables()
-    pgolf.cli.run.run_child = lambda words: argparse.Namespace(returncode=main(words[3:]))
+    pgolf.cli.stages.run_child = lambda words: argparse.Namespace(returncode=main(words[3:]))
     pgolf.cli.audit.audit_run = lambda *words, **options: Report([], ["sliding"], 1.0)
 
 

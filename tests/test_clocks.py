@@ -14,13 +14,13 @@ import pgolf.cli.score
 import pgolf.evaluation.load
 import pgolf.training.loop
 from pgolf.budget import Budget
-from pgolf.data import build_dataset
 from pgolf.errors import OVER_LIMIT
 from pgolf.evaluation.adaptation.chunks import ChunkAdapter
 from pgolf.evaluation.scoring_pass import ScoringPass
 from pgolf.folder import RunFolder
 from pgolf.run import main
 from pgolf.training.loop import Trainer
+from tests.small_dataset import small_dataset
 
 STEP, CALIBRATION, ROUNDING, LOADING, WINDOW, LEARNING = 0.5, 1.0, 1.5, 2.0, 0.075, 0.75
 TRAINING, SCORING = 30.0, 60.0
@@ -67,10 +67,7 @@ def machine(monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clocks") / "data"
-    lines = "\n\n".join(f"The {word} of {{0}} and its {word * 2}s, said once more." for word in "abcdefgh")
-    build_dataset([lines.format(number) for number in range(400)], folder, vocab_size=280)
-    return folder
+    return small_dataset(tmp_path_factory.mktemp("clocks") / "data").folder
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 import pgolf.cli.pack
-from pgolf.data import build_dataset
 from pgolf.folder import RunFolder
 from pgolf.run import main
+from tests.small_dataset import small_dataset
 from tests.test_process import is_gone, until
 
 TINY = """--scale tiny --model.layers 1 --model.value-embedding-layers --steps 1 --evaluation.max-tokens 0
@@ -19,10 +19,7 @@ TINY = """--scale tiny --model.layers 1 --model.value-embedding-layers --steps 1
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("driver") / "data"
-    lines = "\n\n".join(f"The {word} of {{0}} and its {word * 2}s, said once more." for word in "abcdefgh")
-    build_dataset([lines.format(number) for number in range(400)], folder, vocab_size=280)
-    return folder
+    return small_dataset(tmp_path_factory.mktemp("driver") / "data").folder
 
 
 def start(*words, **options) -> subprocess.Popen:

@@ -16,10 +16,10 @@ import pgolf.cli.data
 import pgolf.cli.train
 from pgolf.cli.train import write_weights
 from pgolf.config import Settings, to_toml
-from pgolf.data import build_dataset
 from pgolf.folder import RunFolder
 from pgolf.model import build_model
 from pgolf.run import main
+from tests.small_dataset import small_dataset
 from tests.training.tiny import MODEL
 
 
@@ -47,10 +47,7 @@ def trained(tmp_path) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faults") / "data"
-    lines = "\n\n".join(f"The {word} of {{0}} and its {word * 2}s, said once more." for word in "abcdefgh")
-    build_dataset([lines.format(number) for number in range(60)], folder, vocab_size=280)
-    return folder
+    return small_dataset(tmp_path_factory.mktemp("faults") / "data", documents=60).folder
 
 
 # ---- flags

@@ -152,11 +152,7 @@ def passages(claims: Claims, tokens: np.ndarray) -> Verdict:
     if claims.canonical_count:
         return figure, None, "The challenge's own split: nothing that this submission could change."
     if share > PASSAGES_ALLOWED:
-        return (
-            figure,
-            False,
-            "Part of what it is scored on is copied from what it was trained on, in documents that are others.",
-        )
+        return figure, False, "Part of what it is scored on stands in other documents that it was trained on."
     return figure, True, "What it is scored on was not copied from what it was trained on."
 
 

@@ -221,7 +221,10 @@ def size_differences(
 
 
 def training_differences(summary: dict, folder: RunFolder, settings: Settings, dataset: Dataset, artifact) -> Iterator[str]:
-    known = {"preset": settings.preset, "seed": settings.seed, "corpus": {"name": dataset.name, "digest": dataset.digest}}
+    corpus: dict[str, str | float | None] = {"name": dataset.name, "digest": dataset.digest}
+    if (summary.get("corpus") or {}).get("shared") is not None:
+        corpus["shared"] = dataset.shared
+    known = {"preset": settings.preset, "seed": settings.seed, "corpus": corpus}
     for name, value in known.items():
         if summary.get(name) is not None:
             yield from differences(summary[name], value, name)

@@ -198,7 +198,7 @@ def claims_of_run(
         stream_targets=None if partial else settings.evaluation.scored_targets(len(tokens) - 1),
         training_documents=lambda: documents_of(dataset, map(open_shard, shards)),
         validation_documents=lambda: documents_of(dataset, [tokens]),
-        shared_passages=dataset.shared,
+        shared_passages=lambda: dataset.shared,
         canonical_count=FINEWEB_DOCUMENTS if dataset.name.startswith("fineweb") else 0,
         documents_note=note,
     )

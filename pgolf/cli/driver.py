@@ -9,16 +9,14 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from pgolf.cli.pack import pack
 from pgolf.cli.score import score
-from pgolf.cli.train import train
+from pgolf.cli.stages import stages
 from pgolf.config.load import from_table, read_toml, to_toml
 from pgolf.config.settings import Settings
-from pgolf.errors import OVER_LIMIT, PgolfError, UsageError
+from pgolf.errors import PgolfError, UsageError
 from pgolf.files import sweep, write_whole
 from pgolf.folder import FolderError, RunFolder, new_run_path
-from pgolf.process import Stopped, end_with_parent, keep_freed_memory, rank, run_child, stopping_on_signals
-from pgolf.summary import Summary
+from pgolf.process import Stopped, end_with_parent, keep_freed_memory, rank, stopping_on_signals
 
 # the submission's settings, as they differ from the defaults; a script has them here
 FROZEN: dict = {}
@@ -74,24 +72,9 @@ def run(words: list[str]) -> int:
             if folder.config.exists():
                 raise FolderError(f"{path} holds a run already; give --resume to continue it, or another --out")
             write_whole(folder.config, to_toml(settings))
-        return stages(folder, settings, device, resume)
-
-
-def stages(folder: RunFolder, settings: Settings, device: str, resume: bool) -> int:
-    """Train, pack and score, or what of it is not done yet. A clock that is overrun does not keep the next stage away; the
-    summary remembers it."""
-    done = folder.read_summary() if resume else Summary()
-    code = 0 if done.train else train(folder, settings, device, resume=resume)
-    if code in (0, OVER_LIMIT) and not rank() and not done.artifact:
-        code = pack(folder, device)
-    if code in (0, OVER_LIMIT) and not done.scoring:
-        # a process of its own: the score must come from the artifact, by code that has never seen training
         here = Path(__file__)
         program = (
             f"import sys; sys.path.insert(0, {str(here.parent)!r}); from {here.stem} import main; sys.exit(main(sys.argv[1:]))"
         )
-        command = [sys.executable, "-c", program, "score", str(folder.path)]
-        code = run_child(command + [device] * bool(device)).returncode
-    if code or rank():
-        return code
-    return OVER_LIMIT if folder.read_summary().over_limit else 0
+        scoring = [sys.executable, "-c", program, "score", str(folder.path)] + [device] * bool(device)
+        return stages(folder, settings, device, resume, scoring)

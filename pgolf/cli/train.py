@@ -85,7 +85,7 @@ def train(folder: RunFolder, settings: Settings, device: str, *, resume: bool) -
             folder.update_summary(
                 preset=settings.preset,
                 seed=settings.seed,
-                corpus=Corpus(dataset.name, dataset.digest, dataset.shared()),
+                corpus=Corpus(dataset.name, dataset.digest, dataset.shared),
                 parameters=narrator.parameters,
                 train=done,
                 device=device_name(world.device),

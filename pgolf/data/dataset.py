@@ -104,11 +104,13 @@ class Dataset:
         training = (text for path in self.train_shards for text in self._texts(open_shard(path)))
         return shared_bytes(validation, training, passage), sum(map(len, validation))
 
+    @cached_property
     def shared(self) -> float | None:
         """The share of the validation text in such passages; None where there is too much training text to look through."""
         if not self.reads_whole():
             return None
-        return self.measured("shared passages", self.shared_passages, _share)
+        shared, total = self.shared_passages()
+        return shared / total if total else 0.0
 
     def reads_whole(self) -> bool:
         return 0 < sum(map(token_count, self.train_shards)) <= READ_WHOLE
@@ -138,11 +140,6 @@ class Dataset:
     def _document_hashes(self, tokens: np.ndarray) -> Iterator[bytes]:
         for document in np.split(tokens, self.documents(tokens))[1:]:
             yield hashlib.blake2b(document.tobytes(), digest_size=16).digest()
-
-
-def _share(found: list) -> float:
-    shared, total = map(float, found)
-    return shared / max(total, 1.0)
 
 
 def byte_counts_of(shard: Path) -> Path:

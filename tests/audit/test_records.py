@@ -70,6 +70,14 @@ def test_an_edited_figure_is_named(hedge, dataset, path, value):
     assert path in named(hedge, dataset, summary)
 
 
+def test_an_edited_share_of_the_corpus_is_named(hedge, dataset):
+    summary = dataclasses.asdict(hedge.read_summary())
+    summary["corpus"] = {"name": dataset.name, "digest": dataset.digest, "shared": dataset.shared}
+    assert named(hedge, dataset, summary) == ""
+    summary["corpus"]["shared"] += 0.1
+    assert "corpus.shared" in named(hedge, dataset, summary)
+
+
 def test_an_invented_result_is_named(hedge, dataset):
     summary = dataclasses.asdict(hedge.read_summary())
     for legal in (True, False):

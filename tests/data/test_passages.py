@@ -62,6 +62,7 @@ def test_a_dataset_states_its_overlap(tmp_path, capsys, documents, monkeypatch):
              (data.val_shards, data.train_shards)]  # fmt: skip
     assert total == sum(map(len, sides[0]))
     assert shared == covered(*sides, PASSAGE) > 0
+    assert data.shared == shared / total
     assert main(["data", "--overlap", str(tmp_path / "data")]) == 0
     assert f"{shared:,} of {total:,} validation bytes, {shared / total:.1%}" in capsys.readouterr().out
 
