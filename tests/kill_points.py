@@ -72,6 +72,8 @@ COMMANDS = (
     command("audit", ("audit", "made", "--device", "cpu"), "data", "made"),
     command("export", "export run --out made".split(), "run", complete="is not empty"),
     command("report", ("report", "made"), "made"),
+    command("compress", "compress text/7.txt --artifact run/model.pgolf --out made".split(), "text", "run"),
+    command("decompress", "decompress compress --artifact run/model.pgolf --out made".split(), "compress", "run"),
 )
 
 
@@ -145,8 +147,10 @@ def trials(command: Command, store: Path, every: int) -> list[str]:
     if exit_code:
         raise SystemExit(f"{command.name} ended with {exit_code} before anything was killed: {said}")
     if command.name == "run":
-        # for all that follow: the script takes long to make, and is no file of a run
+        # for all that follow: the script takes long to make, and is no file of a run; now count without it
         code.make_script(read_toml(place / "made" / "config.toml"), "cpu")
+        lay_out(command, store, place)
+        _, names, _ = forked(command.words, place)
     expected = contents(place)
     shutil.move(place / "made", calm)
     failures = []
@@ -159,7 +163,8 @@ def trials(command: Command, store: Path, every: int) -> list[str]:
             if exit_code != -signal.SIGKILL:
                 failures.append(f"{where}: not killed, but {exit_code}: {said}")
                 continue
-            exit_code, _, said = forked(command.again if (place / "made").exists() else command.words, place)
+            begun = (place / "made" / "config.toml").exists()
+            exit_code, _, said = forked(command.again if begun else command.words, place)
             if exit_code and not (command.complete and command.complete in said):
                 failures.append(f"{where}: the second try ended with {exit_code}: {said.strip().splitlines()[-1:]}")
             found = contents(place)
@@ -179,6 +184,8 @@ def lay_out(command: Command, store: Path, place: Path) -> None:
     for name in command.needs:
         if name == "made":
             shutil.copytree(store / "run", place / "made")
+        elif name == "data":  # a run remembers there what it has measured
+            shutil.copytree(store / name, place / name)
         else:
             os.symlink(store / name, place / name)
 
