@@ -35,7 +35,6 @@ WINDOW, STRIDE, TARGETS = 64, 32, 320
 DEVICES = ("cpu", "cuda")
 STAGES = ("training", "scoring", "test-time training")
 UNREACHED = {
-    "hedge_score": "score_chunk has taken its place in scoring; an audit's exhibit and the bench still call it",
     "ngram_evidence": "documents side by side; scoring counts in the tries of its stream",
     "ngram_mix": "only with fixed weights (evaluation.mixer.online_weights = false), which no preset has",
     "packed_expand": "an artifact is expanded on the host",

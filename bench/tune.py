@@ -54,7 +54,7 @@ KNOBS = [
     Knob("lora", "launch_expand", "LoRA, rank 80", FORWARD),
     Knob("lora", "launch_adapters", "LoRA, rank 80", BOTH),
     Knob("logit_stats", "launch_forward", "logit statistics, small vocabulary", FORWARD),
-    Knob("hedge", "launch_tokens", "Hedge mixer from logits", FORWARD),
+    Knob("hedge", "launch_tokens", "Hedge mixer counting", FORWARD),
     Knob("packed", "launch_gemv", "packed GEMV, 6 bits, large", FORWARD),
     Knob("packed", "launch_expand", "packed matrices expanded", FORWARD),
     Knob("newton_schulz", "launch_symmetric", "Newton-Schulz, wide", FORWARD),

@@ -2,34 +2,15 @@
 
 from pgolf.kernels.compile import NARROW, Case
 from pgolf.kernels.hedge import gpu
-from pgolf.kernels.hedge.launch import launch_chunk, launch_tokens, traffic_chunk, traffic_count, traffic_score
+from pgolf.kernels.hedge.launch import launch_chunk, launch_tokens, traffic_chunk, traffic_count
 
 BUCKETS = 65_536
-WINDOWS, CHUNK = 65_536, 32_769
+CHUNK = 32_769
 
 
 def compile_cases(capability: int) -> list[Case]:
-    """Windows, chunks and counting."""
-    return [_score(1024), _score(8192), _chunk(1024), _chunk(8192), _count(1024)]
-
-
-def _score(vocabulary: int) -> Case:
-    moved, flops = traffic_score(WINDOWS)
-    signature = _pointers("fp32", "neural", "entropy", "log_weights", "nll", "experts", "sums")
-    signature |= _pointers("i32", "inputs", "targets") | _pointers("i1", "valid") | TABLES
-    signature |= {"count": "i32", "length": "i32", "tokens": "i32", "smoothing": "fp32", "trigram_smoothing": "fp32"}
-    return Case(
-        kernel=gpu.hedge_fwd_kernel,
-        name="fwd",
-        signature=signature,
-        constants={"V": vocabulary, "BUCKETS": BUCKETS},
-        launch=launch_tokens(),
-        shape=f"N={WINDOWS} V={vocabulary}",
-        bytes=moved,
-        flops=flops,
-        max_registers=64,
-        accepts={NARROW: "a token gathers single counts"},
-    )
+    """Chunks in windows, and counting."""
+    return [_chunk(1024), _chunk(8192), _count(1024)]
 
 
 def _chunk(vocabulary: int) -> Case:

@@ -17,63 +17,6 @@ BLOCK = 256
 
 
 @reordered_inlined
-def score_block(neural, entropy, valid, counts, weights, tokens, vocabulary, smoothing, trigram_smoothing, nll, experts, sums):
-    inverse = 1.0 / (tokens + smoothing * vocabulary)
-    sum0 = sum1 = sum2 = sum3 = sum4 = 0.0
-    for i in range(neural.shape[0]):
-        p1 = (counts[0, i] + smoothing) * inverse
-        p2 = (counts[1, i] + smoothing) / (counts[2, i] + smoothing * vocabulary)
-        p3 = (counts[3, i] + trigram_smoothing) / (max(counts[4, i], 1.0) + trigram_smoothing * vocabulary)
-        mixed = weights[0] * exp_below(neural[i]) + weights[4] * exp_below(-entropy[i])
-        mixed += weights[1] * p1 + weights[2] * p2 + weights[3] * p3
-        nll[i] = -log_normal(mixed)
-        e1, e2, e3 = -log_normal(p1), -log_normal(p2), -log_normal(p3)
-        experts[0, i] = -neural[i]
-        experts[1, i] = e1
-        experts[2, i] = e2
-        experts[3, i] = e3
-        experts[4, i] = entropy[i]
-        kept = np.float64(valid[i])
-        sum0 -= neural[i] * kept
-        sum1 += e1 * kept
-        sum2 += e2 * kept
-        sum3 += e3 * kept
-        sum4 += entropy[i] * kept
-    sums[0] += sum0
-    sums[1] += sum1
-    sums[2] += sum2
-    sums[3] += sum3
-    sums[4] += sum4
-
-
-@exact
-def score(
-    neural, entropy, inputs, targets, valid, unigram, bigram, bigram_total, trigram, trigram_total, weights, tokens,
-    smoothing, trigram_smoothing, nll, experts, sums,
-):  # fmt: skip
-    """Score windows (B, T). Experts are laid out (5, B, T): each is written in one stream."""
-    buckets, vocabulary = trigram.shape
-    counts = np.empty((5, BLOCK))
-    for window in range(inputs.shape[0]):
-        before = 0
-        for begin in range(0, inputs.shape[1], BLOCK):
-            end = min(begin + BLOCK, inputs.shape[1])
-            for i in range(begin, end):
-                previous, y = inputs[window, i], targets[window, i]
-                bucket = ((36_313 * before) ^ (27_191 * previous)) % buckets
-                before = previous
-                counts[0, i - begin] = unigram[y]
-                counts[1, i - begin] = bigram[previous, y]
-                counts[2, i - begin] = bigram_total[previous]
-                counts[3, i - begin] = trigram[bucket, y]
-                counts[4, i - begin] = trigram_total[bucket]
-            score_block(
-                neural[window, begin:end], entropy[window, begin:end], valid[window, begin:end], counts, weights, tokens,
-                vocabulary, smoothing, trigram_smoothing, nll[window, begin:end], experts[:, window, begin:end], sums[window],
-            )  # fmt: skip
-
-
-@reordered_inlined
 def ngram_block(counts, tokens, vocabulary, smoothing, trigram_smoothing, probabilities, losses):
     inverse = 1.0 / (tokens + smoothing * vocabulary)
     for i in range(probabilities.shape[1]):

@@ -16,11 +16,6 @@ def launch_chunk() -> Launch:
     return Launch({"BN": 1024}, num_warps=16, num_stages=1)
 
 
-def traffic_score(count: int) -> tuple[int, int]:
-    """Bytes and FLOPs: five gathers in sectors of 32 bytes (three of them random), 17 bytes read and 24 written a token."""
-    return count * (5 * 32 + 17 + 24), 60 * count
-
-
 def traffic_chunk(positions: int, tokens: int, scored: int) -> tuple[int, int]:
     """Bytes and FLOPs: 20 bytes a position of all windows, five sectors and 24 bytes a token, 4 written a scored one."""
     return 20 * positions + (5 * 32 + 24) * tokens + 4 * scored, 5 * positions + 30 * tokens + 40 * scored

@@ -9,20 +9,6 @@ from torch import Tensor
 
 from pgolf.kernels.hedge import op
 from pgolf.kernels.hedge.reference import ETA
-from pgolf.kernels.logit_stats import LogitStats
-
-
-class HedgeScores(NamedTuple):
-    """Scores of a batch of windows (B, T). `learn` takes its step from `sums`, nothing is computed twice."""
-
-    nll: Tensor
-    """(B, T): of the mixture, or of the neural model alone during the warm-up"""
-    experts: Tensor | None
-    """(5, B, T): NLL of the neural, unigram, bigram, trigram and entropy expert; None during the warm-up"""
-    sums: Tensor | None
-    """(5): the experts' NLLs summed over the valid positions"""
-    valid: Tensor | int
-    """how many positions are valid"""
 
 
 class ChunkScores(NamedTuple):
@@ -38,8 +24,8 @@ class HedgeMixer:
     """Five experts, weighted by Hedge over batches: the published arithmetic, its flaws included.
 
         mixer = HedgeMixer(vocab)
-        scores = mixer.score(logit_stats(logits, targets), inputs, targets)   # a batch of windows (B, T)
-        mixer.learn(scores)
+        scores = mixer.score_chunk(log_prob, entropy, tokens, windows)   # in batches of windows
+        mixer.log_weights = scores.log_weights[0, -1]
         mixer.count(chunk)                                    # after a chunk: its tokens, first target's predecessor included
 
     For target y after p1 after p2 (0 where the window begins), with counts of everything in `count` so far:
@@ -48,8 +34,8 @@ class HedgeMixer:
         1 unigram  (u[y] + .1) / (n + .1 V)              4 entropy  e^-H for every y
         2 bigram   (b[p1, y] + .1) / (b[p1] + .1 V)      h = (36313 p2 xor 27191 p1) mod buckets
 
-    NLL = -log sum_k w_k p_k with w = softmax(log_weights). `learn` is Hedge (Freund and Schapire, 1997) with a batch as a
-    round: it subtracts eta times each expert's mean NLL over the valid positions from the log-weights. Before `warmup`
+    NLL = -log sum_k w_k p_k with w = softmax(log_weights). Hedge (Freund and Schapire, 1997) takes a batch as a
+    round and subtracts eta times each expert's mean NLL over the valid positions from the log-weights. Before `warmup`
     tokens are counted the neural model scores alone and the weights rest. The entropy expert gives every token e^-H, so the
     mixture sums to far more than 1, and a trigram row that was never counted sums to 0.911: what comes out is no code
     length and must not be reported as a legal score.
@@ -62,7 +48,7 @@ class HedgeMixer:
         device: where the tables live.
 
     Counts are int32: exact and independent of order. Memory: 4 (V^2 + buckets V) bytes and little more.
-    Per token, `score` moves about 200 bytes (five sectors of 32 among them) and computes about 60 FLOPs.
+    Per token, `score_chunk` moves about 200 bytes (five sectors of 32 among them), and 20 a position of the windows over it.
     """
 
     def __init__(
@@ -86,26 +72,6 @@ class HedgeMixer:
     def tables(self) -> tuple[Tensor, ...]:
         """unigram (V,), bigram (V, V), bigram_total (V,), trigram (buckets, V), trigram_total (buckets,)."""
         return self.unigram, self.bigram, self.bigram_total, self.trigram, self.trigram_total
-
-    def score(self, stats: LogitStats, inputs: Tensor, targets: Tensor, valid: Tensor | None = None) -> HedgeScores:
-        """Score every position of windows of `inputs` (B, T) with their `targets` (B, T). The state is left as it is.
-
-        Args:
-            stats: of the logits at each position (B, T); target and entropy are read.
-            valid: (B, T) bool, false for padding; None where there is none.
-        """
-        for name, x in (("targets", targets), ("stats", stats.target), ("valid", valid)):
-            if x is not None and (x.shape != inputs.shape or inputs.dim() != 2):
-                raise ValueError(
-                    f"HedgeMixer.score: inputs {tuple(inputs.shape)} must be (B, T), and {name} {tuple(x.shape)} likewise"
-                )
-        if valid is None:
-            valid = torch.ones(inputs.shape, dtype=torch.bool, device=inputs.device)
-        if self.tokens < self.warmup:
-            return HedgeScores(-stats.target, None, None, valid.sum())
-        windows = (stats.target.detach(), stats.entropy.detach(), inputs, targets, valid)
-        nll, experts, sums = torch.ops.pgolf.hedge_score(*windows, *self.tables, self.log_weights, self.tokens)
-        return HedgeScores(nll, experts, sums, valid.sum())
 
     def score_chunk(
         self,
@@ -161,11 +127,6 @@ class HedgeMixer:
             log_prob.detach(), entropy.detach(), tokens, flat, shares, batch, *self.tables, start, self.tokens, self.eta
         )
         return ChunkScores(*scores)
-
-    def learn(self, scores: HedgeScores) -> None:
-        """One Hedge step from a batch that `score` returned. Nothing happens in the warm-up."""
-        if scores.sums is not None:
-            self.log_weights = self.log_weights - self.eta * scores.sums / scores.valid
 
     def count(self, tokens: Tensor) -> None:
         """Add a chunk's tokens (C + 1,) to the tables: its C targets and the token before them.

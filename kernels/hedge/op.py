@@ -10,45 +10,8 @@ from pgolf.kernels.hedge.launch import launch_chunk, launch_tokens
 from pgolf.kernels.hedge.reference import SMOOTHING, TRIGRAM_SMOOTHING, hedge_step_reference
 from pgolf.kernels.launch import cdiv, implement
 from pgolf.kernels.tensors import check_range, exact_dtype
-from pgolf.kernels.threads import in_parallel
 
 # ---- on a CPU
-
-
-def score_cpu(
-    neural: Tensor,
-    entropy: Tensor,
-    inputs: Tensor,
-    targets: Tensor,
-    valid: Tensor,
-    unigram: Tensor,
-    bigram: Tensor,
-    bigram_total: Tensor,
-    trigram: Tensor,
-    trigram_total: Tensor,
-    log_weights: Tensor,
-    tokens: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows (B, T): mixture NLL (B, T), experts' NLLs (5, B, T), their sums over the valid positions (5)."""
-    from pgolf.kernels.hedge import cpu
-
-    check_range(inputs, 0, len(unigram) - 1, "HedgeMixer: inputs")
-    check_range(targets, 0, len(unigram) - 1, "HedgeMixer: targets")
-    nll, experts = neural.new_empty(neural.shape), neural.new_empty((5, *neural.shape))
-    # one row a window, so that the sums do not depend on how threads share them
-    sums = torch.zeros(len(neural), 5, dtype=torch.float64)
-    windows = [x.contiguous().numpy() for x in (neural, entropy, inputs.int(), targets.int(), valid)]
-    tables = [x.numpy() for x in (unigram, bigram, bigram_total, trigram, trigram_total)]
-    rules = (log_weights.double().softmax(0).numpy(), float(tokens), SMOOTHING, TRIGRAM_SMOOTHING)
-    results = (nll.numpy(), experts.numpy(), sums.numpy())
-
-    def work(first: int) -> None:
-        here = slice(first, first + share)
-        cpu.score(*(x[here] for x in windows), *tables, *rules, results[0][here], results[1][:, here], results[2][here])
-
-    share = max(1, cdiv(len(neural), torch.get_num_threads()))
-    in_parallel(work, range(0, len(neural), share))
-    return nll, experts, sums.sum(0)
 
 
 def chunk_cpu(
@@ -120,26 +83,6 @@ def count_cpu(
 # ---- on a GPU
 
 
-def score_triton(
-    neural: Tensor, entropy: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor, *tables_and_rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    from pgolf.kernels.hedge import gpu
-
-    *tables, log_weights, tokens = tables_and_rest
-    buckets, vocabulary = tables[3].shape
-    windows = [x.contiguous() for x in (neural, entropy, inputs.int(), targets.int(), valid)]
-    nll, experts = neural.new_empty(neural.shape), neural.new_empty((5, *neural.shape))
-    launch = launch_tokens()
-    blocks = cdiv(neural.numel(), launch.tiles["BN"])
-    sums = neural.new_empty((blocks, 5))
-    if blocks:
-        gpu.hedge_fwd_kernel[(blocks,)](
-            *windows, *tables, log_weights.log_softmax(0).float(), nll, experts, sums, neural.numel(), neural.shape[1], tokens,
-            SMOOTHING, TRIGRAM_SMOOTHING, V=vocabulary, BUCKETS=buckets, **launch.options,
-        )  # fmt: skip
-    return nll, experts, sums.to(log_weights.dtype).sum(0)
-
-
 def chunk_triton(
     neural: Tensor,
     entropy: Tensor,
@@ -189,13 +132,6 @@ def count_triton(tokens: Tensor, *tables: Tensor) -> None:
 # ---- shapes, registration
 
 
-def _fake_score(
-    neural: Tensor, entropy: Tensor, inputs: Tensor, targets: Tensor, valid: Tensor, *tables_and_rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    log_weights = tables_and_rest[-2]
-    return neural.new_empty(neural.shape), neural.new_empty((5, *neural.shape)), log_weights.new_empty(5)
-
-
 def _fake_chunk(
     neural: Tensor, entropy: Tensor, tokens: Tensor, windows: list[int], shares: list[int], batch: int, *tables_and_rest: Any
 ) -> tuple[Tensor, Tensor]:
@@ -208,18 +144,12 @@ TABLES = "Tensor unigram, Tensor bigram, Tensor bigram_total, Tensor trigram, Te
 TABLES_CHANGED = "Tensor(a!) unigram, Tensor(b!) bigram, Tensor(c!) bigram_total, Tensor(d!) trigram, Tensor(e!) trigram_total"
 
 torch.library.define(
-    "pgolf::hedge_score",
-    f"(Tensor neural, Tensor entropy, Tensor inputs, Tensor targets, Tensor valid, {TABLES}, Tensor log_weights, int tokens)"
-    " -> (Tensor nll, Tensor experts, Tensor sums)",
-)
-torch.library.define(
     "pgolf::hedge_chunk",
     f"(Tensor neural, Tensor entropy, Tensor tokens, int[] windows, int[] shares, int batch, {TABLES}, Tensor log_weights,"
     " int counted, float eta) -> (Tensor nll, Tensor history)",
 )
 torch.library.define("pgolf::hedge_count", f"(Tensor tokens, {TABLES_CHANGED}) -> ()")
 for name, on_cpu, on_gpu, fake in (
-    ("score", score_cpu, score_triton, _fake_score),
     ("chunk", chunk_cpu, chunk_triton, _fake_chunk),
     ("count", count_cpu, count_triton, lambda *arguments: None),
 ):

@@ -61,9 +61,9 @@ def test_the_reference_on_numbers_worked_out_by_hand():
 def test_five_experts_over_chunks_and_the_tail():
     vocabulary, chunk, length, stride, total = 13, 60, 24, 8, 205
     stream = repeating_tokens(total + 1, vocabulary)
-    whole, fast = (HedgeMixer(vocabulary, buckets=32, warmup=100) for _ in range(2))
-    tables = [table.clone() for table in whole.tables]
-    log_weights, counted, scored_positions = whole.log_weights.clone(), 0, 0
+    mixer = HedgeMixer(vocabulary, buckets=32, warmup=100)
+    tables = [table.clone() for table in mixer.tables]
+    log_weights, counted, scored_positions = mixer.log_weights.clone(), 0, 0
     windows = [w for w in range(0, total, stride) if min(w + length, total) - w >= stride or w == 0]
     for begin in range(0, total, chunk):
         mine = [w for w in windows if begin <= (w + max(min(length, total - w) - stride, 0) if w else 0) < begin + chunk]
@@ -83,49 +83,39 @@ def test_five_experts_over_chunks_and_the_tail():
                 expected, _, sums = score_reference(*batch, *tables, log_weights, counted)
                 log_weights = hedge_step_reference(log_weights, sums, valid.sum())
                 scored_positions += sum(kept)
-            scores = whole.score(stats, inputs, targets, valid)
-            whole.learn(scores)
-            assert_close(scores.nll[valid], expected[valid], EXACT)
-            assert_close(whole.log_weights, log_weights, EXACT)
             last = torch.arange(length) >= torch.tensor([size - k for size, k in zip(lengths, kept, strict=True)])[:, None]
-            chunk_of.append((stats, list(zip(group, lengths, kept, strict=True)), scores.nll[valid & last], log_weights))
+            chunk_of.append((stats, list(zip(group, lengths, kept, strict=True)), expected[valid & last], log_weights))
         target, entropy = (torch.cat([getattr(stats, name) for stats, *_ in chunk_of]) for name in ("target", "entropy"))
         triples = [triple for _, windows, *_ in chunk_of for triple in windows]
-        few = fast.score_chunk(target, entropy, span, triples, batch=3)
+        few = mixer.score_chunk(target, entropy, span, triples, batch=3)
         assert torch.allclose(few.nll, torch.cat([nll for _, _, nll, _ in chunk_of]), atol=1e-11)
         assert_close(few.log_weights[0, 1:], torch.stack([weights for *_, weights in chunk_of]), EXACT)
-        fast.log_weights = few.log_weights[0, -1]
+        mixer.log_weights = few.log_weights[0, -1]
         chunk_tokens = stream[begin : min(begin + chunk, total) + 1]
         count_reference(chunk_tokens, *tables)
         counted += len(chunk_tokens)
-        for mixer in (whole, fast):
-            mixer.count(chunk_tokens)
-            assert mixer.tokens == counted
-            assert all(torch.equal(a, b) for a, b in zip(mixer.tables, tables, strict=True))
+        mixer.count(chunk_tokens)
+        assert mixer.tokens == counted
+        assert all(torch.equal(a, b) for a, b in zip(mixer.tables, tables, strict=True))
     assert scored_positions > 50 and log_weights[0] != 2
 
 
-def test_masked_positions_and_the_mass_of_the_entropy_expert():
+def test_the_mass_of_the_entropy_expert():
+    """Every symbol in turn as the target of the last position of a window, whose trigram row is not empty."""
     vocabulary = 17
     mixer = HedgeMixer(vocabulary, buckets=64, warmup=0)
-    mixer.count(repeating_tokens(400, vocabulary))
-    inputs, targets = torch.randint(0, vocabulary, (2, 2, 300))
-    logits = torch.randn(2, 300, vocabulary)
-    stats = logit_stats(logits, targets)
-    valid = torch.rand(2, 300) > 0.2
-    found = mixer.score(stats, inputs, targets, valid)
-    nll, experts, sums = score_reference(*stats[2:0:-1], inputs, targets, valid, *mixer.tables, mixer.log_weights, 400)
-    assert_close(found.nll, nll, EXACT)
-    assert_close(found.experts, experts.permute(2, 0, 1), EXACT)
-    assert_close(found.sums, sums, EXACT)
-    # every symbol in turn as the target of one position whose trigram row is not empty
-    place = next(t for t in range(1, 300) if mixer.trigram_total[trigram_bucket(inputs[0, t - 1], inputs[0, t], 64)] > 0)
-    rows = inputs[:1].expand(vocabulary, -1)
-    each = torch.arange(vocabulary)[:, None].expand(vocabulary, 300)
-    swept = logit_stats(logits[:1].expand(vocabulary, -1, -1), each)
-    mass = mixer.score(swept, rows, each).nll.neg().exp().sum(0)
-    assert mass[place].item() == pytest.approx(mixer.mass(stats.entropy)[0, place].item(), rel=1e-10)
-    assert mass[place] > 1.02
+    stream = repeating_tokens(400, vocabulary)
+    mixer.count(stream)
+    inputs, logits = stream[:9], torch.randn(vocabulary, dtype=torch.float64) * 2
+    assert mixer.trigram_total[trigram_bucket(inputs[-2], inputs[-1], 64)] > 0
+    stats = logit_stats(logits.expand(vocabulary, -1), torch.arange(vocabulary))
+    nll = []
+    for symbol in range(vocabulary):
+        log_prob, entropy = torch.zeros(2, 1, 9, dtype=torch.float64)
+        log_prob[0, -1], entropy[0, -1] = stats.target[symbol], stats.entropy[symbol]
+        nll.append(mixer.score_chunk(log_prob, entropy, torch.cat([inputs, torch.tensor([symbol])]), [(0, 9, 1)]).nll)
+    mass = torch.cat(nll).neg().exp().sum()
+    assert mass.item() == pytest.approx(mixer.mass(stats.entropy[0]).item(), rel=1e-10) and mass > 1.02
 
 
 def chunk_example(vocabulary=13, width=24, ranks=3, kind=torch.float64):
@@ -165,9 +155,6 @@ def test_chunks_say_what_is_wrong():
         given = {"log_prob": log_prob, "entropy": entropy, "tokens": tokens, "windows": windows}
         with pytest.raises(ValueError, match=message):
             mixer.score_chunk(**{**given, "shares": shares, "log_weights": weights, **change})
-    stats = logit_stats(torch.randn(1, 8, 13), tokens[None, :8])
-    with pytest.raises(ValueError, match="inputs"):
-        mixer.score(stats, tokens[None, :7], tokens[None, :8])
     with pytest.raises(ValueError, match="0..12"):
         mixer.count(torch.tensor([13]))
 
@@ -282,7 +269,6 @@ def example_arguments():
     grid = tokens.reshape(5, 10)
     stats = logit_stats(torch.randn(5, 10, 11), grid)
     return {
-        "score": (stats.target, stats.entropy, grid, grid, grid > 2, *mixer.tables, mixer.log_weights, 50),
         "chunk": (
             stats.target[:2], stats.entropy[:2], tokens, [0, 10, 10, 8, 9, 3], [0, 1, 2], 1, *mixer.tables,
             torch.randn(2, 5, dtype=torch.float64), 50, 0.1,
@@ -291,7 +277,7 @@ def example_arguments():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["score", "chunk", "count"])
+@pytest.mark.parametrize("name", ["chunk", "count"])
 def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.pgolf, f"hedge_{name}").default, example_arguments()[name])
 

@@ -13,7 +13,6 @@ from pgolf.audit.violations.base import BOS, VOCAB, network
 from pgolf.evaluation.predictors.ngrams import NgramsPredictor
 from pgolf.evaluation.predictors.tilt import BoostPredictor
 from pgolf.kernels.hedge import BoostedCache, HedgeMixer
-from pgolf.kernels.logit_stats import LogitStats
 
 BATCH, CHUNK, WARMUP, BUCKETS = 8, 64, 64, 32
 
@@ -74,10 +73,10 @@ class Hedge(PublishedMixture):
     def batch(self, tokens, first, last, rows):
         target = torch.from_numpy(rows[np.arange(last - first), tokens[first + 1 : last + 1]])[None]
         entropy = torch.from_numpy(-(np.exp(rows) * rows).sum(1))[None]
-        known = torch.from_numpy(tokens[first : last + 1]).int()[None]
-        scores = self.mixer.score(LogitStats(target, entropy, target, target), known[:, :-1], known[:, 1:])
-        self.mixer.learn(scores)
-        return scores.nll[0].numpy()
+        known = torch.from_numpy(tokens[first : last + 1]).int()
+        scores = self.mixer.score_chunk(target, entropy, known, [(0, last - first, last - first)])
+        self.mixer.log_weights = scores.log_weights[0, -1]
+        return scores.nll.numpy()
 
     def count(self, tokens):
         self.mixer.count(torch.from_numpy(tokens).int())

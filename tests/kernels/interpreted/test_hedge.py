@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pgolf.kernels.hedge import HedgeMixer, op
-from pgolf.kernels.hedge.reference import count_reference, score_reference
+from pgolf.kernels.hedge.reference import count_reference
 from pgolf.kernels.launch import Launch
 from tests.kernels.compare import assert_close
 from tests.kernels.tokens import repeating_tokens
@@ -15,20 +15,6 @@ def mixer_example(vocabulary=37, buckets=64):
     mixer.count(repeating_tokens(600, vocabulary))
     mixer.log_weights = torch.tensor([2.0, 0.3, -1.0, 0.5, -0.2], dtype=torch.float64)
     return mixer
-
-
-def test_score():
-    mixer = mixer_example()
-    inputs, targets = torch.randint(0, 37, (2, 3, 111))
-    neural, entropy = -torch.rand(3, 111) * 5, torch.rand(3, 111) * 3
-    neural[0, 3] = -200
-    valid = torch.rand(3, 111) > 0.3
-    state = (*mixer.tables, mixer.log_weights, mixer.tokens)
-    nll, experts, sums = op.score_triton(neural, entropy, inputs, targets, valid, *state)
-    wanted = score_reference(neural.double(), entropy.double(), inputs, targets, valid, *state)
-    assert_close(nll, wanted[0], 1e-5)
-    assert_close(experts, wanted[1].permute(2, 0, 1), 1e-5)
-    assert_close(sums, wanted[2], 1e-5)
 
 
 # a rank without windows, a batch that is not full, windows of several blocks and of a part of one
