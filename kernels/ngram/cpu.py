@@ -170,7 +170,9 @@ def open_document(records, table, scalars, multiplier, shared, waiting, edges, r
 
 @exact
 def successors(records, table, scalars, multiplier, reading, orders, counts):
-    """How often each symbol of the vocabulary followed the context of each order: (K, V)."""
+    """How often each symbol of the vocabulary followed the context of each order, orders rising: (K, V). What followed a
+    longer context has followed every shorter one, so no other symbol is looked up."""
+    candidates, left = np.arange(counts.shape[1]), counts.shape[1]
     for k in range(orders.shape[0]):
         node = reading[orders[k]]
         counts[k] = 0
@@ -178,9 +180,16 @@ def successors(records, table, scalars, multiplier, reading, orders, counts):
             if node >= 0 and records[node, DISTINCT] == 1:
                 counts[k, records[node, TOP]] = records[node, TOP_COUNT]
             continue
-        for symbol in range(counts.shape[1]):
-            edge = find(records, table, scalars, multiplier, node, symbol)
-            counts[k, symbol] = records[edge, COUNT] if edge >= 0 else 0
+        found = 0
+        for i in range(left):
+            edge = find(records, table, scalars, multiplier, node, candidates[i])
+            if edge >= 0:
+                counts[k, candidates[i]] = records[edge, COUNT]
+                candidates[found] = candidates[i]
+                found += 1
+                if found == records[node, DISTINCT]:
+                    break
+        left = found
 
 
 @exact

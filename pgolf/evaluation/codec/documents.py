@@ -5,7 +5,9 @@ that the document's earlier chunks have taught; where a chunk begins, the keys a
 computed as the scorer computes them. Learning runs for each document alone, so no bit depends on what is coded beside it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,28 +81,39 @@ class DocumentRows:
 
     def run(self, starts: list[int], last_targets: int, code: Callable[[int, int, np.ndarray], int]) -> list[list[int]]:
         """The targets of every document. The first tokens of all are told, and how many targets the last has; the others
-        end with BOS. `code` is asked for target `place` of document `number`, given its log-probabilities (V,)."""
+        end with BOS. `code` is asked for target `place` of document `number`, given its log-probabilities (V,). Two halves of
+        the rows take turns: while one is computed, the other's tokens are coded."""
         done: list[list[int]] = [[] for _ in starts]
-        waiting = iter(range(len(starts)))
-        active: dict[int, Document] = {}
         if len(starts) == 1 and not last_targets:
             return done
-        while True:
-            for row in range(self.rows):
-                if row not in active and (number := next(waiting, None)) is not None:
-                    active[row] = self._begun(row, number, starts[number])
-            if not active:
-                return done
-            for row, log_probs in zip(list(active), self._predict(active), strict=True):
-                document = active[row]
-                token = code(document.number, document.history.known, log_probs)
-                document.tokens.append(token)
-                document.history.add(token)
-                document.predictor.observe(token, start=token == self.bos)
-                last = document.number == len(starts) - 1
-                if document.history.known == last_targets if last else token == self.bos:
-                    done[document.number] = document.tokens
-                    del active[row]
+        waiting = iter(range(len(starts)))
+
+        def taken(active: dict[int, Document], row: int) -> None:
+            if (number := next(waiting, None)) is not None:
+                active[row] = self._begun(row, number, starts[number])
+
+        halves: tuple[dict[int, Document], ...] = ({}, {})
+        for row in range(self.rows):
+            taken(halves[row % 2], row)
+        with ThreadPoolExecutor(len(halves)) as pool:
+            turns = deque((active, pool.submit(self._logits, active)) for active in halves if active)
+            while turns:
+                active, computed = turns.popleft()
+                for (row, document), log_probs in zip(list(active.items()), self._log_probs(computed.result()), strict=True):
+                    token = code(document.number, document.history.known, document.predictor.predict(log_probs))
+                    document.tokens.append(token)
+                    document.history.add(token)
+                    document.predictor.observe(token, start=token == self.bos)
+                    last = document.number == len(starts) - 1
+                    if document.history.known == last_targets if last else token == self.bos:
+                        done[document.number] = document.tokens
+                        del active[row]
+                        taken(active, row)
+                    elif document.history.known == document.stop:
+                        self._next_chunk(row, document)
+                if active:
+                    turns.append((active, pool.submit(self._logits, active)))
+        return done
 
     def _begun(self, row: int, number: int, start: int) -> Document:
         if self.shared is None or number == 0:
@@ -119,15 +132,13 @@ class DocumentRows:
         document.stop = chunk_after(0, self.lora, trainer is not None)
         return document
 
-    def _predict(self, active: dict[int, Document]) -> list[np.ndarray]:
-        """Each document's log-probabilities (V,) of its next target."""
-        for row, document in active.items():
-            if document.history.known == document.stop:
-                self._next_chunk(row, document)
+    def _logits(self, active: dict[int, Document]) -> np.ndarray:
+        """(R, V), of each document's next target."""
         inputs = np.array([document.history.since(document.history.known) for document in active.values()])
-        logits = self.decoder.advance(list(active), inputs)
-        neural = log_softmax(torch.from_numpy(logits), self.temperature)
-        return [d.predictor.predict(log_probs) for d, log_probs in zip(active.values(), neural, strict=True)]
+        return self.decoder.advance(list(active), inputs)
+
+    def _log_probs(self, logits: np.ndarray) -> np.ndarray:
+        return log_softmax(torch.from_numpy(logits), self.temperature)
 
     def _next_chunk(self, row: int, document: Document) -> None:
         """Learn from the chunk that has come, and set the decoder to where the next one begins."""

@@ -18,7 +18,7 @@ from pgolf.model.parameters import ADAPTED
 from pgolf.model.parts import rotary_base
 
 # tokens that go through a layer together, and rows below which another thread is not worth its start
-BLOCK, ROWS_PER_THREAD = 64, 4
+BLOCK, ROWS_PER_THREAD = 64, 8
 
 
 class Decoder:
@@ -75,14 +75,18 @@ class Decoder:
             )
         self._reach(furthest)
         logits = np.empty((len(chosen), len(self._weights.tokens)), np.float32)
-        parts = np.array_split(np.arange(len(chosen)), min(self._threads, -(-len(chosen) // ROWS_PER_THREAD)))
-        if len(parts) == 1:
+        threads = min(self._threads, -(-len(chosen) // ROWS_PER_THREAD))
+        if threads == 1:
             self._advance(chosen, tokens, logits)
         else:
+            parts = np.array_split(np.arange(len(chosen)), threads)
             # rows do not share any memory that is written, and the loop holds no lock
-            self._pool = self._pool or ThreadPoolExecutor(self._threads)
+            self._pool = self._pool or ThreadPoolExecutor(self._threads - 1)
             each = lambda part: self._advance(chosen[part], tokens[part], logits[part[0] : part[-1] + 1])
-            list(self._pool.map(each, parts))
+            others = [self._pool.submit(each, part) for part in parts[1:]]
+            each(parts[0])
+            for other in others:
+                other.result()
         return logits
 
     def _advance(self, rows: np.ndarray, tokens: np.ndarray, logits: np.ndarray) -> None:
@@ -144,7 +148,7 @@ class Decoder:
     def _places(self, rows: np.ndarray, tokens: np.ndarray) -> Places:
         """Of the next tokens (R, n); where documents are kept apart, each attends to its own document alone."""
         positions = self.positions[rows][:, None] + np.arange(tokens.shape[1])
-        first = np.broadcast_to(self.first[rows][:, None], tokens.shape)
+        first = np.repeat(self.first[rows][:, None], tokens.shape[1], 1)
         if self.settings.document_bos >= 0:
             begins = np.where(tokens == self.settings.document_bos, positions, 0)
             first = np.maximum.accumulate(np.maximum(begins, first), 1)
