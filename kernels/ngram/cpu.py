@@ -19,8 +19,9 @@ from pgolf.kernels.jit import exact, exact_inlined
 TOTAL, DISTINCT, TOP, TOP_EDGE, TOP_COUNT, COUNT, PARENT, SYMBOL = range(8)
 ROOT, ABSENT = 0, -1
 
-# the scalars of a trie: records in use, table size less one, entries in the table, tokens that wait to be counted
-USED, MASK, ENTERED, WAITING = range(4)
+# the scalars of a trie: records in use, table size less one, entries in the table, tokens that wait to be counted; records
+# that were looked through for new symbols, and how many symbols they have
+USED, MASK, ENTERED, WAITING, SCANNED, KNOWN = range(6)
 SMALLEST_TABLE = 256
 
 
@@ -84,6 +85,7 @@ def clear(records, table, scalars):
     records[ROOT, :] = 0
     records[ROOT, TOP] = -1
     scalars[USED], scalars[MASK], scalars[ENTERED] = 1, SMALLEST_TABLE - 1, 0
+    scalars[SCANNED], scalars[KNOWN] = 1, 0
     table[:SMALLEST_TABLE] = 0
 
 
@@ -169,10 +171,17 @@ def open_document(records, table, scalars, multiplier, shared, waiting, edges, r
 
 
 @exact
-def successors(records, table, scalars, multiplier, reading, orders, counts):
+def successors(records, table, scalars, multiplier, reading, orders, known, counts):
     """How often each symbol of the vocabulary followed the context of each order, orders rising: (K, V). What followed a
-    longer context has followed every shorter one, so no other symbol is looked up."""
-    candidates, left = np.arange(counts.shape[1]), counts.shape[1]
+    longer context has followed every shorter one, so no other symbol is looked up; `known` (V,) keeps those of the empty
+    context from call to call."""
+    for edge in range(scalars[SCANNED], scalars[USED]):
+        if records[edge, PARENT] == ROOT:
+            known[scalars[KNOWN]] = records[edge, SYMBOL]
+            scalars[KNOWN] += 1
+    scalars[SCANNED] = scalars[USED]
+    left = scalars[KNOWN]
+    candidates = known[:left].copy()
     for k in range(orders.shape[0]):
         node = reading[orders[k]]
         counts[k] = 0
@@ -195,7 +204,7 @@ def successors(records, table, scalars, multiplier, reading, orders, counts):
 @exact
 def follow(
     tokens, starts, records, table, scalars, multiplier, granularity, shared, waiting, edges, reading, writing, orders,
-    top, cell, count, total, dense_at, dense,
+    top, cell, count, total, dense_at, known, dense,
 ):  # fmt: skip
     """Read one token after another, and count each group when the next one begins; starts[t]: token t opens a document.
 
@@ -209,7 +218,7 @@ def follow(
             records, table, scalars, multiplier, granularity, waiting, edges, reading, writing, orders, t, top, cell, total
         )  # fmt: skip
         if next_dense < dense_at.shape[0] and dense_at[next_dense] == t:
-            successors(records, table, scalars, multiplier, reading, orders, dense[next_dense])
+            successors(records, table, scalars, multiplier, reading, orders, known, dense[next_dense])
             next_dense += 1
         at = scalars[WAITING]
         for order in range(last + 1):

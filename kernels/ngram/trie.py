@@ -17,8 +17,9 @@ class Trie:
         self.granularity, self.shared, self.multiplier = granularity, shared, multiplier
         self.records = np.empty((1, 8), dtype=np.int32)
         self.table = np.empty(cpu.SMALLEST_TABLE, dtype=np.int64)
-        self.scalars = np.zeros(4, dtype=np.int64)
+        self.scalars = np.zeros(6, dtype=np.int64)
         self.waiting = np.empty(granularity, dtype=np.int32)
+        self.known = np.empty(0, dtype=np.int64)
         self.edges = np.empty((granularity, max(orders) + 1), dtype=np.int32)
         self.reading = np.full(max(orders) + 1, cpu.ABSENT, dtype=np.int64)
         self.writing = self.reading.copy()
@@ -46,7 +47,7 @@ class Trie:
         cpu.follow(
             tokens, starts, self.records, self.table, self.scalars, self.multiplier, self.granularity,
             self.shared, self.waiting, self.edges, self.reading, self.writing, self.orders, *evidence,
-            np.array(dense_at, dtype=np.int64), dense,
+            np.array(dense_at, dtype=np.int64), self._symbols(vocabulary), dense,
         )  # fmt: skip
         return dense
 
@@ -63,8 +64,15 @@ class Trie:
     def successors(self, vocabulary: int) -> np.ndarray:
         """How often each symbol followed the context of each order: (K, V)."""
         counts = np.zeros((len(self.orders), vocabulary), dtype=np.int32)
-        cpu.successors(*self._state(), self.reading, self.orders, counts)
+        cpu.successors(*self._state(), self.reading, self.orders, self._symbols(vocabulary), counts)
         return counts
+
+    def _symbols(self, vocabulary: int) -> np.ndarray:
+        """Where symbols of the empty context are kept, if all of a vocabulary may be asked for."""
+        if len(self.known) < vocabulary:
+            self.known = np.empty(vocabulary, dtype=np.int64)
+            self.scalars[[cpu.SCANNED, cpu.KNOWN]] = 1, 0
+        return self.known
 
     def _state(self) -> tuple:
         return self.records, self.table, self.scalars, self.multiplier
