@@ -20,8 +20,11 @@ from pgolf.config import Settings, at_scale, load_preset, preset_names
 from pgolf.distributed import World
 from pgolf.evaluation.adaptation.chunks import ChunkAdapter
 from pgolf.evaluation.adaptation.lora import LoraScorer
+from pgolf.evaluation.codec.codec import apart_settings
 from pgolf.evaluation.documents import document_bounds
-from pgolf.evaluation.evaluate import Scorer
+from pgolf.evaluation.evaluate import Scorer, evaluate
+from pgolf.evaluation.predictors.base import Span
+from pgolf.evaluation.predictors.selection import predictors_of
 from pgolf.evaluation.predictors.temperature import policy
 from pgolf.evaluation.scoring_pass import DocumentScores, opened_logits
 from pgolf.evaluation.stream import ScoredStream
@@ -33,10 +36,8 @@ from pgolf.training.train_step import TrainStep
 PAGE = Path(__file__).parents[1] / "docs" / "operators.md"
 WINDOW, STRIDE, TARGETS = 64, 32, 320
 DEVICES = ("cpu", "cuda")
-STAGES = ("training", "scoring", "test-time training")
+STAGES = ("training", "scoring", "scoring documents apart", "test-time training")
 UNREACHED = {
-    "ngram_evidence": "documents side by side; scoring counts in the tries of its stream",
-    "ngram_mix": "only with fixed weights (evaluation.mixer.online_weights = false), which no preset has",
     "packed_expand": "an artifact is expanded on the host",
     "packed_matmul": "decoding runs on the CPU, with dense matrices",
     "packed_matmul_backward": "as packed_matmul",
@@ -137,6 +138,28 @@ def mixer_chunk(device: str) -> None:
     mixer.count(tokens)
 
 
+def scoring_apart(settings: Settings, model: Network, device: str) -> None:
+    """What `pgolf compress` claims for several documents: each by itself, with fixed weights of the back-off."""
+    model, tokens = model.eval(), tokens_of_documents()
+    options = apart_settings(settings.evaluation)
+    if device == "cpu":
+        evaluate(model, tokens, OneByte(), options, bos=BOS, budget=Budget(1e9))
+        return
+    predictors = predictors_of(options, model.settings.vocab_size, TARGETS, policy(options.temperature))
+    documents = ScoredStream(tokens).split(document_bounds(tokens, BOS))[:2]
+    LoraScorer(model, options.lora, window=WINDOW).score(documents, Counted(predictors, bos=BOS), adapted=False)
+
+
+class Counted(DocumentScores):
+    """Names candidates for logits that hold no numbers, and scores zero."""
+
+    def take(self, opened, logits, softcap=None):
+        targets = [one.targets(one.start, one.stop) for one in opened]
+        spans = [Span(one.start, came, came == BOS) for one, came in zip(opened, targets, strict=True)]
+        self.candidates(opened, spans, logits.device)
+        return [{self.name: np.zeros(len(span))} for span in spans]
+
+
 def test_time_training(settings: Settings, model: Network, device: str) -> None:
     model, options = model.eval(), settings.evaluation
     tokens = tokens_of_documents()
@@ -146,19 +169,12 @@ def test_time_training(settings: Settings, model: Network, device: str) -> None:
     if options.adaptation.method == "lora":
         stream = ScoredStream(tokens)
         documents = stream.split(document_bounds(tokens, BOS))[:2]
-        scores = DocumentScores([], bos=BOS) if device == "cpu" else Nothing()
-        LoraScorer(model, options.lora, window=WINDOW).score(documents, scores, adapted=True)
-
-
-class Nothing:
-    """Takes logits that hold no numbers, and scores zero."""
-
-    def take(self, opened, logits, softcap):
-        return [{"adapted": np.zeros(one.stop - one.start)} for one in opened]
+        scores = DocumentScores if device == "cpu" else Counted
+        LoraScorer(model, options.lora, window=WINDOW).score(documents, scores([], bos=BOS), adapted=True)
 
 
 RUNS: dict[str, Callable[[Settings, Network, str], None]] = dict(
-    zip(STAGES, (training, scoring, test_time_training), strict=True)
+    zip(STAGES, (training, scoring, scoring_apart, test_time_training), strict=True)
 )
 
 

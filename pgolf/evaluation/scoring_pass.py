@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from pgolf.evaluation.predictors.temperature import Temperature, policy
 from pgolf.evaluation.statistics import Statistics, gathered, join, statistics_of
 from pgolf.evaluation.stream import OpenSpan, ScoredStream
 from pgolf.evaluation.windows import Window, begins_span, share, targets_per_span, windows_from
+from pgolf.kernels.threads import in_parallel
 
 # how many tokens before a window the hashes of #1014 reach
 CONTEXT_BEFORE_WINDOW = 16
@@ -287,6 +288,14 @@ def columns_of(predictors: Sequence[Predictor]) -> dict[str, slice]:
     }
 
 
+class Unfinished(NamedTuple):
+    """A document of which more is to come."""
+
+    first: int
+    """Its first target."""
+    copies: list[Predictor]
+
+
 class DocumentScores:
     """Scores of documents that are forwarded side by side, in any order.
 
@@ -296,7 +305,9 @@ class DocumentScores:
             stream.commit(nats)
 
     Documents are committed under one name. The predictors run later, in the stream's order: `scores` gives all of theirs, on
-    every rank. Candidates are asked of document-local predictors only, so a copy for each document names them.
+    every rank. Candidates are asked of document-local predictors only, so a copy for each document names them; documents share
+    a CPU's threads. Counts for logits on a GPU are made there, of all documents side by side and of each anew for every chunk:
+    what each chunk adds is too little to be worth a table that is kept.
     """
 
     def __init__(
@@ -311,9 +322,10 @@ class DocumentScores:
         self.predictors, self.bos, self.temperature, self.name = predictors, bos, temperature, name
         self.observer = observer or Observer()
         self._columns = columns_of(predictors)
+        self._asking = [predictor for predictor in predictors if predictor.num_candidates]
         self._statistics: list[tuple[int, Statistics]] = []
         """With the first target of each."""
-        self._unfinished: dict[int, list[Predictor]] = {}
+        self._unfinished: dict[int, Unfinished] = {}
         """By the target at which each document goes on."""
 
     def take(
@@ -321,40 +333,55 @@ class DocumentScores:
     ) -> list[dict[str, np.ndarray]]:
         """The scores to commit for the opened targets of each document, whose earlier targets were taken before. All
         documents' statistics are computed in one call and read back together."""
-        spans, predictors = [], []
+        spans = []
         for one in opened:
             targets = one.targets(one.start, one.stop).astype(np.int32)
             spans.append(Span(one.start, targets, targets == self.bos))
-            predictors.append(self._unfinished.pop(one.start) if one.start in self._unfinished else self._begun(one))
         kept = [self.observer.wanted(np.arange(one.start, one.stop)) for one in opened]
         begins = np.cumsum([0, *map(len, spans)])
-        candidates = [p.candidates(span) for span, copies in zip(spans, predictors, strict=True) for p in copies]
-        width = len(predictors[0])
         statistics = statistics_of(
             torch.cat([row[: len(span)] for row, span in zip(logits, spans, strict=True)]),
             np.concatenate([span.targets for span in spans]),
-            np.concatenate([np.concatenate(candidates[i : i + width], 1) for i in range(0, len(candidates), width)])
-            if width
-            else None,
+            self.candidates(opened, spans, logits.device),
             softcap=softcap,
             temperature=self.temperature,
             kept=np.concatenate([begin + places for begin, places in zip(begins, kept, strict=False)]),
         )
         scores, read = [], 0
-        for one, span, copies, begin, places in zip(opened, spans, predictors, begins, kept, strict=False):
+        for one, span, begin, places in zip(opened, spans, begins, kept, strict=False):
             part = statistics[begin : begin + len(span)]
             if statistics.kept_logits is not None and len(places):
                 part = replace(part, kept_logits=statistics.kept_logits[read : read + len(places)])
                 read += len(places)
-            if not span.starts[-1]:
-                self._unfinished[one.stop] = copies
             self._statistics.append((one.start, part))
             scores.append({self.name: part.nats})
         return scores
 
-    def _begun(self, opened: OpenSpan) -> list[Predictor]:
-        """Copies, for one document, of the predictors that ask for candidates."""
-        copies = [copy.deepcopy(predictor) for predictor in self.predictors if predictor.num_candidates]
+    def candidates(self, opened: Sequence[OpenSpan], spans: Sequence[Span], device: torch.device) -> torch.Tensor | None:
+        """(targets, K) int32 of all open targets, document after document; None where no predictor asks for any."""
+        if not self._asking:
+            return None
+        documents = []
+        for one, span in zip(opened, spans, strict=True):
+            documents.append(self._unfinished.pop(one.start, None) or Unfinished(one.start, self._begun(one, device)))
+            if not span.starts[-1]:
+                self._unfinished[one.stop] = documents[-1]
+        if device.type == "cuda":
+            texts = [
+                np.append(one.inputs(document.first, one.start + 1), span.targets)
+                for one, span, document in zip(opened, spans, documents, strict=True)
+            ]
+            sizes = [len(span) for span in spans]
+            return torch.cat([predictor.candidates_of(texts, sizes, device) for predictor in self._asking], 1)
+
+        def asked(document: tuple[Unfinished, Span]) -> np.ndarray:
+            return np.concatenate([copy.candidates(document[1]) for copy in document[0].copies], 1)
+
+        return torch.from_numpy(np.concatenate(in_parallel(asked, zip(documents, spans, strict=True))))
+
+    def _begun(self, opened: OpenSpan, device: torch.device) -> list[Predictor]:
+        """Copies, for one document, of the predictors that ask for candidates, where they are asked."""
+        copies = [copy.deepcopy(predictor) for predictor in self._asking] if device.type != "cuda" else []
         for predictor in copies:
             predictor.begin(int(opened.inputs(opened.start, opened.start + 1)[0]))
         return copies

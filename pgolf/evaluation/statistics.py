@@ -44,7 +44,7 @@ class Statistics:
 def statistics_of(
     logits: torch.Tensor,
     targets: np.ndarray,
-    candidates: np.ndarray | None = None,
+    candidates: np.ndarray | torch.Tensor | None = None,
     *,
     softcap: float | None = None,
     temperature=None,
@@ -62,7 +62,7 @@ def statistics_of(
     ids = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64)).to(device)
     symbols = None
     if candidates is not None and candidates.shape[-1]:
-        symbols = torch.from_numpy(np.ascontiguousarray(candidates, dtype=np.int32)).to(device)
+        symbols = torch.as_tensor(candidates, dtype=torch.int32).contiguous().to(device)
     heat: float | torch.Tensor = 1.0
     if temperature is None:
         plain = used = logit_stats(logits, ids, symbols, softcap=softcap)

@@ -27,6 +27,7 @@ from pgolf.distributed import World, launch
 from pgolf.evaluation.evaluate import Result, evaluate
 from pgolf.evaluation.metric import score_of
 from pgolf.evaluation.ngram_table import learn_ngram_table
+from pgolf.evaluation.predictors.base import Span
 from pgolf.evaluation.predictors.ngram_backoff import NgramBackoffPredictor
 from pgolf.evaluation.predictors.ngrams import NgramsPredictor
 from pgolf.evaluation.predictors.temperature import Plain, Tempered
@@ -256,6 +257,23 @@ def test_document_scores_give_what_the_stream_gives_in_any_order():
     for mine, theirs in (("adapted", "sliding"), ("ngram_backoff", "ngram_backoff"), ("ngrams", "ngrams")):
         np.testing.assert_allclose(nats[mine], found.results[theirs].nats, rtol=0, atol=1e-9)
     assert np.array_equal(stream.ledger.finished()["adapted"], nats["adapted"])
+
+
+def test_documents_counted_side_by_side_ask_for_what_each_alone_asks_for():
+    """As on a GPU, whose counts begin anew with every chunk, in place of the copies that go on where they were."""
+    tokens = text(900, document=60)
+    predictor = NgramBackoffPredictor(24, 3, 4)
+    scores = DocumentScores([Plain("adapted"), predictor], bos=BOS)
+    going = ScoredStream(tokens).split([int(i) for i in np.flatnonzero(tokens[:-1] == BOS) if i])
+    while going:
+        opened = [document.open(min(document.cursor + 25, document.last)) for document in going]
+        spans = [Span(one.start, came := one.targets(one.start, one.stop).astype(np.int32), came == BOS) for one in opened]
+        texts = [tokens[document.first : one.stop + 1] for document, one in zip(going, opened, strict=True)]
+        found = predictor.candidates_of(texts, [len(span) for span in spans], torch.device("cpu"))
+        assert torch.equal(scores.candidates(opened, spans, torch.device("cpu")), found) and (found >= 0).any()
+        for document, one in zip(going, opened, strict=True):
+            document.commit({"adapted": np.zeros(one.stop - one.start)})
+        going = [document for document in going if document.cursor < document.last]
 
 
 @pytest.mark.parametrize("change, complaint", [

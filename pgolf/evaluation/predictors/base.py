@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
+import torch
 
 from pgolf.config import MixerSettings
 from pgolf.evaluation.statistics import Statistics
@@ -76,6 +77,11 @@ class Predictor:
         """(n, num_candidates) int32: symbols whose log-probabilities are wanted at each target, -1 for none. Called once
         before the span's `score`, because a predictor may count the span's tokens on the way."""
         return np.empty((len(span), 0), dtype=np.int32)
+
+    def candidates_of(self, texts: Sequence[np.ndarray], sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+        """The same on a device for the last `sizes` targets of documents, whose texts begin with the token before their first
+        target: (targets, num_candidates), document after document. For predictors whose candidates are document-local."""
+        raise NotImplementedError(f"{self.name} has no counts of documents side by side")
 
     def score(self, span: Span, statistics: Statistics) -> np.ndarray:
         """(n,) float64: the nats of each target."""

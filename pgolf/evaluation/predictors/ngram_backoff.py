@@ -34,7 +34,7 @@ class TableError(PgolfError):
 class NgramBackoffPredictor(Predictor):
     """Levels of order 1 to `orders` (or as many as the table has) on the counts of the document at hand, each mixed into
     the distribution of the levels below: p_n = (1 - w) p_(n-1) + w (counts / total), p_0 the network's
-    (pgolf.kernels.hedge.NgramBackoff).
+    (pgolf.kernels.ngram.NgramBackoff).
 
     learnt  what it begins with; None for the same small weight everywhere
     online  learn the weights on the way
@@ -63,6 +63,12 @@ class NgramBackoffPredictor(Predictor):
     def candidates(self, span: Span) -> np.ndarray:
         self._evidence = self.stream.read(as_tensor(span.targets), torch.from_numpy(np.ascontiguousarray(span.starts)))
         return self._evidence.top.numpy()
+
+    def candidates_of(self, texts, sizes, device):
+        bounds = np.cumsum([0, *map(len, texts)])
+        tokens = as_tensor(np.concatenate(texts)).to(device)
+        top = self.ngram_backoff.evidence(tokens, torch.from_numpy(bounds).to(device)).top
+        return torch.cat([top[end - size : end] for end, size in zip(bounds[1:].tolist(), sizes, strict=True)])
 
     def score(self, span: Span, statistics: Statistics) -> np.ndarray:
         mix = self.ngram_backoff.mix_and_learn if self.online else self.ngram_backoff.mix
