@@ -120,11 +120,11 @@ def audit_external(
     replayed, trials, decoded, findings = None, None, None, []
     try:
         progress("measuring its speed", 0.0)
-        speed = replay.measure(scorer, tokens)
-        targets = claimed_targets(speed, scorer, len(tokens) - 1)
-        tokens = tokens[: targets + 1]
+        speed = replay.measure(scorer, tokens, scorer.by_steps)
+        targets = claimed_targets(speed, scorer, tokens)
         progress("its claim", 0.0)
-        claim = replay.claim_of(scorer, tokens)
+        claim = replay.claim_of(scorer, tokens[: targets + 1], replay.LATE * replay.CLAIM_SECONDS)
+        tokens, targets = claim.tokens, claim.targets
         seed = fresh_seed() if seed is None else seed
         effort = effort or effort_for(speed, targets)
         sample = sample_of(tokens, effort, scorer)
@@ -164,10 +164,15 @@ def fresh_seed() -> int:
     return int.from_bytes(os.urandom(4), "little")
 
 
-def claimed_targets(speed: replay.Speed, scorer: ExternalScorer, targets: int) -> int:
+def claimed_targets(speed: replay.Speed, scorer: ExternalScorer, tokens: np.ndarray) -> int:
     """As much of a text as a scorer claims a score for: what it gets through in the seconds for it."""
-    seconds = replay.DENSE_SECONDS / 2 if scorer.by_steps else replay.CLAIM_SECONDS
-    return max(min(int((seconds - speed.call) / speed.target), targets), min(LEAST_TARGETS + 1, targets))
+    most = len(tokens) - 1
+    if not scorer.by_steps:
+        most = min(most, int((replay.CLAIM_SECONDS - speed.call) / speed.target))
+    if scorer.steps:
+        stepping = speed if scorer.by_steps else replay.measure(scorer, tokens, True)
+        most = min(most, int(replay.DENSE_SECONDS / 2 / stepping.target))
+    return max(most, min(LEAST_TARGETS + 1, len(tokens) - 1))
 
 
 def effort_for(speed: replay.Speed, targets: int) -> Effort:

@@ -1,8 +1,8 @@
 """The proof by decoding for external scorers: the beginning of the claimed stream as bits, and back.
 
-Whoever encodes and whoever decodes asks a fresh process of the scorer for the same distributions: of a scorer that goes by
-steps one after another, of one that scores whole streams by prefixes with an arbitrary last symbol. The decoder is given the
-bits, the first token and two numbers; the process that it asks is told no token before it was decoded.
+Whoever encodes and whoever decodes asks a fresh process of the scorer for the same distributions: of a scorer that can go by
+steps one after another, of any other by prefixes with an arbitrary last symbol. The decoder is given the bits, the first token
+and two numbers; the process that it asks is told no token before it was decoded.
 """
 
 import math
@@ -20,15 +20,15 @@ from pgolf.evaluation.codec.coding import PRECISION, SLACK_BITS, CodecError, mod
 class Asked:
     """A process of the scorer as the predictor of one token after another."""
 
-    def __init__(self, process: ScorerProcess, by_steps: bool, vocab: int, first: int, total: int):
-        self.process, self.by_steps, self.vocab, self.total = process, by_steps, vocab, total
+    def __init__(self, process: ScorerProcess, steps: bool, vocab: int, first: int, total: int):
+        self.process, self.steps, self.vocab, self.total = process, steps, vocab, total
         self.known = [first]
-        if by_steps:
+        if steps:
             process.begin()
 
     def predict(self) -> np.ndarray:
         """(V,) log-probabilities of the next token; the stream's known tokens are all that the process was told."""
-        if self.by_steps:
+        if self.steps:
             row = self.process.step(self.known[-1])
         else:
             target = len(self.known) - 1
@@ -45,7 +45,7 @@ class Asked:
 def encode(scorer: Processes, tokens: np.ndarray, count: int, progress: Callable[[float], None]) -> bytes:
     process, coder = scorer.start(), constriction.stream.queue.RangeEncoder()
     try:
-        asked = Asked(process, scorer.by_steps, scorer.vocab, int(tokens[0]), len(tokens) - 1)
+        asked = Asked(process, scorer.steps, scorer.vocab, int(tokens[0]), len(tokens) - 1)
         for done, token in enumerate(tokens[1 : count + 1].tolist()):
             coder.encode(token, model_of(asked.predict()))
             asked.observe(token)
@@ -61,7 +61,7 @@ def decode(
     process = scorer.start()
     coder = constriction.stream.queue.RangeDecoder(np.frombuffer(code, "<u4").astype(np.uint32))
     try:
-        asked = Asked(process, scorer.by_steps, scorer.vocab, first, total)
+        asked = Asked(process, scorer.steps, scorer.vocab, first, total)
         for done in range(count):
             asked.observe(coder.decode(model_of(asked.predict())))
             progress(done / count)

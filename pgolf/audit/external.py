@@ -32,6 +32,10 @@ class ScorerFailed(AuditError):
     """The scorer raised an exception or its process ended; in one line."""
 
 
+class ScorerSlow(ScorerFailed):
+    """The scorer gave no answer in time."""
+
+
 class ScorerProcess:
     """A scorer in a fresh process. Nothing that it gives is believed before its shape is checked."""
 
@@ -45,9 +49,12 @@ class ScorerProcess:
     def describe(self) -> dict:
         return self._ask({"do": "describe"}, {}, LOADING_SECONDS)[0]
 
-    def score(self, tokens: np.ndarray, probes: Sequence[int] = (), total: int | None = None, ranks: int = 1) -> Scored:
+    def score(
+        self, tokens: np.ndarray, probes: Sequence[int] = (), total: int | None = None, ranks: int = 1,
+        seconds: float = CALL_SECONDS,
+    ) -> Scored:  # fmt: skip
         request = {"do": "score", "probes": [int(probe) for probe in probes], "total": total, "ranks": ranks}
-        answer, arrays = self._ask(request, {"tokens": np.asarray(tokens, dtype=np.int64)})
+        answer, arrays = self._ask(request, {"tokens": np.asarray(tokens, dtype=np.int64)}, seconds)
         try:
             rows = zip(arrays["targets"].tolist(), arrays["rows"], answer["sizes"], strict=True)
             events = answer["events"]
@@ -127,7 +134,7 @@ class ScorerProcess:
     def _more(self) -> None:
         ready, _, _ = select.select([self._answers], [], [], max(0.0, self._deadline - time.monotonic()))
         if not ready:
-            raise ScorerFailed("the scorer gave no answer in time")
+            raise ScorerSlow("the scorer gave no answer in time")
         chunk = os.read(self._answers.fileno(), 1 << 20)
         if not chunk:
             self._sandbox.process.wait()
@@ -140,11 +147,14 @@ class Processes:
 
     name      FILE.py:NAME or MODULE:NAME, as runner.py loads it
     files     what it may see beside installed libraries
-    by_steps  whether it goes token by token
+    by_steps  whether it only goes token by token
+    steps     whether it can, so that replays and decoding need not begin anew for every token
     """
 
-    def __init__(self, name: str, files: Sequence[str], *, vocab: int, claims: Claims, by_steps: bool = False):
-        self.name, self.vocab, self.claims, self.by_steps = name, vocab, claims, by_steps
+    def __init__(
+        self, name: str, files: Sequence[str], *, vocab: int, claims: Claims, by_steps: bool = False, steps: bool = False
+    ):
+        self.name, self.vocab, self.claims, self.by_steps, self.steps = name, vocab, claims, by_steps, steps
         self.sizes = {path: size_of(path) for path in files}
         # a folder that is too large for the rules is not shown at all
         self.view = View(tuple(path for path, size in self.sizes.items() if size <= SIZE_LIMIT))
@@ -186,8 +196,8 @@ class ExternalScorer(Processes):
             self._describing.close()
             raise AuditError(f"{name} is no scorer: {error}") from None
         named = [os.path.abspath(path) for path in claims.may_read or ()]
-        by_steps = not self.described["whole"]
-        super().__init__(located_name, (*code, *named), vocab=vocab, claims=claims, by_steps=by_steps)
+        by_steps, steps = not self.described["whole"], self.described["steps"]
+        super().__init__(located_name, (*code, *named), vocab=vocab, claims=claims, by_steps=by_steps, steps=steps)
 
     def close(self) -> None:
         self._describing.close()
@@ -241,10 +251,12 @@ class Spread:
         return self.scorer.score(tokens, probes, total, self.ranks)
 
 
-def whole_stream(process: ScorerProcess, by_steps: bool, tokens, probes=(), total=None, ranks: int = 1) -> Scored:
+def whole_stream(
+    process: ScorerProcess, by_steps: bool, tokens, probes=(), total=None, ranks: int = 1, seconds: float = CALL_SECONDS
+) -> Scored:
     """Score a stream in a process. A scorer that goes by steps is sent a token after its distribution was received."""
     if not by_steps:
-        return process.score(tokens, probes, total, ranks)
+        return process.score(tokens, probes, total, ranks, seconds)
     wanted, rows = set(probes), {}
     nats, events = np.empty(len(tokens) - 1), []
     process.begin()

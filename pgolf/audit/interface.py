@@ -11,10 +11,12 @@ or, token by token, a class of which a new object is made for every stream:
         def predict(self) -> (V,) log-probabilities      # of the next token, which it has not seen
         def observe(self, token): ...                    # the token that came; the stream's first one comes before any predict
 
-`python -m pgolf.run audit --scorer FILE_OR_MODULE:NAME` and `audit(...)` take either. The first form has to give the whole
-distribution at every target in `probes`, and to work on a prefix of a stream: a replay asks for one target with nothing but a
-random symbol after its past, and `total` still says how long the whole stream is. What it gives may depend on the tokens
-before the target, on `total` and on its own files, on nothing else.
+`python -m pgolf.run audit --scorer FILE_OR_MODULE:NAME` and `audit(...)` take either. A class that has both is claimed by the
+first and replayed by the second, which bounds what is not earned of the whole claim, not only of its beginning.
+
+The first form has to give the whole distribution at every target in `probes`, and to work on a prefix of a stream: a replay
+asks for one target with nothing but a random symbol after its past, and `total` still says how long the whole stream is. What
+it gives may depend on the tokens before the target, on `total` and on its own files, on nothing else.
 
 An external scorer runs in fresh processes that see the Python code beside it, the files and folders named in `may_read` (16 MB
 at most) and installed libraries; /tmp is empty, there is no network, and only its arrays come out.

@@ -13,13 +13,21 @@ bounds the weights. bounds.py turns the drawn d_t into a bound on their sum.
 
 One process replays many positions in ascending order, so that nothing it was ever told lies ahead of what it is asked.
 Whether a scorer notices that it is replayed is of no use to it: it would have to know the symbol.
+
+Of a scorer that only takes whole streams, one call certifies one target: any other target that the call shows may have been
+read before it was scored, and a stream with more symbols hidden has another past than the claim. A share f of bad targets
+escapes K draws with the probability (1 - f)^K, and each may hide up to ln(V / e) nats. So a bound of b nats a target needs
+about ln(100) ln(V / e) / b calls, however long the stream is: 20,000 for 0.002 bits a byte, if a token is two and a half
+bytes. Short pasts are the cheap ones, so all targets of a beginning are replayed, as far as the clock lets them, and a few of
+the rest. A scorer that can also go token by token is asked for every target in one pass, and its bound is of the whole claim.
 """
 
+import itertools
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -27,7 +35,7 @@ import numpy as np
 
 from pgolf.audit.bounds import draw_order, upper_bound
 from pgolf.audit.checks.base import Finding
-from pgolf.audit.external import Processes, ScorerFailed, ScorerProcess, whole_stream
+from pgolf.audit.external import CALL_SECONDS, Processes, ScorerFailed, ScorerProcess, ScorerSlow, whole_stream
 from pgolf.audit.interface import NOISE_CAP, AuditError
 from pgolf.evaluation.stream import StreamError
 
@@ -39,8 +47,8 @@ MASS_TOLERANCE = 1e-5
 # seconds for the claim, and for replays that cover the stream's beginning
 CLAIM_SECONDS, DENSE_SECONDS = 8.0, 26.0
 LEAST_DENSE, LEAST_SPARSE, MOST_SPARSE = 200, 4, 200
-# batches of one process: enough that both cores end together
-BATCHES, LEAST_OF_A_BATCH = 4, 100
+# how much longer than planned replays of a beginning may take, and a claim
+LATE = 1.25
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,16 @@ class Stratum:
 
 @dataclass(frozen=True)
 class Replayed:
-    """Both strata: the beginning, replayed in full if time allows, and samples of the rest."""
+    """The beginning, of which all targets that are worth it were replayed, what the clock left out of it, and samples of the
+    rest."""
 
     claim: Claim
     vocab: int
     seed: int
     dense: Stratum
-    sparse: Stratum
+    rest: tuple[Stratum, ...]
+    losses: Mapping[int, float]
+    """d_t in nats of every target that was replayed."""
     worst_mass: float = 1.0
     without_vector: int = 0
     failed: str = ""
@@ -88,33 +99,24 @@ class Replayed:
     byte_counts: np.ndarray | None = field(default=None, repr=False)
     """Bytes of each target, where they are known."""
 
-    @property
-    def replays(self) -> int:
-        return len(self.dense.losses) + len(self.sparse.losses)
-
     def worst(self) -> tuple[int, float]:
         """The target with the largest loss, and its loss in nats."""
-        targets = np.concatenate([one.order[: len(one.losses)] for one in (self.dense, self.sparse)])
-        losses = np.concatenate([self.dense.losses, self.sparse.losses])
-        if not len(losses):
-            return -1, 0.0
-        at = int(np.argmax(losses))
-        return int(targets[at]), float(losses[at])
+        return max(self.losses.items(), key=lambda found: found[1], default=(-1, 0.0))
 
     def as_dict(self) -> dict:
         """The audit's headline in figures: for the stratum that was replayed densely, and for the whole claim."""
         dense = self.dense.bound(self.claim, self.vocab, CONFIDENCE)
-        # each part with half of the doubt
+        # the beginning and the samples with half of the doubt each
         half = (1 + CONFIDENCE) / 2
-        whole = sum(stratum.bound(self.claim, self.vocab, half) for stratum in (self.dense, self.sparse))
-        if self.sparse.stop == self.sparse.start:
-            whole = dense
+        whole = dense
+        if any(stratum.stop > stratum.start for stratum in self.rest):
+            whole = sum(stratum.bound(self.claim, self.vocab, half) for stratum in (self.dense, *self.rest))
         found = {
             "confidence": CONFIDENCE,
             "seed": self.seed,
             "replays": len(self.dense.losses),
             **self._per(dense, self.dense.stop),
-            "whole": {"replays": self.replays, **self._per(whole, self.claim.targets)},
+            "whole": {"replays": len(self.losses), **self._per(whole, self.claim.targets)},
         }
         return found | {"says": headline(found)}
 
@@ -186,22 +188,21 @@ class Speed:
         return self.call + self.target * targets
 
 
-def measure(scorer: Processes, tokens: np.ndarray, seconds: float = 0.4) -> Speed:
+def measure(scorer: Processes, tokens: np.ndarray, by_steps: bool, seconds: float = 0.4) -> Speed:
     """Two lengths of the stream's beginning, the second long enough to be timed."""
     process = scorer.start()
+
+    def timed(targets: int) -> float:
+        begun = time.perf_counter()
+        whole_stream(process, by_steps, tokens[: targets + 1], (), len(tokens) - 1)
+        return time.perf_counter() - begun
+
     try:
         long = min(64, len(tokens) - 1)
-        whole_stream(process, scorer.by_steps, tokens[:9], (), len(tokens) - 1)
-        while True:
-            begun = time.perf_counter()
-            whole_stream(process, scorer.by_steps, tokens[: long + 1], (), len(tokens) - 1)
-            took = time.perf_counter() - begun
-            if took > seconds or long == len(tokens) - 1:
-                break
+        timed(8)
+        while (took := timed(long)) <= seconds and long < len(tokens) - 1:
             long = min(4 * long, len(tokens) - 1)
-        begun = time.perf_counter()
-        whole_stream(process, scorer.by_steps, tokens[:9], (), len(tokens) - 1)
-        call = time.perf_counter() - begun
+        call = timed(8)
     finally:
         scorer.finish(process)
     return Speed(call, max((took - call) / long, 1e-8))
@@ -221,13 +222,22 @@ def dense_targets(speed: Speed, seconds: float) -> int:
 # ---- replays
 
 
-def claim_of(scorer: Processes, tokens: np.ndarray) -> Claim:
-    """One call in a process of its own; fixed from here on."""
-    process = scorer.start()
-    try:
-        nats = np.asarray(whole_stream(process, scorer.by_steps, tokens).nats, dtype=np.float64)
-    finally:
-        scorer.finish(process)
+def claim_of(scorer: Processes, tokens: np.ndarray, seconds: float = math.inf) -> Claim:
+    """One call in a process of its own; fixed from here on. A scorer that takes longer than these seconds, because its calls
+    grow faster than their streams, claims a quarter."""
+    while True:
+        process = scorer.start()
+        try:
+            scored = whole_stream(process, scorer.by_steps, tokens, seconds=min(seconds, CALL_SECONDS))
+        except ScorerSlow:
+            if seconds >= CALL_SECONDS or len(tokens) <= 4 * LEAST_DENSE:
+                raise
+            tokens = tokens[: len(tokens) // 4 + 1]
+        else:
+            break
+        finally:
+            scorer.finish(process)
+    nats = np.asarray(scored.nats, dtype=np.float64)
     if len(nats) != len(tokens) - 1:
         raise ScorerFailed(f"of {len(tokens) - 1:,} targets it gives the costs of {len(nats):,}")
     return Claim(tokens, nats)
@@ -251,62 +261,58 @@ def replay(
     least    how many of the beginning and of the rest, whatever they take
     """
     rng = np.random.default_rng(seed)
-    found = Found()
-    if scorer.by_steps:
+    if scorer.steps:
         dense, sparse = claim.targets, 0
     else:
         dense = min(replays, claim.targets) if replays else min(max(dense_targets(speed, seconds), least[0]), claim.targets)
         cost = speed.seconds((dense + claim.targets) / 2)
         sparse = int(np.clip(seconds / 4 * workers() / cost, least[1], MOST_SPARSE)) if dense < claim.targets else 0
-    strata: list[tuple[int, int, np.ndarray, int]] = []
-    for start, stop, count in ((0, dense, dense), (dense, claim.targets, sparse)):
-        order = start + draw_order(limits_of(claim.nats[start:stop], scorer.vocab), rng)
-        count = min(count, len(order))
-        # the far ones first: they take longest
-        strata.insert(0, (start, stop, order, count))
-    jobs = [(order, batch) for _, _, order, count in strata for batch in batches_of(order[:count], scorer.by_steps)]
-    done, total = threading.Semaphore(0), max(sum(len(batch) for _, batch in jobs), 1)
-    counted = [0]
+    near, far = (
+        start + draw_order(limits_of(claim.nats[start:stop], scorer.vocab), rng)
+        for start, stop in ((0, dense), (dense, claim.targets))
+    )
+    found, until = Found(max(len(near) + sparse, 1), progress), math.inf
+    if not replays:
+        until = time.monotonic() + LATE * (seconds + seconds / 4)
 
-    def job(batch: np.ndarray) -> None:
-        if found.failed:
+    def job(batch: np.ndarray, until: float) -> None:
+        if found.failed or not len(batch):
             return
         process = scorer.start()
         try:
             for target, row in rows_of(process, scorer, claim, np.sort(batch), np.random.default_rng([seed, int(batch[0])])):
                 found.add(target, row, claim, scorer.vocab)
-                counted[0] += 1
-                if counted[0] % 32 == 0:
-                    progress("replaying the claim", counted[0] / total)
+                if target >= least[0] and time.monotonic() > until:
+                    break
         except (AuditError, StreamError) as error:
             found.failed = str(error)
         finally:
             scorer.finish(process)
-            done.release()
 
-    with ThreadPoolExecutor(workers()) as pool:
-        list(pool.map(job, [batch for _, batch in jobs]))
-    made = []
-    for start, stop, order, count in reversed(strata):
-        complete = [target in found.losses for target in order[:count].tolist()]
-        reached = complete.index(False) if False in complete else count
-        made.append(Stratum(start, stop, order, np.array([found.losses[target] for target in order[:reached].tolist()])))
+    # those of the rest first, for they take longest; the beginning in stripes, so that all are equally far when time is up
+    count = 1 if scorer.steps else workers()
+    with ThreadPoolExecutor(count) as pool:
+        jobs = [pool.submit(job, batch, math.inf) for batch in np.array_split(far[:sparse], count)]
+        jobs += [pool.submit(job, np.sort(near)[place::count], until) for place in range(count)]
+        for one in jobs:
+            one.result()
+    reached = next((target for target in np.sort(near).tolist() if target not in found.losses), dense)
     return Replayed(
-        claim, scorer.vocab, seed, made[0], made[1], found.worst_mass, found.without_vector, found.failed
-    )  # fmt: skip
-
-
-def batches_of(drawn: np.ndarray, by_steps: bool) -> list[np.ndarray]:
-    """Positions of one process each. A scorer that goes by steps meets all of them in one pass."""
-    if not len(drawn):
-        return []
-    count = 1 if by_steps else min(BATCHES * workers(), max(workers(), len(drawn) // LEAST_OF_A_BATCH))
-    return [batch for batch in np.array_split(drawn, count) if len(batch)]
+        claim,
+        scorer.vocab,
+        seed,
+        found.stratum(0, reached, near[near < reached]),
+        (found.stratum(reached, dense, near[:0]), found.stratum(dense, claim.targets, far)),
+        found.losses,
+        found.worst_mass,
+        found.without_vector,
+        found.failed,
+    )
 
 
 def rows_of(process: ScorerProcess, scorer: Processes, claim: Claim, targets: np.ndarray, rng: np.random.Generator):
     """(target, the distribution that its past alone gives) in ascending order."""
-    if scorer.by_steps:
+    if scorer.steps:
         wanted = set(targets.tolist())
         process.begin()
         for target, token in enumerate(claim.tokens[: int(targets[-1]) + 1].tolist()):
@@ -322,10 +328,10 @@ def rows_of(process: ScorerProcess, scorer: Processes, claim: Claim, targets: np
 class Found:
     """What the replays gave; written by several threads."""
 
-    def __init__(self):
+    def __init__(self, planned: int, progress: Callable[[str, float], None]):
         self.losses: dict[int, float] = {}
         self.worst_mass, self.without_vector, self.failed = 1.0, 0, ""
-        self._lock = threading.Lock()
+        self._planned, self._progress, self._lock = planned, progress, threading.Lock()
 
     def add(self, target: int, row: np.ndarray | None, claim: Claim, vocab: int) -> None:
         loss, mass = loss_of(row, int(claim.tokens[target + 1]), float(claim.nats[target]), vocab)
@@ -335,6 +341,13 @@ class Found:
                 self.without_vector += 1
             elif abs(mass - 1) > abs(self.worst_mass - 1):
                 self.worst_mass = mass
+            if len(self.losses) % 32 == 0:
+                self._progress("replaying the claim", len(self.losses) / self._planned)
+
+    def stratum(self, start: int, stop: int, order: np.ndarray) -> Stratum:
+        """Of the targets in the order in which they were drawn, as far as none is missing."""
+        drawn = list(itertools.takewhile(self.losses.__contains__, order.tolist()))
+        return Stratum(start, stop, order, np.array([self.losses[target] for target in drawn]))
 
 
 # ---- verdict
@@ -344,7 +357,7 @@ def findings_of(replayed: Replayed, noise: float, result: str = "score") -> Sequ
     """P1: the claim comes out again from the past alone. P2: what is replayed is a distribution."""
     title = "its past alone gives the claim again"
     target, loss = replayed.worst()
-    losses = np.concatenate([replayed.dense.losses, replayed.sparse.losses])
+    losses = np.array(list(replayed.losses.values()))
     allowed = max(REPLAY_TOLERANCE, min(noise, NOISE_CAP)) + UNIFORM_SHARE
     worse = int((losses > allowed).sum())
     figure = f"{len(losses):,} replays, {worse:,} below their claim, at most {loss:.2g} nats"

@@ -119,7 +119,7 @@ def scored_again(processes: Processes, tokens: np.ndarray, main: str) -> tuple[d
 
 def replayed_run(processes: Processes, tokens: np.ndarray, nats: np.ndarray, seed: int) -> replay.Replayed | None:
     try:
-        speed = replay.measure(processes, tokens)
+        speed = replay.measure(processes, tokens, False)
         return replay.replay(
             processes, replay.Claim(tokens, nats), speed, seed=seed, seconds=RUN_REPLAY_SECONDS, least=(20, 1)
         )

@@ -42,6 +42,8 @@ class Runner:
         whole = hasattr(found, "score")
         self.made = found() if isinstance(found, type) and whole else found
         self.whole = hasattr(self.made, "score")
+        self.steps = callable(found) and hasattr(found, "predict") and hasattr(found, "observe")
+        self.make = found
         self.stepper: Any = None
 
     def describe(self) -> tuple[dict, dict]:
@@ -50,7 +52,7 @@ class Runner:
         return {
             "vocab": getattr(self.made, "vocab", None),
             "whole": self.whole,
-            "steps": callable(self.made) and hasattr(self.made, "predict") and hasattr(self.made, "observe"),
+            "steps": self.steps,
             "ranks": hasattr(self.made, "on_ranks"),
             "claims": json.loads(json.dumps(plain, default=plain_value)),
             "functions": [name for name, value in vars(claims).items() if callable(value)] if claims is not None else [],
@@ -76,7 +78,7 @@ class Runner:
         return answer, arrays | {f"remarkable {name}": values for name, values in remarkable.items()}
 
     def begin(self) -> tuple[dict, dict]:
-        self.stepper = self.made()
+        self.stepper = self.make()
         return {}, {}
 
     def step(self, token: int) -> tuple[dict, dict]:

@@ -1,4 +1,4 @@
-"""Twelve legal scorers, each unusual in its own way, for the built-in corpus (V = 1024): an audit must pass all of them.
+"""Legal scorers, each unusual in its own way, for the built-in corpus (V = 1024): an audit must pass all of them.
 
 Most rest on counts of pairs and of symbols: p(a | b) = (n(b, a) + 4 q(a)) / (n(b) + 4) with q(a) = (n(a) + 1/2) / (n + V / 2).
 """
@@ -223,6 +223,19 @@ class OnlineTemperature:
         self.counted.learn(token)
 
 
+class BothWays(Counted):
+    """Whole streams at once, and the same token by token."""
+
+    def __init__(self):
+        self.begin()
+
+    def predict(self):
+        return np.log(self.row(None))
+
+    def observe(self, token):
+        self.learn(token)
+
+
 class ManySymbols(Counted):
     """Of 50,000 symbols."""
 
@@ -235,5 +248,5 @@ class ManySymbols(Counted):
 
 LEGAL = (
     Biased, RandomByThePast, OwnGenerator, ExactZeros, ForgetsDocuments, CooledByTotal, Chunks, SlidingWindows, Threaded,
-    Remembers, ReadsItsArtifact, OnlineTemperature, ManySymbols,
+    Remembers, ReadsItsArtifact, OnlineTemperature, BothWays, ManySymbols,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Twelve unusual legal scorers: none fails a test, and almost nothing of their claims is left in doubt.
+"""Unusual legal scorers: none fails a test, and almost nothing of their claims is left in doubt.
 
 Their calls are made in this process here, which takes seconds for all of them together; one goes the whole way, through
 processes of its own.
@@ -27,7 +27,7 @@ def text(dataset):
 class Here:
     """Stands for a scorer's processes: a copy of it for each."""
 
-    by_steps = False
+    by_steps = steps = False
 
     def __init__(self, scorer):
         self.scorer = as_scorer(scorer)
@@ -39,7 +39,7 @@ class Here:
     def finish(self, process):
         pass
 
-    def score(self, tokens, probes=(), total=None, ranks=1):
+    def score(self, tokens, probes=(), total=None, ranks=1, seconds=0):
         return self.scorer.score(tokens, tuple(probes), total)
 
 
@@ -67,6 +67,13 @@ def test_one_of_them_in_processes_of_its_own(text):
     report = audit_external(scorer, text[:201], effort=EFFORT, replays=200, byte_counts=np.full(200, 2))
     assert report.passed, [f"{one.id}: {one.figure}; {one.says}" for one in report.failed]
     assert report.bound["bits_per_byte"] <= 0.001 and report.seconds <= time.perf_counter() - begun
+
+
+def test_one_that_goes_both_ways_is_replayed_as_a_whole(text):
+    report = audit_external(ExternalScorer(f"{legal.__file__}:BothWays"), text, effort=EFFORT, replays=20)
+    assert report.passed, [f"{one.id}: {one.figure}; {one.says}" for one in report.failed]
+    whole = report.bound["whole"]
+    assert whole["replays"] == whole["targets"] == len(text) - 1 and whole["bits_per_token"] <= 0.002
 
 
 class PeeksLate(legal.Counted):
