@@ -50,9 +50,9 @@ def device_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"pgolf": pgolf.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    by_name = {"pgolf": pgolf.__version__, "python": platform.python_version(), "torch": torch.__version__}
     with contextlib.suppress(ImportError):
         import triton
 
-        found["triton"] = triton.__version__
-    return found
+        by_name["triton"] = triton.__version__
+    return by_name

@@ -120,8 +120,8 @@ def rounded(
         from pgolf.artifact.fitting import fit
 
         def total(weights: Weights, chosen: ArtifactSettings) -> int:
-            found = replace(settings, artifact=chosen)
-            return size_of(sections_of(weights, found, tokenizer, extra), chosen.limit, code).total_bytes
+            fitted = replace(settings, artifact=chosen)
+            return size_of(sections_of(weights, fitted, tokenizer, extra), chosen.limit, code).total_bytes
 
         weights, chosen = fit(state, settings.artifact, moments, total, display.say)
         return weights, replace(settings, artifact=chosen), extra

@@ -38,13 +38,13 @@ class DeviceOptions(FolderOptions):
 
 def parse(options: type[Options], words: list[str], stage: str, default: Options | None = None) -> Options:
     """`options` filled from the words behind a stage's name. --help prints and exits."""
-    found, unknown = parse_known(options, words, stage, default)
+    parsed, unknown = parse_known(options, words, stage, default)
     if unknown:
         word = unknown[0].split("=", 1)[0]
         if word.startswith("-"):
             raise UsageError(f"{stage} has no option {word}{nearest(word, flags_of(options))}")
         raise UsageError(f"{word!r} is a word too many; what belongs to {stage} says: pgolf {stage} --help")
-    return found
+    return parsed
 
 
 def parse_known(

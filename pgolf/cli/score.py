@@ -56,7 +56,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
     from pgolf.score_log import write_scores
 
     options = settings.evaluation
-    # a fiftieth of the clock, to write down what was found
+    # a fiftieth of the clock, to write down the results
     budget.reserve = options.seconds / 50
     replay = read_plan(Path(plan)) if plan else None
     with (
@@ -73,7 +73,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             tokens = tokens[: options.scored_targets(len(tokens) - 1) + 1]
             table = dataset.tokenizer.byte_table
         with budget.part("scoring"):
-            found = evaluate(
+            evaluation = evaluate(
                 loaded.model,
                 tokens,
                 table,
@@ -94,41 +94,41 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
             per_target = table.count(tokens[:-1], tokens[1:])
             results = {
                 name: Score(**entry, partial=partial)
-                for name, entry in results_table(found, tokens, dataset.tokenizer.bos, per_target).items()
+                for name, entry in results_table(evaluation, tokens, dataset.tokenizer.bos, per_target).items()
             }
-            columns = {name: result.nats[: len(per_target)] for name, result in found.results.items()}
+            columns = {name: result.nats[: len(per_target)] for name, result in evaluation.results.items()}
             write_scores(
                 folder.scores, tokens, per_target, columns, bos=dataset.tokenizer.bos, pieces=dataset.tokenizer.pieces
             )
-            pieces, top = dataset.tokenizer.pieces, found.top_predictions
+            pieces, top = dataset.tokenizer.pieces, evaluation.top_predictions
             write_top_predictions(folder.top_predictions, top, tokens, per_target, columns, pieces)
-            write_traces(folder.weights_log, found.traces)
-            write_whole(folder.plan, json.dumps(found.plan) + "\n")
+            write_traces(folder.weights_log, evaluation.traces)
+            write_whole(folder.plan, json.dumps(evaluation.plan) + "\n")
         spent = budget.report()
         for name, result in results.items():
             display.say(result_line(name, result))
-        if found.gave_up:
-            display.say(f"given up for the clock: {', '.join(f'{name} {what}' for name, what in found.gave_up.items())}")
+        if evaluation.gave_up:
+            display.say(f"given up for the clock: {', '.join(f'{name} {what}' for name, what in evaluation.gave_up.items())}")
         over_limit = spent["total"] > options.seconds
         if over_limit:
             display.say(
                 f"over the limit: scoring took {spent['total']:.1f} s of {options.seconds:.0f}, loading alone "
                 f"{spent['parts']['loading']:.1f}; raise evaluation.seconds, or use a faster machine"
             )
-        peers = compressors(dataset, tokens, results[found.main], folder.artifact.stat().st_size, display)
+        peers = compressors(dataset, tokens, results[evaluation.main], folder.artifact.stat().st_size, display)
         display.settle()
-        if sentence := standing(results[found.main].bpb, peers):
+        if sentence := standing(results[evaluation.main].bpb, peers):
             display.say(sentence)
         folder.update_summary(
             score=results,
-            main=found.main,
+            main=evaluation.main,
             scoring=Scoring(
                 seconds=spent["total"],
                 limit=options.seconds,
                 parts=spent["parts"],
-                gave_up=found.gave_up,
+                gave_up=evaluation.gave_up,
                 replayed=bool(plan),
-                adaptation_steps=found.adaptation_steps,
+                adaptation_steps=evaluation.adaptation_steps,
                 over_limit=over_limit,
             ),
             compressors=peers,
@@ -159,13 +159,13 @@ def compressors(
 
     def measure() -> dict[str, dict]:
         training = dataset.training_text() if dataset.reads_whole() else b""
-        found = measured(text, training, lambda share: display.status(f"general compressors: {share:.0%}", share))
-        return {name: asdict(peer) for name, peer in found.items()}
+        peers = measured(text, training, lambda share: display.status(f"general compressors: {share:.0%}", share))
+        return {name: asdict(peer) for name, peer in peers.items()}
 
     # they depend on the text and on what is installed alone
     fact = f"compressors of {len(tokens)} tokens: {', '.join(installed())}"
-    found = dataset.measured(
+    peers = dataset.measured(
         fact, measure, lambda table: {name: dataclass_of(Compressor, peer, MEASURED) for name, peer in table.items()}
     )
     own = math.ceil(score.nats / math.log(2) / 8) + artifact_bytes
-    return {**found, OWN: Compressor(own, 8 * own / len(text), len(text))}
+    return {**peers, OWN: Compressor(own, 8 * own / len(text), len(text))}

@@ -37,14 +37,14 @@ def standard_library() -> Path:
 def builtin_sources() -> list[Path]:
     """The files that the built-in corpus is read from, in the order of their names."""
     root = standard_library()
-    found = []
+    paths = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
-        found += [Path(folder, name) for name in names if name.endswith(".py")]
+        paths += [Path(folder, name) for name in names if name.endswith(".py")]
     topics = root / "pydoc_data" / "topics.py"
     # a distribution may leave links to files that are not installed
-    found = [path for path in [*found, topics] if path.is_file()]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+    paths = [path for path in [*paths, topics] if path.is_file()]
+    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
 
 def builtin_fingerprint() -> str:
@@ -90,13 +90,13 @@ def _topics(path: Path) -> list[str]:
 
 
 def _docstrings(path: Path) -> str:
-    found: list[str] = []
+    texts: list[str] = []
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node)
             if text:
-                found.append(text)
+                texts.append(text)
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.stmt):
                 visit(child)
@@ -104,7 +104,7 @@ def _docstrings(path: Path) -> str:
     tree = _parse(path)
     if tree:
         visit(tree)
-    return "\n\n".join(found)
+    return "\n\n".join(texts)
 
 
 def _is_text(text: str) -> bool:
@@ -138,11 +138,11 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"no file or folder at {path}; check the path")
-    found = []
+    paths = []
     for folder, subfolders, names in os.walk(path):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in found if file.is_file())
+        paths += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in paths if file.is_file())
 
 
 def _documents_of(path: Path) -> Iterator[str]:

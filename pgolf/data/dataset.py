@@ -128,10 +128,10 @@ class Dataset:
                 known = table
         with suppress(KeyError, TypeError, ValueError, PgolfError):
             return read(known[fact])
-        found = measure()
+        value = measure()
         with suppress(OSError, PgolfError):
-            write_whole(path, json.dumps({**known, fact: found}) + "\n")
-        return read(found)
+            write_whole(path, json.dumps({**known, fact: value}) + "\n")
+        return read(value)
 
     def _texts(self, tokens: np.ndarray) -> Iterator[bytes]:
         for document in np.split(tokens, self.documents(tokens)):

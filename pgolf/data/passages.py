@@ -53,11 +53,11 @@ def _winnowed(hashes, window):
 
 
 @njit(cache=True)
-def _mark_covered(found, width, covered):
-    """Marks the bytes of every window that was found."""
+def _mark_covered(is_match, width, covered):
+    """Marks the bytes of every window that matches."""
     reach = 0
-    for place in range(len(found)):
-        if found[place]:
+    for place in range(len(is_match)):
+        if is_match[place]:
             for byte in range(max(place, reach), place + width):
                 covered[byte] = True
             reach = place + width

@@ -61,11 +61,11 @@ def page(audit: dict, title: str) -> str:
 
 def _rules(tests: list[dict]) -> Html:
     """One line a rule, with what it demands and what came out."""
-    found: dict[str, list[dict]] = {}
+    by_rule: dict[str, list[dict]] = {}
     for test in tests:
-        found.setdefault(str(test.get("rule", test.get("id", "?"))), []).append(test)
+        by_rule.setdefault(str(test.get("rule", test.get("id", "?"))), []).append(test)
     rows = []
-    for rule, mine in found.items():
+    for rule, mine in by_rule.items():
         verdicts = [test["passed"] for test in mine]
         kind, sign, word = VERDICTS[False if False in verdicts else True if True in verdicts else None]
         told = next((test for test in mine if test["passed"] is False), mine[0])

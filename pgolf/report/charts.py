@@ -71,30 +71,30 @@ class Curves:
 
     def drawn(self) -> list[tuple[Series, int]]:
         """The series that have points, each with its style. A single one is a plain line."""
-        found = [one for one in self.series if len(one.x)]
-        if len(found) == 1 and not found[0].dots:
-            return [(found[0], 0)]
-        return [(one, (i if one.style is None else one.style) % COLOURS) for i, one in enumerate(found)]
+        series = [one for one in self.series if len(one.x)]
+        if len(series) == 1 and not series[0].dots:
+            return [(series[0], 0)]
+        return [(one, (i if one.style is None else one.style) % COLOURS) for i, one in enumerate(series)]
 
     def scales(self) -> tuple[Scale, Scale]:
-        found = [one for one, _ in self.drawn()]
-        across = np.concatenate([np.asarray(one.x, float) for one in found])
-        up = [np.asarray(values, float) for one in found for values in (one.y, one.low, one.high) if values is not None]
+        series = [one for one, _ in self.drawn()]
+        across = np.concatenate([np.asarray(one.x, float) for one in series])
+        up = [np.asarray(values, float) for one in series for values in (one.y, one.low, one.high) if values is not None]
         return Scale(self.x, across), Scale(self.y, np.concatenate(up))
 
     def coincident(self) -> dict[str, str]:
         """By name, the earlier series that a series lies on."""
         _, vertical = self.scales()
-        found: dict[str, str] = {}
+        covered_by: dict[str, str] = {}
         series = [one for one, _ in self.drawn()]
         for i, one in enumerate(series):
             for other in series[:i]:
-                if other.name not in found and len(one.x) == len(other.x) and np.array_equal(one.x, other.x):
+                if other.name not in covered_by and len(one.x) == len(other.x) and np.array_equal(one.x, other.x):
                     apart = np.abs(vertical.of(one.y) - vertical.of(other.y))
                     if np.isfinite(apart).any() and np.nanmax(apart) < COINCIDE:
-                        found[one.name] = other.name
+                        covered_by[one.name] = other.name
                         break
-        return found
+        return covered_by
 
     def __html__(self) -> Html:
         if not self.drawn():
@@ -155,12 +155,12 @@ def stacked(places: Sequence[float], room: float = 0.05) -> list[int]:
 
 def _ticks_below(scale: Scale) -> Html:
     """Labels at the two ends stay inside."""
-    found = []
+    labels = []
     for tick in scale.ticks:
         place = scale.place(tick)
         side = "start" if place < 0.04 else "end" if place > 0.96 else None
-        found.append(h("span", tick_label(tick, scale), style=f"left:{100 * place:.2f}%", class_=side))
-    return h("div", found, class_="xticks")
+        labels.append(h("span", tick_label(tick, scale), style=f"left:{100 * place:.2f}%", class_=side))
+    return h("div", labels, class_="xticks")
 
 
 def _caption(title: str, note: str = "") -> Html:
@@ -278,8 +278,8 @@ class DotRows:
 
     def values(self) -> list[float]:
         dots = [dot for row in self.rows for dot in row.dots]
-        found = [value for dot in dots for value in (dot.value, dot.origin, *dot.reach) if value is not None]
-        return [value for value in found if math.isfinite(value)]
+        figures = [value for dot in dots for value in (dot.value, dot.origin, *dot.reach) if value is not None]
+        return [value for value in figures if math.isfinite(value)]
 
     def scale(self) -> Scale:
         values = self.values()
@@ -299,13 +299,13 @@ class DotRows:
 
 def _dot(dot: Dot, scale: Scale) -> list[Html]:
     place = scale.place(dot.value)
-    found = []
+    elements = []
     if dot.origin is not None:
-        found.append(_stretch("way", dot.style, place, scale.place(dot.origin)))
+        elements.append(_stretch("way", dot.style, place, scale.place(dot.origin)))
     if dot.reach:
-        found.append(_stretch("whisker", dot.style, *(_inside(scale.place(edge)) for edge in dot.reach)))
-    found.append(h("b", class_=f"dot f{dot.style}", style=f"left:{100 * place:.2f}%", title=dot.label or number(dot.value)))
-    return found
+        elements.append(_stretch("whisker", dot.style, *(_inside(scale.place(edge)) for edge in dot.reach)))
+    elements.append(h("b", class_=f"dot f{dot.style}", style=f"left:{100 * place:.2f}%", title=dot.label or number(dot.value)))
+    return elements
 
 
 def _stretch(kind: str, style: int, one: float, other: float) -> Html:

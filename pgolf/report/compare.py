@@ -65,28 +65,28 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def groups_of(runs: Sequence[Run]) -> list[Group]:
-    found: list[tuple[dict, list[Run]]] = []
+    alike: list[tuple[dict, list[Run]]] = []
     for run in runs:
         settings = flat(run.config)
         settings.pop("seed", None)
-        for known, members in found:
+        for known, members in alike:
             if known == settings:
                 members.append(run)
                 break
         else:
-            found.append((settings, [run]))
+            alike.append((settings, [run]))
     return [
-        Group(chr(ord("A") + i) if i < 26 else f"G{i}", members, _difference(found[0][0], settings))
-        for i, (settings, members) in enumerate(found)
+        Group(chr(ord("A") + i) if i < 26 else f"G{i}", members, _difference(alike[0][0], settings))
+        for i, (settings, members) in enumerate(alike)
     ]
 
 
 def flat(table: dict, path: str = "") -> dict:
-    found: dict = {}
+    values: dict = {}
     for key, value in table.items():
         name = f"{path}.{key}" if path else key
-        found |= flat(value, name) if isinstance(value, dict) else {name: value}
-    return found
+        values |= flat(value, name) if isinstance(value, dict) else {name: value}
+    return values
 
 
 def _difference(first: dict, other: dict, most: int = 4) -> str:
@@ -132,16 +132,16 @@ class Verdict:
 
 
 def scored_groups(groups: Sequence[Group]) -> list[Group]:
-    found = [Group(group.letter, [run for run in group.runs if run.main], group.differs) for group in groups]
-    return [group for group in found if group.runs]
+    scored = [Group(group.letter, [run for run in group.runs if run.main], group.differs) for group in groups]
+    return [group for group in scored if group.runs]
 
 
 def lost_work(groups: Sequence[Group]) -> list[str]:
     """A line for every run that gave something up for the clock."""
     pairs = every(groups)
     names = names_of([run for _, run in pairs])
-    found = [(names[run.path], given_up(run.summary)) for _, run in pairs]
-    return [f"{name} gave up for the clock: {', '.join(lost)}" for name, lost in found if lost]
+    given_up_by_run = [(names[run.path], given_up(run.summary)) for _, run in pairs]
+    return [f"{name} gave up for the clock: {', '.join(lost)}" for name, lost in given_up_by_run if lost]
 
 
 def comparable(one: Group, other: Group) -> str:
@@ -180,10 +180,10 @@ def _verdict(first: Group, group: Group, predictor: str) -> Verdict:
 def conclusions(groups: Sequence[Group]) -> Html:
     scored = scored_groups(groups)
     predictor = common_predictor([run for group in scored for run in group.runs]) if scored else ""
-    found = verdicts(scored, predictor) if predictor and len(scored) > 1 else []
+    judged = verdicts(scored, predictor) if predictor and len(scored) > 1 else []
     items = [h("li", line, class_="open") for line in lost_work(groups)]
-    items += [h("li", one.sentence, class_={True: "good", False: "bad", None: "open"}[one.better]) for one in found]
-    if not found:
+    items += [h("li", one.sentence, class_={True: "good", False: "bad", None: "open"}[one.better]) for one in judged]
+    if not judged:
         items.append(h("li", "Fewer than two configurations are scored: there is nothing to conclude."))
     return section("verdicts", "Verdicts", h("ul", items, class_="verdicts"))
 
@@ -341,8 +341,8 @@ def paired(first: Run, other: Run, predictor: str) -> Paired | None:
 
 def paired_rows(runs: Sequence[Run], predictor: str) -> list[tuple[str, Paired]]:
     names = names_of(runs)
-    found = [(names[run.path], paired(runs[0], run, predictor)) for run in runs[1:]]
-    return [(name, pair) for name, pair in found if pair]
+    pairs = [(names[run.path], paired(runs[0], run, predictor)) for run in runs[1:]]
+    return [(name, pair) for name, pair in pairs if pair]
 
 
 def _paired(runs: Sequence[Run], predictor: str) -> Html:

@@ -71,9 +71,9 @@ def _read(run: Run, name: str, parse) -> dict:
     if not path.exists():
         return {}
     try:
-        found = parse(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
+        table = parse(path.read_text(encoding="utf-8"))
+        if isinstance(table, dict):
+            return table
         run.damaged.append(f"{name} is damaged: it holds no table")
     except (ValueError, RecursionError, OSError) as error:
         run.damaged.append(f"{name} is damaged: {error}")
@@ -86,11 +86,11 @@ def read_lines(path: Path) -> Iterator[dict]:
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
-                    found = json.loads(line)
+                    entry = json.loads(line)
                 except (ValueError, RecursionError):
                     continue
-                if isinstance(found, dict):
-                    yield found
+                if isinstance(entry, dict):
+                    yield entry
 
 
 def read_events(path: Path) -> list[dict]:
@@ -103,11 +103,11 @@ def read_events(path: Path) -> list[dict]:
 
 def read_traces(path: Path) -> dict[str, list[tuple[int, dict[str, float]]]]:
     """The weights of each predictor along the stream."""
-    found: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    traces: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for trace in read_lines(path):
         target = trace.pop("target", None)
         if isinstance(target, int):
             for predictor, weights in trace.items():
                 if isinstance(weights, dict):
-                    found.setdefault(predictor, []).append((target, weights))
-    return found
+                    traces.setdefault(predictor, []).append((target, weights))
+    return traces

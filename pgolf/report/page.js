@@ -108,7 +108,7 @@ for (const [figure, facts] of excerpts) {
     facts.r.forEach((name, k) => {
       costs.append(element("dt", name), element("dd", `${facts.b[k][at].toFixed(2)} bits`, k === facts.m ? "came" : ""));
     });
-    const found = [element("h5", seen(tokens[at].textContent)), costs];
+    const parts = [element("h5", seen(tokens[at].textContent)), costs];
     for (const [name, places] of Object.entries(facts.g)) {
       if (!places[at]) continue;
       const list = element("dl", "");
@@ -116,9 +116,9 @@ for (const [figure, facts] of excerpts) {
         const came = token === facts.t[at] ? " came" : "";
         list.append(element("dt", seen(pieces[token]), `guess${came}`), element("dd", `${(100 * share).toFixed(1)} %`, came.trim()));
       }
-      found.push(element("h6", `${name} predicted`), list);
+      parts.push(element("h6", `${name} predicted`), list);
     }
-    panel.replaceChildren(...found);
+    panel.replaceChildren(...parts);
   };
   text.addEventListener("pointerover", (event) => { const i = tokens.indexOf(event.target); if (i >= 0) show(i); });
   text.addEventListener("click", (event) => { const i = tokens.indexOf(event.target); if (i >= 0) show(i); });

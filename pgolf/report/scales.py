@@ -16,8 +16,8 @@ def number(value: float | None, digits: int = 4) -> str:
     for least, size, suffix in ((0.9999e9, 1e9, " G"), (0.9999e6, 1e6, " M"), (1e4, 1e3, " k")):
         if abs(value) >= least:
             scaled = value / size
-            found = f"{scaled:.{max(digits - 1 - int(math.log10(abs(scaled))), 0)}f}"
-            return (found.rstrip("0").rstrip(".") if "." in found else found) + suffix
+            text = f"{scaled:.{max(digits - 1 - int(math.log10(abs(scaled))), 0)}f}"
+            return (text.rstrip("0").rstrip(".") if "." in text else text) + suffix
     if abs(value) < 1e-3:
         return f"{value:.{max(digits - 2, 0)}e}"
     return f"{value:.{max(digits - 1 - math.floor(math.log10(abs(value))), 0)}f}"
@@ -65,8 +65,8 @@ class Scale:
         if not self.log:
             return (values - self.low) / ((self.high - self.low) or 1.0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = np.log(values / self.low) / (math.log(self.high / self.low) or 1.0)
-        return np.where(values > 0, found, np.nan)
+            places = np.log(values / self.low) / (math.log(self.high / self.low) or 1.0)
+        return np.where(values > 0, places, np.nan)
 
     def place(self, value: float) -> float:
         return float(self.of(value))
@@ -87,10 +87,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
     """Of 1, 2, 3, 5, ... and powers of ten, the finest set that is not too many."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for mantissas in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
-        found = [m * 10.0**e for e in range(first, last + 1) for m in mantissas if low <= m * 10.0**e <= high]
-        if len(found) <= 6:
-            return found
-    return found[:: -(-len(found) // 6)]
+        ticks = [m * 10.0**e for e in range(first, last + 1) for m in mantissas if low <= m * 10.0**e <= high]
+        if len(ticks) <= 6:
+            return ticks
+    return ticks[:: -(-len(ticks) // 6)]
 
 
 def tick_label(value: float, scale: Scale) -> str:

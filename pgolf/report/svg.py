@@ -39,10 +39,10 @@ STYLE = (
 
 def write(chart: Chart, path: Path) -> Path | None:
     """The file, or None where the chart has nothing to show."""
-    found = picture(chart)
-    if not found:
+    text = picture(chart)
+    if not text:
         return None
-    write_whole(path, found)
+    write_whole(path, text)
     return path
 
 
@@ -76,20 +76,20 @@ def _text(x: float, y: float, words: str, kind: str = "", anchor: str = "start")
 def _heading(title: str, note: str) -> tuple[list[Html], float]:
     """Title and note, and where they end."""
     lines = textwrap.wrap(note, int((WIDTH - 40) / CHARACTER))
-    found = [_text(20, 26, title, "title"), *(_text(20, 46 + 16 * i, line, "quiet") for i, line in enumerate(lines))]
-    return found, 38 + 16 * len(lines)
+    texts = [_text(20, 26, title, "title"), *(_text(20, 46 + 16 * i, line, "quiet") for i, line in enumerate(lines))]
+    return texts, 38 + 16 * len(lines)
 
 
 def _legend(items: list[tuple[Html, str]], top: float) -> tuple[list[Html], float]:
     """Keys with their names, in as many lines as they need."""
-    found, x, y = [], 20.0, top + 12
+    elements, x, y = [], 20.0, top + 12
     for key, words in items:
         width = 34 + CHARACTER * len(words) + 18
         if x + width > WIDTH - 20 and x > 20:
             x, y = 20.0, y + 20
-        found += [h("g", key, transform=f"translate({x:.0f} {y - 9:.0f})"), _text(x + 32, y, words)]
+        elements += [h("g", key, transform=f"translate({x:.0f} {y - 9:.0f})"), _text(x + 32, y, words)]
         x += width
-    return found, y + 10 if items else top
+    return elements, y + 10 if items else top
 
 
 # ---- curves
@@ -98,7 +98,7 @@ def _legend(items: list[tuple[Html, str]], top: float) -> tuple[list[Html], floa
 def _curves(chart: Curves) -> str:
     horizontal, vertical = chart.scales()
     coincident = chart.coincident()
-    found, top = _heading(chart.title, chart.note)
+    elements, top = _heading(chart.title, chart.note)
     keys = []
     for one, style in chart.drawn():
         kind = "dots" if one.dots else f"curve s{style}{' thin' if one.thin else ''}"
@@ -109,29 +109,29 @@ def _curves(chart: Curves) -> str:
     bottom, wide = top + HEIGHT, WIDTH - LEFT - RIGHT
     x_of = lambda share: LEFT + wide * share
     y_of = lambda share: bottom - HEIGHT * share
-    found += [*legend, _text(20, top - 12 - 14 * (max(levels, default=-1) + 1), chart.y.words, "quiet")]
+    elements += [*legend, _text(20, top - 12 - 14 * (max(levels, default=-1) + 1), chart.y.words, "quiet")]
     for tick in vertical.ticks:
         y = y_of(vertical.place(tick))
-        found.append(h("path", class_="net", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}"))
-        found.append(_text(LEFT - 8, y + 4, tick_label(tick, vertical), "quiet", "end"))
-    found += _axis_below(horizontal, x_of, top, bottom)
+        elements.append(h("path", class_="net", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}"))
+        elements.append(_text(LEFT - 8, y + 4, tick_label(tick, vertical), "quiet", "end"))
+    elements += _axis_below(horizontal, x_of, top, bottom)
     for one, style in chart.drawn():
         across, up = x_of(horizontal.of(one.x)), y_of(vertical.of(one.y))
         if one.low is not None and one.high is not None:
-            found.append(_band(across, y_of(vertical.of(one.low)), y_of(vertical.of(one.high)), style))
+            elements.append(_band(across, y_of(vertical.of(one.low)), y_of(vertical.of(one.high)), style))
         points = [(a, b) for a, b in zip(across, up, strict=True) if math.isfinite(a) and math.isfinite(b)]
         if one.dots:
-            found.append(h("path", class_=f"dots s{style}", d="".join(f"M{a:.1f} {b:.1f}h0" for a, b in points)))
+            elements.append(h("path", class_=f"dots s{style}", d="".join(f"M{a:.1f} {b:.1f}h0" for a, b in points)))
         else:
             kind = f"curve s{style}{' thin' if one.thin else ''}"
-            found.append(h("path", class_=kind, d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)))
+            elements.append(h("path", class_=kind, d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)))
     for mark, level in zip(chart.marks, levels, strict=True):
         x = x_of(horizontal.place(mark.x))
         side = "end" if x > WIDTH * 0.7 else "start"
-        found.append(h("path", class_="edge", d=f"M{x:.1f} {top}V{bottom}", stroke_dasharray="3 3"))
-        found.append(_text(x + (-4 if side == "end" else 4), top - 12 - 14 * level, mark.label, "quiet", side))
-    found.append(_text(LEFT + wide / 2, bottom + 40, chart.x.words, "quiet", "middle"))
-    return _document(chart.title, bottom + 54, found)
+        elements.append(h("path", class_="edge", d=f"M{x:.1f} {top}V{bottom}", stroke_dasharray="3 3"))
+        elements.append(_text(x + (-4 if side == "end" else 4), top - 12 - 14 * level, mark.label, "quiet", side))
+    elements.append(_text(LEFT + wide / 2, bottom + 40, chart.x.words, "quiet", "middle"))
+    return _document(chart.title, bottom + 54, elements)
 
 
 def _band(across: np.ndarray, low: np.ndarray, high: np.ndarray, style: int) -> Html:
@@ -141,12 +141,12 @@ def _band(across: np.ndarray, low: np.ndarray, high: np.ndarray, style: int) -> 
 
 
 def _axis_below(scale: Scale, x_of, top: float, bottom: float) -> list[Html]:
-    found = []
+    elements = []
     for tick in scale.ticks:
         x = x_of(scale.place(tick))
-        found.append(h("path", class_="net", d=f"M{x:.1f} {top:.1f}V{bottom:.1f}"))
-        found.append(_text(x, bottom + 18, tick_label(tick, scale), "quiet", "middle"))
-    return found
+        elements.append(h("path", class_="net", d=f"M{x:.1f} {top:.1f}V{bottom:.1f}"))
+        elements.append(_text(x, bottom + 18, tick_label(tick, scale), "quiet", "middle"))
+    return elements
 
 
 # ---- rows
@@ -211,23 +211,23 @@ def _columns(rows) -> tuple[float, float]:
 
 def _rows(chart: DotRows | BarRows, scale: Scale, columns: tuple[float, float], x_of, keys, lines) -> str:
     names, track = columns
-    found, top = _heading(chart.title, chart.note)
+    elements, top = _heading(chart.title, chart.note)
     legend, top = _legend(keys, top)
-    found += legend
+    elements += legend
     top += 14
     bottom = top + ROW * len(lines)
-    found += _axis_below(scale, x_of, top, bottom)
+    elements += _axis_below(scale, x_of, top, bottom)
     zero = getattr(chart, "zero", None)
     if zero is not None:
-        found.append(h("path", class_="edge", d=f"M{x_of(scale.place(zero)):.1f} {top:.1f}V{bottom:.1f}"))
+        elements.append(h("path", class_="edge", d=f"M{x_of(scale.place(zero)):.1f} {top:.1f}V{bottom:.1f}"))
     for i, (name, says, kind, marks) in enumerate(lines):
         middle = top + ROW * (i + 0.5)
         strong = "strong" if "strong" in kind else "quiet" if "quiet" in kind else ""
-        found += _wrapped(20, middle, name, names - 36, strong)
-        found.append(h("g", marks, transform=f"translate(0 {middle:.1f})"))
-        found += _wrapped(names + track + 16, middle, says, WIDTH - names - track - 24, strong)
-    found.append(_text(names + track / 2, bottom + 38, chart.x.words, "quiet", "middle"))
-    return _document(chart.title, bottom + 52, found)
+        elements += _wrapped(20, middle, name, names - 36, strong)
+        elements.append(h("g", marks, transform=f"translate(0 {middle:.1f})"))
+        elements += _wrapped(names + track + 16, middle, says, WIDTH - names - track - 24, strong)
+    elements.append(_text(names + track / 2, bottom + 38, chart.x.words, "quiet", "middle"))
+    return _document(chart.title, bottom + 52, elements)
 
 
 def _wrapped(x: float, middle: float, words: str, width: float, kind: str) -> list[Html]:

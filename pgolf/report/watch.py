@@ -29,14 +29,14 @@ class Watcher:
         self._state, self._page = "", b""
 
     def state(self) -> str:
-        found = []
+        files = []
         for name in WATCHED:
             try:
                 about = (self.folder / name).stat()
-                found.append(f"{name} {about.st_mtime_ns} {about.st_size}")
+                files.append(f"{name} {about.st_mtime_ns} {about.st_size}")
             except OSError:
                 continue
-        return ";".join(found)
+        return ";".join(files)
 
     def page(self) -> bytes:
         with self._lock:

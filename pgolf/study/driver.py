@@ -74,8 +74,8 @@ class Driver:
                 while True:
                     self._collect()
                     self._judge()
-                    while len(self.running) < self.executor.slots and (found := self._next()):
-                        self._start(*found)
+                    while len(self.running) < self.executor.slots and (job := self._next()):
+                        self._start(*job)
                     if not self.running:
                         break
                     time.sleep(PAUSE)

@@ -9,7 +9,7 @@ from pgolf.folder import RunFolder
 
 def validation_loss(folder: RunFolder) -> float | None:
     """The last loss on validation text in the training log."""
-    found = None
+    loss = None
     if folder.train_log.exists():
         for line in folder.train_log.read_text(encoding="utf-8").splitlines():
             try:
@@ -17,8 +17,8 @@ def validation_loss(folder: RunFolder) -> float | None:
             except ValueError:
                 continue  # a line that a killed run did not finish
             if isinstance(event, dict) and event.get("kind") == "validation":
-                found = event.get("loss")
-    return found
+                loss = event.get("loss")
+    return loss
 
 
 # name, the part of the summary that has to be there, and how it is read
@@ -35,7 +35,7 @@ FIGURES = ("validation.loss", *OF_SUMMARY)
 def figures_of(folder: RunFolder) -> dict[str, float]:
     """Every figure that the run's files know, the score of each predictor included."""
     summary = folder.read_summary()
-    found = {name: read(there) for name, (part, read) in OF_SUMMARY.items() if (there := getattr(summary, part)) is not None}
-    found |= {f"score.{name}": score.bpb for name, score in summary.score.items()}
+    figures = {name: read(there) for name, (part, read) in OF_SUMMARY.items() if (there := getattr(summary, part)) is not None}
+    figures |= {f"score.{name}": score.bpb for name, score in summary.score.items()}
     loss = validation_loss(folder)
-    return found if loss is None else {**found, "validation.loss": loss}
+    return figures if loss is None else {**figures, "validation.loss": loss}

@@ -72,9 +72,9 @@ class Ledger:
 
     def states(self) -> dict[str, State]:
         """By run."""
-        found: dict[str, State] = {}
+        states: dict[str, State] = {}
         for line in self.lines():
-            state, stage = found.setdefault(line["run"], State()), line["stage"]
+            state, stage = states.setdefault(line["run"], State()), line["stage"]
             if line["kind"] == "begin":
                 state.attempts[stage] = state.attempts.get(stage, 0) + 1
                 state.settings = line.get("settings", "")
@@ -86,7 +86,7 @@ class Ledger:
                 state.crashed[stage] = str(line.get("reason", ""))
             elif line["kind"] == "gate":
                 state.stopped = str(line.get("reason", ""))
-        return found
+        return states
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -23,12 +23,12 @@ STYLES = {True: 2, False: 1, None: 0}
 
 def publish(study: Study, folder: Path) -> str:
     """Writes study.html, study.md and forest.svg; gives what a terminal shows."""
-    found, base = compared(study, folder), base_scores(study, folder)
-    write_whole(folder / "study.html", page(study, folder, found, base))
-    text = markdown(study, found, base)
+    comparisons, base = compared(study, folder), base_scores(study, folder)
+    write_whole(folder / "study.html", page(study, folder, comparisons, base))
+    text = markdown(study, comparisons, base)
     write_whole(folder / "study.md", text)
-    write(forest(found), folder / "forest.svg")
-    return "\n".join([*(one.verdict for one in found), f"page {folder / 'study.html'}, table {folder / 'study.md'}"])
+    write(forest(comparisons), folder / "forest.svg")
+    return "\n".join([*(one.verdict for one in comparisons), f"page {folder / 'study.html'}, table {folder / 'study.md'}"])
 
 
 def base_scores(study: Study, folder: Path) -> list[float]:
@@ -38,12 +38,12 @@ def base_scores(study: Study, folder: Path) -> list[float]:
     return [score for score in scores if score is not None]
 
 
-def page(study: Study, folder: Path, found: Sequence[Comparison], base: Sequence[float]) -> str:
-    text = h("pre", markdown(study, found, base))
+def page(study: Study, folder: Path, comparisons: Sequence[Comparison], base: Sequence[float]) -> str:
+    text = h("pre", markdown(study, comparisons, base))
     sections: dict[str, list[Any]] = {
-        "Verdicts": [lead(describe(study, base)), verdicts(study, folder, found)],
-        "Differences": [forest(found), differences(found)],
-        "Cost": [cost(found)],
+        "Verdicts": [lead(describe(study, base)), verdicts(study, folder, comparisons)],
+        "Differences": [forest(comparisons), differences(comparisons)],
+        "Cost": [cost(comparisons)],
         "Runs": [runs(study, folder)],
         "Markdown": [h("details", h("summary", "The table for a pull request"), text)],
     }
@@ -67,9 +67,9 @@ def describe(study: Study, base: Sequence[float]) -> str:
     )
 
 
-def verdicts(study: Study, folder: Path, found: Sequence[Comparison]) -> Html:
-    items = [h("li", one.verdict, class_=KINDS[one.better]) for one in found]
-    for one in found:
+def verdicts(study: Study, folder: Path, comparisons: Sequence[Comparison]) -> Html:
+    items = [h("li", one.verdict, class_=KINDS[one.better]) for one in comparisons]
+    for one in comparisons:
         items += [h("li", f"{one.arm.name} gave up for the clock: {line}", class_="open") for line in one.lost]
     states = Ledger(folder / "ledger.jsonl").states()
     for arm in study.arms:
@@ -77,9 +77,9 @@ def verdicts(study: Study, folder: Path, found: Sequence[Comparison]) -> Html:
     return h("ul", items, class_="verdicts")
 
 
-def forest(found: Sequence[Comparison]) -> DotRows:
+def forest(comparisons: Sequence[Comparison]) -> DotRows:
     rows = []
-    for one in found:
+    for one in comparisons:
         if one.change is None or one.why_not:
             continue
         dot = Dot(one.change, STYLES[one.better], span=one.interval)
@@ -98,9 +98,9 @@ def forest(found: Sequence[Comparison]) -> DotRows:
     )
 
 
-def differences(found: Sequence[Comparison]) -> Html:
+def differences(comparisons: Sequence[Comparison]) -> Html:
     rows = []
-    for one in found:
+    for one in comparisons:
         numbers = [_number(one.change, "+.5f"), _number(one.error, ".5f"), _number(one.p, ".2g"), _number(one.adjusted, ".2g")]
         documents = one.documents
         by_document = f"{documents.change:+.5f} ± {documents.error:.5f}" if documents else "–"
@@ -110,9 +110,9 @@ def differences(found: Sequence[Comparison]) -> Html:
     return table(heads, rows, caption="Differences in bits per byte")
 
 
-def cost(found: Sequence[Comparison]) -> Html:
+def cost(comparisons: Sequence[Comparison]) -> Html:
     rows = []
-    for one in found:
+    for one in comparisons:
         seconds = f"{100 * (one.seconds - 1):+.1f} %" if one.seconds is not None else "–"
         rows.append([one.arm.title, _number(one.change, "+.5f"), seconds, _number(one.bytes, "+,.0f")])
     if not rows:
@@ -141,12 +141,12 @@ def runs(study: Study, folder: Path) -> Html:
     return table(["run", "stage", "ended", "seconds", "bits per byte", "device"], rows, caption="The ledger")
 
 
-def markdown(study: Study, found: Sequence[Comparison], base: Sequence[float]) -> str:
+def markdown(study: Study, comparisons: Sequence[Comparison], base: Sequence[float]) -> str:
     heads = ["arm", "difference", "error", "p (Holm)", "by document", "seconds", "bytes", "verdict"]
-    rows = [heads, ["---"] * len(heads), *(_markdown_row(one) for one in found)]
+    rows = [heads, ["---"] * len(heads), *(_markdown_row(one) for one in comparisons)]
     lines = [f"## {study.title}", "", describe(study, base), "", *(f"| {' | '.join(row)} |" for row in rows)]
-    notes = [f"- {one.arm.title}: {one.arm.note}" for one in found if one.arm.note]
-    trouble = [f"- {line}" for one in found for line in one.trouble]
+    notes = [f"- {one.arm.title}: {one.arm.note}" for one in comparisons if one.arm.note]
+    trouble = [f"- {line}" for one in comparisons for line in one.trouble]
     return "\n".join([*lines, *(["", *notes] if notes else []), *(["", *trouble] if trouble else [])]) + "\n"
 
 

@@ -107,11 +107,11 @@ def compared(study: Study, folder: Path) -> list[Comparison]:
         for seed in study.seeds
         if (path := folder / "runs" / f"{arm}-{seed}").exists()
     }
-    found = [_comparison(study, arm, runs, states) for arm in study.others]
-    tested = [one for one in found if one.p is not None and not one.why_not]
+    comparisons = [_comparison(study, arm, runs, states) for arm in study.others]
+    tested = [one for one in comparisons if one.p is not None and not one.why_not]
     for one, adjusted in zip(tested, holm([one.p for one in tested if one.p is not None]), strict=True):
         one.adjusted = adjusted
-    return found
+    return comparisons
 
 
 def score_of(run: Run | None, predictor: str) -> float | None:
@@ -122,41 +122,41 @@ def score_of(run: Run | None, predictor: str) -> float | None:
 
 
 def trouble_of(study: Study, arm: str, states: dict[str, State]) -> list[str]:
-    found = []
+    lines = []
     for seed in study.seeds:
         state = states.get(f"{arm}-{seed}", State())
-        found += [f"{arm}-{seed}: {stage} failed, {why}" for stage, why in state.crashed.items()]
+        lines += [f"{arm}-{seed}: {stage} failed, {why}" for stage, why in state.crashed.items()]
         if state.stopped:
-            found.append(f"{arm}-{seed}: stopped by a gate, {state.stopped}")
+            lines.append(f"{arm}-{seed}: stopped by a gate, {state.stopped}")
         elif not state.crashed and "score" not in state.done:
-            found.append(f"{arm}-{seed}: not finished")
-    return found
+            lines.append(f"{arm}-{seed}: not finished")
+    return lines
 
 
 def _comparison(study: Study, arm: Arm, runs: dict[tuple[str, int], Run], states: dict[str, State]) -> Comparison:
     scores = {seed: value for seed in study.seeds if (value := score_of(runs.get((arm.name, seed)), arm.score)) is not None}
-    found = Comparison(arm, scores, trouble=trouble_of(study, arm.name, states))
+    comparison = Comparison(arm, scores, trouble=trouble_of(study, arm.name, states))
     pairs = []
     for seed, ours in scores.items():
         theirs = score_of(runs.get((arm.against, seed)), arm.against_score)
         if theirs is not None:
-            found.changes[seed] = ours - theirs
+            comparison.changes[seed] = ours - theirs
             pairs.append((runs[arm.against, seed], runs[arm.name, seed]))
     if not pairs:
-        return found
-    found.why_not = next((why for first, other in pairs if (why := _why_not(first, other))), "")
-    found.lost = list(dict.fromkeys(line for _, run in pairs for line in given_up(run.summary)))
-    found.change = mean(found.changes.values())
+        return comparison
+    comparison.why_not = next((why for first, other in pairs if (why := _why_not(first, other))), "")
+    comparison.lost = list(dict.fromkeys(line for _, run in pairs for line in given_up(run.summary)))
+    comparison.change = mean(comparison.changes.values())
     if len(pairs) > 1:
-        _, found.error, found.p = paired(list(found.changes.values()))
-    if not found.why_not:
-        found.documents = by_document(pairs, arm.against_score, arm.score)
-    found.seconds = _ratio(pairs, _seconds)
+        _, comparison.error, comparison.p = paired(list(comparison.changes.values()))
+    if not comparison.why_not:
+        comparison.documents = by_document(pairs, arm.against_score, arm.score)
+    comparison.seconds = _ratio(pairs, _seconds)
     sizes = [(a.summary.artifact, b.summary.artifact) for a, b in pairs]
     grown = [b.total_bytes - a.total_bytes for a, b in sizes if a and b]
     if len(grown) == len(pairs):
-        found.bytes = mean(grown)
-    return found
+        comparison.bytes = mean(grown)
+    return comparison
 
 
 def _why_not(first: Run, other: Run) -> str:

@@ -27,7 +27,7 @@ def body(run: Run) -> Html:
             in_words("What failed", failed) if failed else None,
             matrix([*tests, *shown], not_counted=[test["result"] for test in shown]),
             h("details", h("summary", "Every test in words"), in_words("Tests of the audit", [*tests, *shown])),
-            grid(found) if (found := charts(run).values()) else None,
+            grid(drawn) if (drawn := charts(run).values()) else None,
         ]
     )
 
@@ -45,15 +45,15 @@ def text(run: Run) -> str:
 
 
 def charts(run: Run) -> dict[str, Chart]:
-    found: dict[str, Chart] = {}
+    drawn: dict[str, Chart] = {}
     sums = run.audit.get("sums")
     if sums:
-        found["audit_sums"] = _sums(sums)
+        drawn["audit_sums"] = _sums(sums)
     uniform = run.audit.get("uniform") or {}
     for i, curves in enumerate([uniform, *uniform.get("further", ())]):
         if curves.get("results"):
-            found[f"audit_noise_{i + 1}"] = _noise(curves)
-    return found
+            drawn[f"audit_noise_{i + 1}"] = _noise(curves)
+    return drawn
 
 
 def _sums(sums: dict) -> Chart:
@@ -107,12 +107,12 @@ def matrix(tests: Sequence[dict], not_counted: Sequence[str]) -> Html:
     for title in dict.fromkeys(test["title"] for test in tests):
         cells: list[Html | str] = []
         for result in results:
-            found = [test["passed"] for test in tests if test["title"] == title and test["result"] == result]
-            if not found:
+            verdicts = [test["passed"] for test in tests if test["title"] == title and test["result"] == result]
+            if not verdicts:
                 cells.append("")
                 continue
             # where a test was made more than once, the worst counts
-            kind, sign, word = VERDICTS[False if False in found else True if True in found else None]
+            kind, sign, word = VERDICTS[False if False in verdicts else True if True in verdicts else None]
             cells.append(h("span", sign, h("span", f" {word}", class_="unseen"), class_=kind))
         rows.append([title, *cells])
     heads = [label(result) + (" (does not count)" if result in not_counted else "") for result in results]
@@ -123,7 +123,7 @@ def audit_tests(run: Run, part: str = "tests") -> list[dict]:
     """With a title, a predictor, and a verdict that is true, false or None. `part` "shown" are those of predictors that are no
     code lengths by their own account: they do not count."""
     tests = run.audit.get(part, [])
-    found = [test for test in tests if isinstance(test, dict)] if isinstance(tests, list) else []
+    rows = [test for test in tests if isinstance(test, dict)] if isinstance(tests, list) else []
     return [
         {
             **test,
@@ -131,7 +131,7 @@ def audit_tests(run: Run, part: str = "tests") -> list[dict]:
             "result": str(test.get("result") or "all"),
             "passed": test["passed"] if isinstance(test.get("passed"), bool) else None,
         }
-        for test in found
+        for test in rows
     ]
 
 

@@ -16,8 +16,8 @@ ABSENT = {
 
 
 def charts(run: Run) -> dict[str, Chart]:
-    found = {"bytes": _bytes(run), "clocks": _clocks(run)}
-    return {name: chart for name, chart in found.items() if chart}
+    drawn = {"bytes": _bytes(run), "clocks": _clocks(run)}
+    return {name: chart for name, chart in drawn.items() if chart}
 
 
 def body(run: Run) -> Html:

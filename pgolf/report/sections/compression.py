@@ -17,8 +17,8 @@ def charts(run: Run) -> dict[str, Chart]:
 
 
 def body(run: Run) -> Html:
-    found = charts(run)
-    return join(found.values() or [missing("Against general compressors", "The run has not been scored.")])
+    drawn = charts(run)
+    return join(drawn.values() or [missing("Against general compressors", "The run has not been scored.")])
 
 
 def _sizes(run: Run, main: Score) -> Chart:

@@ -25,12 +25,12 @@ QUANTITIES = {
 
 def charts(run: Run) -> dict[str, Chart]:
     kinds = _by_kind(run)
-    found: dict[str, Chart] = {}
+    drawn: dict[str, Chart] = {}
     for name, (title, axis, key, form, note) in QUANTITIES.items():
         if kinds and _varies(run, key):
             rows = [_row(kind, some, key, form) for kind, some in kinds.items()]
-            found[name] = DotRows(title, axis, rows, head="matrix", note=note)
-    return found
+            drawn[name] = DotRows(title, axis, rows, head="matrix", note=note)
+    return drawn
 
 
 def body(run: Run) -> Html:

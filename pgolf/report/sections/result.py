@@ -61,27 +61,27 @@ def checks(run: Run) -> list[tuple[str, bool | None, str]]:
     """What makes a score legal: the rule, whether it holds (None: not known), and the figures."""
     summary = run.summary
     score = summary.score.get(run.main)
-    found: list[tuple[str, bool | None, str]] = []
+    rows: list[tuple[str, bool | None, str]] = []
     if score:
-        found.append(("a code length", bool(score.legal), "the predictor sums to one over the vocabulary"))
+        rows.append(("a code length", bool(score.legal), "the predictor sums to one over the vocabulary"))
         part = bool(score.partial)
-        found.append(("the whole stream", not part, f"{score.tokens:,} tokens" + (", a part of it" if part else "")))
+        rows.append(("the whole stream", not part, f"{score.tokens:,} tokens" + (", a part of it" if part else "")))
     else:
-        found.append(("a code length", None, "not scored"))
+        rows.append(("a code length", None, "not scored"))
     artifact = summary.artifact
     if artifact:
         total, limit = artifact.total_bytes, artifact.limit
-        found.append(("fits", total <= limit, f"{total:,} of {limit:,} bytes"))
+        rows.append(("fits", total <= limit, f"{total:,} of {limit:,} bytes"))
     else:
-        found.append(("fits", None, "not packed"))
+        rows.append(("fits", None, "not packed"))
     for name, clock in (("training clock", summary.train), ("scoring clock", summary.scoring)):
         if clock:
-            found.append((name, clock.seconds <= clock.limit, f"{clock.seconds:.1f} of {clock.limit:.0f} s"))
+            rows.append((name, clock.seconds <= clock.limit, f"{clock.seconds:.1f} of {clock.limit:.0f} s"))
         else:
-            found.append((name, None, "not run"))
+            rows.append((name, None, "not run"))
     passed = run.audit.get("passed")
-    found.append(("audit", passed if isinstance(passed, bool) else None, _audit_words(run)))
-    return found
+    rows.append(("audit", passed if isinstance(passed, bool) else None, _audit_words(run)))
+    return rows
 
 
 def text(run: Run) -> str:
@@ -101,9 +101,9 @@ def _audit_words(run: Run) -> str:
 
 
 def verdict(run: Run) -> Html:
-    found = checks(run)
-    broken = [name for name, holds, _ in found if holds is False]
-    unknown = [name for name, holds, _ in found if holds is None]
+    rows = checks(run)
+    broken = [name for name, holds, _ in rows if holds is False]
+    unknown = [name for name, holds, _ in rows if holds is None]
     if broken:
         kind, words = "bad", f"Not legal. What does not hold: {', '.join(broken)}."
     elif unknown:
@@ -113,7 +113,7 @@ def verdict(run: Run) -> Html:
     chips = [
         h("li", h("b", SIGNS[holds], aria_hidden="true"), h("span", name), h("small", says, h("span", f" ({WORDS[holds]})",
           class_="unseen")), class_={True: "good", False: "bad", None: "open"}[holds])
-        for name, holds, says in found
+        for name, holds, says in rows
     ]  # fmt: skip
     return h("div", h("p", words, class_=f"words {kind}"), h("ul", chips, class_="chips"), class_="verdict")
 

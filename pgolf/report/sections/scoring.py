@@ -90,7 +90,7 @@ def _decisions(run: Run) -> dict[str, Chart]:
     """What the planner of the scoring clock decided, where it decided anything."""
     spans = run.plan.get("spans", [])
     ends = [*(span[0] for span in spans[1:]), run.plan.get("targets", 0)]
-    found: dict[str, Chart] = {}
+    drawn: dict[str, Chart] = {}
     for name, title, axis, place in (
         ("stride", "Stride, span by span", Axis("stride", "tokens; 0: the first pass alone", low=0.0), 1),
         ("epochs", "Epochs of adaptation, span by span", Axis("epochs", "passes over a span", low=0.0), 2),
@@ -98,8 +98,8 @@ def _decisions(run: Run) -> dict[str, Chart]:
         decided = [span[place] for span in spans]
         if len(set(decided)) > 1:
             edges = [edge for span, end in zip(spans, ends, strict=True) for edge in (span[0], end)]
-            found[name] = Curves(title, Axis("scored", "tokens"), axis, [Series("decided", edges, np.repeat(decided, 2))])
-    return found
+            drawn[name] = Curves(title, Axis("scored", "tokens"), axis, [Series("decided", edges, np.repeat(decided, 2))])
+    return drawn
 
 
 SECTION = Section("scoring", "Score breakdown", body, text, charts)

@@ -15,11 +15,11 @@ def body(run: Run) -> Html:
 
 def _tables(config: dict, path: str = "") -> list[tuple[str, str]]:
     plain = {key: value for key, value in config.items() if not isinstance(value, dict)}
-    found = [(path or "run", "\n".join(f"{key} = {value}" for key, value in plain.items()))] if plain else []
+    tables = [(path or "run", "\n".join(f"{key} = {value}" for key, value in plain.items()))] if plain else []
     for key, value in config.items():
         if isinstance(value, dict):
-            found += _tables(value, f"{path}.{key}" if path else key)
-    return found
+            tables += _tables(value, f"{path}.{key}" if path else key)
+    return tables
 
 
 SECTION = Section("settings", "Settings", body)

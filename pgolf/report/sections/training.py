@@ -120,12 +120,12 @@ def column(steps: Sequence[dict], key: str) -> np.ndarray:
 def smoothed(values: np.ndarray) -> np.ndarray:
     """An exponential mean that forgets over a fortieth of the run, unbiased at its beginning."""
     keep = math.exp(-1 / max(len(values) / SMOOTHING, 1.0))
-    found, total, weight = np.empty(len(values)), 0.0, 0.0
+    means, total, weight = np.empty(len(values)), 0.0, 0.0
     for i, value in enumerate(values):
         if math.isfinite(value):
             total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        found[i] = total / weight if weight else np.nan
-    return found
+        means[i] = total / weight if weight else np.nan
+    return means
 
 
 def overlaid(metric: Metric, axis: Axis, runs: Sequence[tuple[str, Run]]) -> Curves:
@@ -141,7 +141,7 @@ def overlaid(metric: Metric, axis: Axis, runs: Sequence[tuple[str, Run]]) -> Cur
 
 def _charts(run: Run, axis: Axis) -> dict[str, Chart]:
     places = across(run, axis)
-    found: dict[str, Chart] = {}
+    drawn: dict[str, Chart] = {}
     for metric in METRICS:
         values = column(run.steps, metric.key)
         if not np.isfinite(values).any():
@@ -154,21 +154,21 @@ def _charts(run: Run, axis: Axis) -> dict[str, Chart]:
         if metric.key == "loss":
             series += _validation_series(run, places)
         marks = _phases(run, places) if metric.key == "loss" else ()
-        found[metric.name] = Curves(metric.title, axis, metric.axis, series, marks)
+        drawn[metric.name] = Curves(metric.title, axis, metric.axis, series, marks)
         if metric.key == "loss":
-            found["learning_rates"] = Curves("Learning rates", axis, Axis("learning rate", "per step"), _rates(run, places))
-    return found
+            drawn["learning_rates"] = Curves("Learning rates", axis, Axis("learning rate", "per step"), _rates(run, places))
+    return drawn
 
 
 def _phases(run: Run, places: np.ndarray) -> list[Mark]:
     by_step = [event["step"] for event in run.steps]
-    found = []
+    marks = []
     for event in run.events:
         if event["kind"] == "phase":
             place = min(int(np.searchsorted(by_step, event["step"])), len(places) - 1)
             where = 0.0 if event["step"] == 0 else float(places[place])
-            found.append(Mark(where, f"{event['name']}, from step {event['step']:,}"))
-    return found
+            marks.append(Mark(where, f"{event['name']}, from step {event['step']:,}"))
+    return marks
 
 
 def _validations(run: Run) -> list[dict]:
@@ -176,12 +176,12 @@ def _validations(run: Run) -> list[dict]:
 
 
 def _validation_series(run: Run, places: np.ndarray) -> list[Series]:
-    found = _validations(run)
-    if not found:
+    events = _validations(run)
+    if not events:
         return []
     by_step = np.array([event["step"] for event in run.steps])
-    at = np.minimum(np.searchsorted(by_step, [event["step"] for event in found]), len(places) - 1)
-    return [Series("validation", places[at], [float(event["loss"]) for event in found], style=5, dots=True)]
+    at = np.minimum(np.searchsorted(by_step, [event["step"] for event in events]), len(places) - 1)
+    return [Series("validation", places[at], [float(event["loss"]) for event in events], style=5, dots=True)]
 
 
 def _rates(run: Run, places: np.ndarray) -> list[Series]:
@@ -191,11 +191,11 @@ def _rates(run: Run, places: np.ndarray) -> list[Series]:
     for event in run.events:
         for name, rate in event.get("rates", {}).items() if event["kind"] == "start" else ():
             groups.setdefault(float(rate), []).append(str(name))
-    found = []
+    series = []
     for i, (rate, names) in enumerate(groups.items()):
         x, y, _, _ = thinned(places, rate * multiplier)
-        found.append(Series(", ".join(dict.fromkeys(names)), x, y, style=i))
-    return found
+        series.append(Series(", ".join(dict.fromkeys(names)), x, y, style=i))
+    return series
 
 
 SECTION = Section("training", "Training", body, text, charts)

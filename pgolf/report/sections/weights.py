@@ -11,7 +11,7 @@ from pgolf.report.tables import columns
 
 
 def charts(run: Run) -> dict[str, Chart]:
-    found: dict[str, Chart] = {}
+    drawn: dict[str, Chart] = {}
     for predictor, points in run.traces.items():
         at = [target for target, _ in points]
         series = []
@@ -21,8 +21,8 @@ def charts(run: Run) -> dict[str, Chart]:
         temperature = predictor == "temperature"
         axis = Axis("temperature", "divides the logits") if temperature else Axis("weight", "share, 0 to 1")
         title = f"Weights along the stream: {label(predictor)}"
-        found[f"weights_{predictor}"] = Curves(title, Axis("scored", "tokens"), axis, series)
-    return found
+        drawn[f"weights_{predictor}"] = Curves(title, Axis("scored", "tokens"), axis, series)
+    return drawn
 
 
 def body(run: Run) -> Html:

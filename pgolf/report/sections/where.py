@@ -21,22 +21,22 @@ KINDS = "By kind of token"
 def charts(run: Run) -> dict[str, Chart]:
     if not run.scores or not run.summary.score:
         return {}
-    found = {
+    drawn = {
         "by_position": _by("position", run),
         "by_length": _by("length", run),
         "along_the_stream": _along(run, run.scores.along),
     }
     if run.scores.by_kind is not None and run.main in run.scores.results:
-        found["by_kind"] = _kinds(run, run.scores.results, run.scores.by_kind)
-    return found
+        drawn["by_kind"] = _kinds(run, run.scores.results, run.scores.by_kind)
+    return drawn
 
 
 def body(run: Run) -> Html:
-    found = charts(run)
-    if not found:
+    drawn = charts(run)
+    if not drawn:
         return missing("Where the bits go", "There is no score.jsonl with what each token cost.")
-    kinds = found.get("by_kind") or missing(KINDS, "score.jsonl does not say what its tokens are; score the run again.")
-    return join([grid([found["by_position"], found["by_length"]]), found["along_the_stream"], kinds])
+    kinds = drawn.get("by_kind") or missing(KINDS, "score.jsonl does not say what its tokens are; score the run again.")
+    return join([grid([drawn["by_position"], drawn["by_length"]]), drawn["along_the_stream"], kinds])
 
 
 def text(run: Run) -> str:
