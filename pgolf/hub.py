@@ -62,10 +62,10 @@ def pull(repo: str, out: Path, revision: str = "") -> RunFolder:
                 if sha256_of(path) != sums[name]:
                     raise HubError(f"{repo}: {name} is not what {SUMS} says; its sha256 differs, so nothing was kept")
                 shutil.move(path, staging / name)  # the two folders may be on different disks
-            found = RunFolder(staging)
-            read_container(found.artifact)
-            read_toml(found.config)
-            found.read_summary()
+            pulled = RunFolder(staging)
+            read_container(pulled.artifact)
+            read_toml(pulled.config)
+            pulled.read_summary()
     except FileExistsError:
         raise HubError(f"{out} holds files already; give another --out") from None
     return RunFolder(out)
@@ -73,11 +73,11 @@ def pull(repo: str, out: Path, revision: str = "") -> RunFolder:
 
 def read_sums(path: Path, repo: str) -> dict[str, str]:
     text = path.read_text(encoding="utf-8", errors="replace")
-    found = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", text, re.M)}
-    missing = [name for name in PULLED if name not in found]
+    sums = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", text, re.M)}
+    missing = [name for name in PULLED if name not in sums]
     if missing:
         raise HubError(f"{repo}: {SUMS} says nothing of {', '.join(missing)}; was it made by pgolf push?")
-    return found
+    return sums
 
 
 @contextlib.contextmanager

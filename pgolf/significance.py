@@ -58,8 +58,8 @@ def student_quantile(p: float, freedom: float) -> float:
 def holm(ps: Sequence[float]) -> list[float]:
     """p-values of several tests, adjusted so that the chance of any false discovery is bounded (Holm, 1979)."""
     order = sorted(range(len(ps)), key=lambda i: ps[i])
-    found, running = [0.0] * len(ps), 0.0
+    adjusted, running = [0.0] * len(ps), 0.0
     for rank, i in enumerate(order):
         running = max(running, min(1.0, (len(ps) - rank) * ps[i]))
-        found[i] = running
-    return found
+        adjusted[i] = running
+    return adjusted

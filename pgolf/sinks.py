@@ -139,16 +139,16 @@ def figures_of_event(event: dict) -> dict[str, float]:
 
 
 def figures_of_summary(summary: Summary) -> dict[str, float]:
-    found = {f"score/{name}": score.bpb for name, score in summary.score.items()}
+    figures = {f"score/{name}": score.bpb for name, score in summary.score.items()}
     if summary.main_score:
-        found["score/main"] = summary.main_score.bpb
+        figures["score/main"] = summary.main_score.bpb
     if summary.artifact:
-        found["artifact/total_bytes"] = float(summary.artifact.total_bytes)
+        figures["artifact/total_bytes"] = float(summary.artifact.total_bytes)
     if summary.train:
-        found["train/seconds"] = summary.train.seconds
+        figures["train/seconds"] = summary.train.seconds
     if summary.scoring:
-        found["scoring/seconds"] = summary.scoring.seconds
-    return found
+        figures["scoring/seconds"] = summary.scoring.seconds
+    return figures
 
 
 def _line(error: Exception) -> str:

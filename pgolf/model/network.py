@@ -226,15 +226,15 @@ class Network(nn.Module):
         slices  a bank's slices, for each bank, where they are tensors of their own
         """
         banks = {bank: getattr(self, bank) for bank in BANKS if getattr(self, bank) is not None} if slices is None else slices
-        found: Matrices = [{} for _ in self.layers]
+        matrices: Matrices = [{} for _ in self.layers]
         for bank, whole in banks.items():
             tensors, parts = self._cast(whole), BANKS[bank]
             count = len(tensors) // len(parts)
             for part, row in enumerate(parts):
                 for layer in self.layers:
                     if layer.mamba == row.mamba:
-                        found[layer.index][row.site] = tensors[part * count + layer.slot]
-        return found
+                        matrices[layer.index][row.site] = tensors[part * count + layer.slot]
+        return matrices
 
     def output_matrix(self) -> Tensor:
         return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight

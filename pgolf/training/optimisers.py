@@ -32,8 +32,8 @@ def assignment(settings: TrainingSettings) -> dict[str, Assigned]:
     tables = Assigned("adamw", settings.token_lr, decay if settings.token_weight_decay < 0 else settings.token_weight_decay)
     scalars = Assigned("adamw", settings.scalar_lr, decay)
     projections = muon if settings.muon_projections else scalars
-    found = {"matrix": muon, "token": tables, "head": tables, "scalar": scalars, "projection": projections}
-    return found | ({"convolution": scalars} if settings.train_convolutions else {})
+    assigned = {"matrix": muon, "token": tables, "head": tables, "scalar": scalars, "projection": projections}
+    return assigned | ({"convolution": scalars} if settings.train_convolutions else {})
 
 
 class Optimiser(Protocol):

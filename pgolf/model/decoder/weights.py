@@ -96,10 +96,10 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 def _each(owners: Iterable, part: Callable, shape: tuple[int, ...], absent: float | None = None) -> np.ndarray:
     """One row an owner; one without the part gets `absent`, and where that is None there are no rows at all."""
-    found = [part(owner) for owner in owners]
-    if absent is None and (not found or found[0] is None):
+    parts = [part(owner) for owner in owners]
+    if absent is None and (not parts or parts[0] is None):
         return np.empty((0, *shape), np.float32)
-    return np.stack([np.full(shape, absent, np.float32) if row is None else _array(row).reshape(shape) for row in found])
+    return np.stack([np.full(shape, absent, np.float32) if row is None else _array(row).reshape(shape) for row in parts])
 
 
 def _or_none(tensor: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
