@@ -10,9 +10,9 @@ from bench.results import FOLDER, Results, file_of
 
 def accept(path: Path, into: Path = FOLDER) -> Path:
     """The file written."""
-    found = Results.read(path)
-    merged = found.laid_over(Results.committed(found.device, into))
-    target = file_of(found.device, into)
+    results = Results.read(path)
+    merged = results.laid_over(Results.committed(results.device, into))
+    target = file_of(results.device, into)
     merged.write(target)
     draw(merged, target.with_suffix(".svg"))
     return target

@@ -145,8 +145,8 @@ def scoring_bill(settings: Settings, rates: ScoringRates, *, targets: int = TARG
 def bills_of_run(summary: Summary, preset: str) -> list[Bill]:
     """A finished run's own clocks: nothing is extrapolated."""
     train, scoring = summary.train, summary.scoring
-    found = []
+    bills = []
     for title, clock in (("training", train), ("scoring", scoring)):
         parts = tuple(Part(name, seconds, "measured") for name, seconds in clock.parts.items())
-        found.append(Bill(f"{preset}, {title}", parts, clock.limit))
-    return found
+        bills.append(Bill(f"{preset}, {title}", parts, clock.limit))
+    return bills

@@ -36,13 +36,13 @@ def measure_ceilings(device: str, clock: HostClock | DeviceClock, seconds: float
     """Bytes read and written both count; the product is bfloat16 on a GPU and float32 on a CPU."""
     kind = torch.bfloat16 if device == "cuda" else torch.float32
     copies, side = (TINY["copies"], TINY["side"]) if tiny else (COPIES[device], SIDES[device])
-    found = {}
+    bandwidths = {}
     for moved in copies:
         source = torch.rand(moved // 8, device=device)
         target = torch.empty_like(source)
-        found[moved] = moved / _seconds(partial(target.copy_, source), clock, seconds)
+        bandwidths[moved] = moved / _seconds(partial(target.copy_, source), clock, seconds)
     a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-    return Ceilings(found, 2 * side**3 / _seconds(lambda: a @ b, clock, seconds))
+    return Ceilings(bandwidths, 2 * side**3 / _seconds(lambda: a @ b, clock, seconds))
 
 
 def _seconds(work: Work, clock: HostClock | DeviceClock, seconds: float) -> float:

@@ -158,11 +158,11 @@ class Bench:
     def hold(self, name: str, benchmark: Benchmark) -> None:
         """Compare what all compute; then, if this run measures, time them and ask the gates."""
         wanted = {peer: work() for peer, work in benchmark.peers.items()}
-        found = benchmark.ours()
+        ours = benchmark.ours()
         for peer, results in wanted.items():
-            error, allowed = disagreement(found, results), benchmark.tolerance
+            error, allowed = disagreement(ours, results), benchmark.tolerance
             assert error <= allowed, f"{name}: ours and {peer} differ by {error:.2g}, more than {allowed:g}"
-        del wanted, found
+        del wanted, ours
         floor = self.session.ceilings.floor(*benchmark.work) if any(benchmark.work) else 0.0
         details = {"floor": floor, "absent": benchmark.absent, "per_call": benchmark.per_call, "figures": benchmark.figures}
         line = self.measure(name, {"ours": benchmark.ours, **benchmark.peers}, min_speedup=benchmark.min_speedup, **details)

@@ -6,14 +6,14 @@ import torch
 def ngram_backoff_in_dictionaries(tokens: list[int], starts: list[bool], orders: tuple[int, ...]) -> list[list[int]]:
     """Per token the counts of an back-off of document-local levels, as a dictionary loop keeps them: (hits, total) a level."""
     tables: list[dict] = [{} for _ in orders]
-    found, document = [], []
+    counts, document = [], []
     for token, start in zip(tokens, starts, strict=True):
         row = []
         contexts = [tuple(document[len(document) - order :]) if len(document) >= order else None for order in orders]
         for context, table in zip(contexts, tables, strict=True):
             successors = table.get(context)
             row += [successors.get(token, 0), sum(successors.values())] if successors else [0, 0]
-        found.append(row)
+        counts.append(row)
         if start:
             tables, document = [{} for _ in orders], []
         else:
@@ -22,7 +22,7 @@ def ngram_backoff_in_dictionaries(tokens: list[int], starts: list[bool], orders:
                     successors = table.setdefault(context, {})
                     successors[token] = successors.get(token, 0) + 1
         document.append(token)
-    return found
+    return counts
 
 
 def markov_stream(count: int, vocabulary: int) -> torch.Tensor:

@@ -37,10 +37,10 @@ def report() -> str:
     ]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
-            found = torch.cuda.get_device_properties(index)
+            gpu = torch.cuda.get_device_properties(index)
             lines.append(
-                f"gpu {index}     {found.name}, sm_{found.major}{found.minor}, {found.multi_processor_count} multiprocessors, "
-                f"{found.total_memory / 1e9:.1f} GB, L2 {found.L2_cache_size / 1e6:.0f} MB, CUDA {torch.version.cuda}"
+                f"gpu {index}     {gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} multiprocessors, "
+                f"{gpu.total_memory / 1e9:.1f} GB, L2 {gpu.L2_cache_size / 1e6:.0f} MB, CUDA {torch.version.cuda}"
             )
         query = "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu"
         lines.append("driver, clocks, power, heat: " + said("nvidia-smi", query, "--format=csv,noheader"))

@@ -132,8 +132,8 @@ def _backward(self: Tensor, gradient: Tensor | None = None, **options) -> None:
 
 
 def _grad(output: Tensor, inputs: Sequence[Tensor], grad_outputs: Tensor | None = None, **options) -> tuple[Tensor, ...]:
-    found = _walk(output, grad_outputs)
-    return tuple(found[leaf] for leaf in inputs)
+    gradients = _walk(output, grad_outputs)
+    return tuple(gradients[leaf] for leaf in inputs)
 
 
 @torch.no_grad()

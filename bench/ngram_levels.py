@@ -94,8 +94,8 @@ def ways(levels: int, granularity: int, held_out: Recorder, scored: Recorder) ->
     taught.flush()
     known, learner = scored.known(levels), copy.deepcopy(taught)
     # what learns changes its own weights, so it comes last
-    found = [empty.mix(*known), empty.mix_and_learn(*known), taught.mix(*known), learner.mix_and_learn(*known)]
-    return taught, [scores.nll.numpy() for scores in found]
+    mixtures = [empty.mix(*known), empty.mix_and_learn(*known), taught.mix(*known), learner.mix_and_learn(*known)]
+    return taught, [scores.nll.numpy() for scores in mixtures]
 
 
 def print_by(what: str, numbers: np.ndarray, counts: np.ndarray, nats: dict[str, np.ndarray]) -> None:
@@ -130,7 +130,7 @@ def main() -> None:
     print(f"training left out; documents that stand in both the training and the validation text: {data.shared_documents()}")
 
     neural = np.concatenate([part.nats for part in scored.statistics])
-    ground, found = Result(score_of(neural, counts), 0.0, neural), {"neural": neural}
+    ground, nats_by_way = Result(score_of(neural, counts), 0.0, neural), {"neural": neural}
     print(f"\n{'gain in bits per byte':22}" + "".join(f"{way:>22}" for way in WAYS) + f"{'sums off by':>14}")
     print(f"{'neural':22}{ground.score.bpb:22.4f}")
     for levels in range(1, len(LOCAL + SHARED) + 1):
@@ -140,11 +140,11 @@ def main() -> None:
         line = "".join(f"{gain:12.4f} +- {error or 0.0:.4f}" for gain, error in gains)
         print(f"{name:22}{line}{furthest_from_one(taught, scored, tokens, bos):14.0e}", flush=True)
         if levels in (3, len(LOCAL)):
-            found[name] = nats[WAYS.index("beforehand")]
+            nats_by_way[name] = nats[WAYS.index("beforehand")]
     document = np.searchsorted(starts, np.arange(len(counts)), side="right") - 1
     lengths = np.diff(np.append(starts, len(counts)))
-    print_by("tokens of the document", lengths[document], counts, found)
-    print_by("tokens since the document's beginning", np.arange(len(counts)) - starts[document], counts, found)
+    print_by("tokens of the document", lengths[document], counts, nats_by_way)
+    print_by("tokens since the document's beginning", np.arange(len(counts)) - starts[document], counts, nats_by_way)
 
 
 if __name__ == "__main__":

@@ -200,10 +200,10 @@ def captured(preset: str, stage: str) -> Captured:
     """What torch.compile captures of a stage on CUDA: it refuses where a graph would break."""
     settings = small(preset, "cuda")
     model = network(settings)
-    with fake_cuda(capture=True) as found:
+    with fake_cuda(capture=True) as graphs:
         on_fake_cuda(model)
         RUNS[stage](settings, model, "cuda")
-    return found
+    return graphs
 
 
 def on_fake_cuda(model: Network) -> None:
@@ -220,7 +220,7 @@ def everything(presets: Sequence[str]) -> Reached:
 # ---- the page
 
 
-def page(found: Reached) -> str:
+def page(reached: Reached) -> str:
     lines = [
         "# Who calls the operators",
         "",
@@ -235,7 +235,7 @@ def page(found: Reached) -> str:
         rows = []
         for device in DEVICES:
             for stage in STAGES:
-                users = [preset for preset in presets if name in found[preset, stage, device]]
+                users = [preset for preset in presets if name in reached[preset, stage, device]]
                 if users:
                     rows.append(f"| {name} | {device} | {stage} | {'all' if users == presets else ', '.join(users)} |")
         lines += rows or [f"| {name} | - | - | none: {UNREACHED.get(name, 'no reason is known')} |"]
@@ -244,15 +244,15 @@ def page(found: Reached) -> str:
 
 def read_page(text: str) -> Reached:
     """The inverse of `page`."""
-    found: Reached = {(preset, stage, device): set() for preset in preset_names() for stage in STAGES for device in DEVICES}
+    reached: Reached = {(preset, stage, device): set() for preset in preset_names() for stage in STAGES for device in DEVICES}
     for line in text.splitlines():
         name, device, stage, users = (
             [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("| ") else [""] * 4
         )
         if device in DEVICES:
             for preset in preset_names() if users == "all" else users.split(", "):
-                found[preset, stage, device].add(name)
-    return found
+                reached[preset, stage, device].add(name)
+    return reached
 
 
 if __name__ == "__main__":

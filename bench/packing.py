@@ -23,7 +23,7 @@ from pgolf.model import build_model, submission_state
 def moments_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Second moments of correlated inputs for every matrix of a block, alike for those that see the same input."""
     generator = torch.Generator().manual_seed(1)
-    found, shared = {}, {}
+    moments, shared = {}, {}
     for name, tensor in state.items():
         if ".attn." not in name and ".mlp." not in name or tensor.ndim != 2:
             continue
@@ -34,8 +34,8 @@ def moments_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             inputs += 2 * torch.randn(2 * width, 1, generator=generator)
             inputs *= torch.rand(width, generator=generator) + 0.2
             shared[site] = inputs.T @ inputs / len(inputs)
-        found[name] = shared[site]
-    return found
+        moments[name] = shared[site]
+    return moments
 
 
 def main() -> None:

@@ -41,19 +41,19 @@ def ratios(results: Results) -> Chart:
 
 def sweep(results: Results) -> list[tuple[int, float, float]]:
     """(rows, packed seconds, dense seconds) of every size that was measured."""
-    found = []
+    points = []
     for line in results.lines.values():
         if "crossover rows" in line.figures and line.peers:
             dense = next(iter(line.peers.values())).value
-            found.append((int(line.figures["crossover rows"]), line.ours.median, dense))
-    return sorted(found)
+            points.append((int(line.figures["crossover rows"]), line.ours.median, dense))
+    return sorted(points)
 
 
 def crossover(results: Results) -> Chart | None:
-    found = sweep(results)
-    if not found:
+    points = sweep(results)
+    if not points:
         return None
-    rows, packed, dense = zip(*found, strict=True)
+    rows, packed, dense = zip(*points, strict=True)
     series = [
         Series(name, rows, [1e6 * s for s in seconds]) for name, seconds in (("packed, 6 bits", packed), ("dense", dense))
     ]

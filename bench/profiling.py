@@ -62,18 +62,18 @@ def _of_ncu(rows: list[list[str]]) -> list[Kernel]:
         if metric in ("gpu__time_duration.sum", "Duration"):
             seconds, calls = sums.get(name, (0.0, 0))
             sums[name] = seconds + float(value.replace(",", "")) * units[unit], calls + 1
-    return [Kernel(name, *found) for name, found in sums.items()]
+    return [Kernel(name, *total) for name, total in sums.items()]
 
 
 def kernels_of_torch(watched, on_gpu: bool) -> list[Kernel]:
     """Kernels on a GPU; on a CPU the operators' own time, which is the nearest thing to it."""
-    found = []
+    kernels = []
     for event in watched.key_averages():
         ours = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         there = event.device_type.name == ("CUDA" if on_gpu else "CPU")
         if ours > 0 and there and not event.is_user_annotation:
-            found.append(Kernel(event.key, ours / 1e6, event.count))
-    return found
+            kernels.append(Kernel(event.key, ours / 1e6, event.count))
+    return kernels
 
 
 def work_of(what: str, preset: str, device: str, tiny: bool) -> tuple[Callable[[], object], dict[str, tuple[int, int]]]:
@@ -114,11 +114,11 @@ def main() -> int:
     on_gpu = device == "cuda"
     try:
         work, floors = work_of(options.what, options.preset, device, options.tiny or not on_gpu)
-        found = kernels_in_csv(options.report.read_text()) if options.report else None
+        kernels = kernels_in_csv(options.report.read_text()) if options.report else None
     except (PgolfError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if found is None:
+    if kernels is None:
         for _ in range(WARM_UP):
             work()
         if options.by == "range":
@@ -127,7 +127,7 @@ def main() -> int:
                 return 1
             in_range(work, options.steps)
             return 0
-        found = by_torch(work, options.steps, on_gpu, options.trace)
+        kernels = by_torch(work, options.steps, on_gpu, options.trace)
     ceilings = measure_ceilings(device, device_clock() if on_gpu else HostClock(), 0.3)
 
     def floor_of(name: str) -> float | None:
@@ -137,7 +137,7 @@ def main() -> int:
         return ceilings.floor(*floors[kernel]) if kernel else None
 
     print(f"{options.steps} steps of {options.preset}, {options.what}, on {device}")
-    print(table(found, floor_of))
+    print(table(kernels, floor_of))
     return 0
 
 

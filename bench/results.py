@@ -1,4 +1,4 @@
-"""What a run of the bench found, as data: lines, their gates, and the file of one device's committed results."""
+"""The results of a run of the bench as data: lines, their gates, and the file of one device's committed results."""
 
 import dataclasses
 import datetime
@@ -76,10 +76,12 @@ def line_of(bench: str, samples: Samples, *, on_gpu: bool, floor: float = 0.0, a
     return Line(bench, ours, peers, dict(absent or {}), pace, floor, dict(figures or {}))
 
 
-def peer_gate(peer: str, found: Spread, min_speedup: float) -> Gate:
+def peer_gate(peer: str, speedup: Spread, min_speedup: float) -> Gate:
     """At least so many times as fast as a peer; what lies within the noise is no failure."""
     return Gate(
-        f"{min_speedup:g} x {peer}", found.high >= min_speedup, f"{found.median:.2f} x ({found.low:.2f} to {found.high:.2f})"
+        f"{min_speedup:g} x {peer}",
+        speedup.high >= min_speedup,
+        f"{speedup.median:.2f} x ({speedup.low:.2f} to {speedup.high:.2f})",
     )
 
 
@@ -121,13 +123,13 @@ def file_of(device: str, folder: Path = FOLDER) -> Path:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    by_name = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            by_name[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return by_name
 
 
 @functools.cache

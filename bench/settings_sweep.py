@@ -39,8 +39,8 @@ def main(steps: str, *flags: str) -> None:
         model.load_state_dict(result.exported)
         options = EvaluationSettings(seconds=3600, window=settings.evaluation.window, stride=settings.evaluation.stride)
         tokens = np.asarray(dataset.val_tokens())
-        found = evaluate(model, tokens, dataset.tokenizer.byte_table, options, bos=dataset.tokenizer.bos)
-        scores = ", ".join(f"{name} {result.score.bpb:.4f}" for name, result in found.results.items())
+        evaluation = evaluate(model, tokens, dataset.tokenizer.byte_table, options, bos=dataset.tokenizer.bos)
+        scores = ", ".join(f"{name} {result.score.bpb:.4f}" for name, result in evaluation.results.items())
         display.settle()
         display.say(f"{result.tokens:,} tokens, {rate:,.0f} a CPU second; {scores}: {' '.join(flags) or 'no flags'}")
 

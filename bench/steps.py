@@ -186,14 +186,14 @@ class Stopwatch:
         }
 
 
-def _warm(found: list) -> list:
-    return found[1:] if len(found) > 1 else found
+def _warm(samples: list) -> list:
+    return samples[1:] if len(samples) > 1 else samples
 
 
-def _rate(found: list[tuple[int, float]]) -> float:
-    if not found:
+def _rate(samples: list[tuple[int, float]]) -> float:
+    if not samples:
         return 0.0
-    units, seconds = map(sum, zip(*_warm(found), strict=True))
+    units, seconds = map(sum, zip(*_warm(samples), strict=True))
     return seconds / units
 
 
@@ -238,11 +238,11 @@ def scoring_rates(settings: Settings, device: str, spans: int = 2) -> ScoringRat
     watch = Stopwatch(budget, options.stride, options.adaptation.epochs if options.adaptation.method == "chunks" else 0)
     temperature = policy(options.temperature)
     scorer.main(scorer.predictors(temperature), temperature, watch, np.zeros(len(tokens) - 1))
-    found = watch.rates()
+    rates = watch.rates()
     if len(watch.spans) > 1:  # what the first span took beyond its like was compiling
         windows, targets, *seconds = watch.spans[0]
-        warm_up += max(0.0, sum(seconds) - windows * found["window"] - targets * found["result"])
-    return ScoringRates(**found, loading=loading, warm_up=warm_up)
+        warm_up += max(0.0, sum(seconds) - windows * rates["window"] - targets * rates["result"])
+    return ScoringRates(**rates, loading=loading, warm_up=warm_up)
 
 
 def with_lora(settings: Settings) -> Settings:

@@ -28,14 +28,14 @@ def rows(line: Line) -> list[tuple[str, ...]]:
     ]
     peers += [(name, reason, "", "") for name, reason in line.absent.items()]
     gates = [(f"{gate.name}: {gate.why}", "holds" if gate.holds else "FAILS") for gate in line.gates]
-    found = []
+    cells = []
     for i in range(max(len(peers), len(gates), 1)):
         first = (line.bench, amount(line.ours.median, line.unit)) if i == 0 else ("", "")
         roofline_fraction = f"{line.roofline_fraction:.0%}" if line.floor and i == 0 else ""
         peer, gate = (some[i] if i < len(some) else ("",) * width for some, width in ((peers, 4), (gates, 2)))
-        found.append((*first, *peer, roofline_fraction, *gate))
-    found += [("", "", f"  {name}", _figure(value), "", "", "", "", "") for name, value in line.figures.items()]
-    return found
+        cells.append((*first, *peer, roofline_fraction, *gate))
+    cells += [("", "", f"  {name}", _figure(value), "", "", "", "", "") for name, value in line.figures.items()]
+    return cells
 
 
 def _figure(value: float | str) -> str:
@@ -59,16 +59,16 @@ def heading(results: Results) -> str:
 
 def markdown(results: Results) -> str:
     """A short table for the README: each bench against the peer that comes closest."""
-    found = ["| bench | ours | closest peer | ratio | of floor | gates |", "|---|---|---|---|---|---|"]
+    lines = ["| bench | ours | closest peer | ratio | of floor | gates |", "|---|---|---|---|---|---|"]
     for line in results.lines.values():
         closest = min(line.peers, key=lambda name: line.peers[name].ratio.median, default="")
         ratio = line.peers[closest].ratio if closest else None
-        found.append(
+        lines.append(
             f"| {line.bench} | {amount(line.ours.median, line.unit)} | {closest} | "
             f"{f'{ratio.median:.2f} ({ratio.low:.2f} - {ratio.high:.2f})' if ratio else ''} | "
             f"{f'{line.roofline_fraction:.0%}' if line.floor else ''} | {verdict(line)} |"
         )
-    return "\n".join([heading(results).replace("\n", "  \n"), "", *found])
+    return "\n".join([heading(results).replace("\n", "  \n"), "", *lines])
 
 
 def verdict(line: Line) -> str:

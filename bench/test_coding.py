@@ -53,8 +53,8 @@ def matrices(request, run):
         chosen |= {"matrix_bits": 5, "prune": 0.03}
     artifact = replace(settings.artifact, **chosen)
     weights = round_weights(submission_state(model), artifact, inputs)
-    outlines, found = weights.coded(artifact)
-    return request.param, (outlines, [matrix.codes.numpy() for matrix in found])
+    outlines, rounded = weights.coded(artifact)
+    return request.param, (outlines, [matrix.codes.numpy() for matrix in rounded])
 
 
 def zstd_22(matrices) -> int:
@@ -95,19 +95,19 @@ def constriction_rows(matrices) -> int:
 
 def compressors() -> tuple[dict, dict[str, str]]:
     """Those that are here, and those that are not."""
-    found = {"zstd -22": zstd_22, "xz -9e": xz_9}
+    by_name = {"zstd -22": zstd_22, "xz -9e": xz_9}
     optional = {"brotli -11": (brotli_11, "brotli"), "constriction, a Gaussian a row": (constriction_rows, "constriction")}
     absent = {}
     for name, (compressor, module) in optional.items():
         if importlib.util.find_spec(module):
-            found[name] = compressor
+            by_name[name] = compressor
         else:
             absent[name] = "not installed"
     if shutil.which("lrzip"):
-        found["lrzip -z -L 9"] = lrzip_9
+        by_name["lrzip -z -L 9"] = lrzip_9
     else:
         absent["lrzip -z -L 9"] = "not installed"
-    return found, absent
+    return by_name, absent
 
 
 def ours(matrices) -> int:
@@ -125,8 +125,8 @@ def test_bytes(bench, matrices):
     assert 0 < size < count * 1.01
     if bench.tiny:
         return
-    found, absent = compressors()
-    sizes = {name: compressor(codes) for name, compressor in found.items()}
+    present, absent = compressors()
+    sizes = {name: compressor(codes) for name, compressor in present.items()}
     peers = {name: Peer(theirs, Spread.of([theirs / size])) for name, theirs in sizes.items()}
     gates = [Gate(f"fewer than {name}", size < theirs, f"{1 - size / theirs:.1%} fewer") for name, theirs in sizes.items()]
     figures = {"codes": count, "bits a code": 8 * size / count}
@@ -153,12 +153,12 @@ def test_seconds(bench, matrices):
     assert all(np.array_equal(one, other) for one, other in zip(parts, back, strict=True))
     if rounding != "gptq-sdclip":
         return  # its speed does not depend on how codes came about
-    found, absent = compressors()
-    peers = {name: functools.partial(found[name], some) for name in ("zstd -22", "xz -9e", "brotli -11") if name in found}
+    present, absent = compressors()
+    peers = {name: functools.partial(present[name], some) for name in ("zstd -22", "xz -9e", "brotli -11") if name in present}
     line = bench.measure(
         "encoding",
         {"ours": lambda: ours(some), **peers},
-        min_speedup={"brotli -11" if "brotli -11" in found else "zstd -22": 0.8},
+        min_speedup={"brotli -11" if "brotli -11" in present else "zstd -22": 0.8},
         absent=absent,
         per_call=(total, "weights/s"),
         host=True,

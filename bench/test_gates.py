@@ -12,9 +12,9 @@ from bench.results import line_of, peer_gate, regression_gate
 def slept(work):
     """A sleep as long as the work."""
     begun = time.perf_counter()
-    found = work()
+    result = work()
     time.sleep(time.perf_counter() - begun)
-    return found
+    return result
 
 
 def twice(work):

@@ -20,15 +20,15 @@ def test_gptq(bench):
 
     def plain():
         """The same preparation, without stacks and without blocks."""
-        found = []
+        rounded = []
         for matrix, moments in zip(weight, hessian, strict=True):
             damped = gptq._damped(moments[None], 0.01)[0]
             order = damped.diagonal().argsort(descending=True, stable=True)
             factor = torch.linalg.cholesky(gptq._inverse(damped[order][:, order]), upper=True)
             scale = steps.of(steps.sigmas * row_sigma(matrix)).half().float()
             codes = plain_gptq(matrix[:, order], scale, steps.largest, factor)
-            found.append(codes[:, order.argsort()] * scale[:, None])
-        return torch.stack(found)
+            rounded.append(codes[:, order.argsort()] * scale[:, None])
+        return torch.stack(rounded)
 
     own = gptq.output_error(weight, ours().values(), hessian)
     other = gptq.output_error(weight, plain(), hessian)

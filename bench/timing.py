@@ -75,13 +75,13 @@ class HostClock:
 
     def sample(self, work: Work, calls: int) -> float:
         """The best of three, which a busy machine disturbs less; one is enough where it takes long."""
-        found: list[float] = []
-        while len(found) < SUBSAMPLES and (not found or found[0] * calls < LONG_SAMPLE):
+        times: list[float] = []
+        while len(times) < SUBSAMPLES and (not times or times[0] * calls < LONG_SAMPLE):
             begun = self.now()
             for _ in range(calls):
                 work()
-            found.append((self.now() - begun) / calls)
-        return min(found)
+            times.append((self.now() - begun) / calls)
+        return min(times)
 
 
 class DeviceClock:
@@ -157,7 +157,7 @@ def interleave(
     `min_rounds` rounds. capture: on a device, replay graphs where that is possible."""
     ready = {name: clock.ready(work, capture) for name, work in contenders.items()}
     calls = {name: clock.calls(work) for name, work in ready.items()}
-    found: dict[str, list[float]] = {name: [] for name in ready}
+    samples: dict[str, list[float]] = {name: [] for name in ready}
     names = list(ready)
     collecting = gc.isenabled()
     gc.disable()
@@ -168,11 +168,11 @@ def interleave(
                 break
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                found[name].append(clock.sample(ready[name], calls[name]))
+                samples[name].append(clock.sample(ready[name], calls[name]))
     finally:
         if collecting:
             gc.enable()
-    return Samples(found)
+    return Samples(samples)
 
 
 def once(contenders: Mapping[str, Work]) -> None:

@@ -80,21 +80,21 @@ def neighbours(launch: Launch) -> Iterator[Launch]:
 
 
 @dataclass(frozen=True)
-class Found:
+class Trial:
     launch: Launch
     seconds: float
 
 
 def search(
     start: Launch, seconds_of: Callable[[Launch], float | None], until: Callable[[], bool] = lambda: False
-) -> list[Found]:
+) -> list[Trial]:
     """Every choice that was tried and works, fastest first; `seconds_of` gives None for one that does not."""
-    tried: dict[str, Found | None] = {}
+    tried: dict[str, Trial | None] = {}
 
-    def attempt(launch: Launch) -> Found | None:
+    def attempt(launch: Launch) -> Trial | None:
         if str(launch) not in tried:
             seconds = seconds_of(launch)
-            tried[str(launch)] = None if seconds is None else Found(launch, seconds)
+            tried[str(launch)] = None if seconds is None else Trial(launch, seconds)
         return tried[str(launch)]
 
     best = attempt(start)
@@ -105,13 +105,13 @@ def search(
         for launch in neighbours(best.launch):
             if until():
                 break
-            found = attempt(launch)
-            if found and found.seconds < step.seconds:
-                step = found
+            trial = attempt(launch)
+            if trial and trial.seconds < step.seconds:
+                step = trial
         if step is best:
             break
         best = step
-    return sorted((found for found in tried.values() if found), key=lambda found: found.seconds)
+    return sorted((trial for trial in tried.values() if trial), key=lambda trial: trial.seconds)
 
 
 class Tried:
@@ -158,9 +158,9 @@ def tune(knob: Knob, place: Place, seconds_of_work: Callable[[Work], float], sec
     begun = time.perf_counter()
     own = tried.asked[0]
     ranking = search(own, tried, lambda: time.perf_counter() - begun > seconds)
-    before = next(found for found in ranking if found.launch == own)
+    before = next(trial for trial in ranking if trial.launch == own)
     places = {"winner": ranking[0], "runner-up": ranking[min(1, len(ranking) - 1)], "table": before}
-    described = {name: {"launch": str(found.launch), "seconds": found.seconds} for name, found in places.items()}
+    described = {name: {"launch": str(trial.launch), "seconds": trial.seconds} for name, trial in places.items()}
     return {"knob": knob.name, "benchmark": f"{knob.benchmark}, {knob.form}", "tried": len(ranking), **described}
 
 

@@ -30,8 +30,8 @@ def _(place, form, tokens, documents):
         starts[tokens * document // documents] = True
 
     def ours():
-        found = ngram_backoff.evidence(stream, bounds)
-        return torch.stack([found.hits, found.total], -1).flatten(1)
+        evidence = ngram_backoff.evidence(stream, bounds)
+        return torch.stack([evidence.hits, evidence.total], -1).flatten(1)
 
     def plain():
         counts = ngram_backoff_in_dictionaries(stream.tolist(), starts, ORDERS)

@@ -41,11 +41,11 @@ def packed_benchmark(
     absent = without_gpu(place, "gemlite", "torchao")
     if place.on_gpu and form == FORWARD:
         for name, make in (("gemlite", gemlite_linear), ("torchao", torchao_linear)):
-            found = make(codes, packed.scales)
-            if callable(found):
-                peers[f"{name} (8 bits)"] = found
+            peer = make(codes, packed.scales)
+            if callable(peer):
+                peers[f"{name} (8 bits)"] = peer
             else:
-                absent[name] = found
+                absent[name] = peer
     first = next(iter(peers))
     ours, others = split(alike(form, [x], ours=lambda x: packed_matmul(x, packed), **peers))
     moved, flops = packed_launch.traffic_matmul(tokens, rows, columns, bits, place.element)

@@ -111,9 +111,9 @@ def performed(function: Callable, leaves: list[Tensor], form: str) -> Work:
     upstream = [torch.ones_like(out) if out.dim() == 0 else torch.randn_like(out) for out in outputs]
 
     def both():
-        found = function(*leaves)
-        found = found if isinstance(found, tuple) else (found,)
-        return *found, *torch.autograd.grad(found, asking, upstream)
+        outputs = function(*leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return *outputs, *torch.autograd.grad(outputs, asking, upstream)
 
     both.upstream = upstream
     return both
@@ -121,15 +121,15 @@ def performed(function: Callable, leaves: list[Tensor], form: str) -> Work:
 
 def alike(form: str, leaves: list[Tensor], **functions: Callable) -> dict[str, Work]:
     """All contenders with the same leaves and the same upstream gradient. Names carry spaces as underscores."""
-    found, first = {}, None
+    contenders, first = {}, None
     for name, function in functions.items():
         work = performed(function, leaves, form)
         if form == BOTH:
             first = first or work
             for own, shared in zip(work.upstream, first.upstream, strict=True):
                 own.copy_(shared)
-        found[name.replace("_", " ")] = work
-    return found
+        contenders[name.replace("_", " ")] = work
+    return contenders
 
 
 def compiled(place: Place, function: Callable) -> dict[str, Callable]:
@@ -151,18 +151,18 @@ def split(contenders: dict[str, Work]) -> tuple[Work, dict[str, Work]]:
     return contenders["ours"], {name: work for name, work in contenders.items() if name != "ours"}
 
 
-def results_of(found) -> Iterator[Tensor]:
-    if isinstance(found, Tensor):
-        yield found
-    elif isinstance(found, (tuple, list)):
-        for part in found:
+def results_of(results) -> Iterator[Tensor]:
+    if isinstance(results, Tensor):
+        yield results
+    elif isinstance(results, (tuple, list)):
+        for part in results:
             yield from results_of(part)
 
 
-def disagreement(found, wanted) -> float:
+def disagreement(ours, wanted) -> float:
     """The largest relative error (root mean square) of all results; a NaN is infinite."""
     worst = 0.0
-    for one, other in zip(results_of(found), results_of(wanted), strict=True):
+    for one, other in zip(results_of(ours), results_of(wanted), strict=True):
         one, other = one.detach().double(), other.detach().double()
         size = other.pow(2).mean().sqrt().clamp_min(1e-30)
         error = ((one - other).pow(2).mean().sqrt() / size).item()
@@ -172,8 +172,8 @@ def disagreement(found, wanted) -> float:
 
 def sum_of(traffic: Callable, form: str) -> tuple[int, int]:
     """(bytes, FLOPs) of the directions that a form takes."""
-    found = [traffic(direction) for direction in ("forward", "backward")[: 1 + (form == BOTH)]]
-    return tuple(map(sum, zip(*found, strict=True)))
+    per_direction = [traffic(direction) for direction in ("forward", "backward")[: 1 + (form == BOTH)]]
+    return tuple(map(sum, zip(*per_direction, strict=True)))
 
 
 def first_peer(place: Place, peers: dict, on_cpu: float, on_gpu: float = 1.0) -> dict[str, float]:
