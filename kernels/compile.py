@@ -87,10 +87,10 @@ def cases(operator: str, capability: int) -> list[Case]:
 
 def sample(operator: str, capability: int) -> list[Case]:
     """The first case of each kernel and launch: enough for a target whose code differs from another's by little."""
-    found: dict[tuple[str, str], Case] = {}
+    first: dict[tuple[str, str], Case] = {}
     for case in cases(operator, capability):
-        found.setdefault((case.kernel.__name__, str(case.launch)), case)
-    return list(found.values())
+        first.setdefault((case.kernel.__name__, str(case.launch)), case)
+    return list(first.values())
 
 
 def one_of_each(operator: str, capability: int) -> list[Case]:
@@ -255,7 +255,7 @@ def compile_all(
     """Every case of these operators (or those that `choose`, a function of this module, takes), in order, compiled by the
     pool."""
     listed = {(name, capability): choose(name, capability) for name in operators for capability in capabilities}
-    work = [(choose, name, capability, i) for (name, capability), found in listed.items() for i in range(len(found))]
+    work = [(choose, name, capability, i) for (name, capability), listing in listed.items() for i in range(len(listing))]
     for (_, name, capability, i), made in zip(work, pool.map(_compile_numbered, work, chunksize=2), strict=True):
         yield Row(name, capability, listed[name, capability][i], made)
 
@@ -276,10 +276,10 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         file.flush()
         command = [str(tool), "--dump-resource-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", text)
-    if not found:
+    match = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", text)
+    if not match:
         raise RuntimeError(f"cuobjdump's answer has changed its form: {text!r}")
-    registers, stack, local = map(int, found.groups())
+    registers, stack, local = map(int, match.groups())
     return registers, stack + local
 
 

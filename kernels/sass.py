@@ -72,8 +72,8 @@ class Instruction:
         if match := re.search(r"\.M88\.(\d)", self.form):
             return 32 * int(match[1])
         widths = {"8": 8, "16": 16, "64": 64, "128": 128, "256": 256}
-        found = re.findall(r"\.[US]?(8|16|64|128|256)(?=\.|$)", self.form)
-        return widths[found[-1]] if found else 32
+        suffixes = re.findall(r"\.[US]?(8|16|64|128|256)(?=\.|$)", self.form)
+        return widths[suffixes[-1]] if suffixes else 32
 
     @property
     def flops(self) -> int:

@@ -117,7 +117,7 @@ def boost_window_reference(
     Changes the tables contexts, fulls (orders, buckets) and the weights (2,) as the window does.
     """
     buckets = contexts.shape[1]
-    found = []
+    nlls = []
     for offset, target in enumerate(range(end - scored, end)):
         boost = 0.0
         for k, order in enumerate(BOOST_ORDERS):
@@ -134,8 +134,8 @@ def boost_window_reference(
         peak = max(plain, boosted)
         mixed = float(weights[0]) * math.exp(plain - peak) + float(weights[1]) * math.exp(boosted - peak)
         # the floor of 1e-30 is added to the mixture after the shift by its peak
-        found.append((-(peak + math.log(mixed + 1e-30)), -plain, -boosted))
-    losses = torch.tensor(found, dtype=torch.float64).reshape(-1, 3)
+        nlls.append((-(peak + math.log(mixed + 1e-30)), -plain, -boosted))
+    losses = torch.tensor(nlls, dtype=torch.float64).reshape(-1, 3)
     if scored:
         weights.mul_(torch.exp(-ETA * losses[:, 1:].mean(0)))
         weights.div_(weights.sum())

@@ -189,16 +189,16 @@ def successors(records, table, scalars, multiplier, reading, orders, known, coun
             if node >= 0 and records[node, DISTINCT] == 1:
                 counts[k, records[node, TOP]] = records[node, TOP_COUNT]
             continue
-        found = 0
+        kept = 0
         for i in range(left):
             edge = find(records, table, scalars, multiplier, node, candidates[i])
             if edge >= 0:
                 counts[k, candidates[i]] = records[edge, COUNT]
-                candidates[found] = candidates[i]
-                found += 1
-                if found == records[node, DISTINCT]:
+                candidates[kept] = candidates[i]
+                kept += 1
+                if kept == records[node, DISTINCT]:
                     break
-        left = found
+        left = kept
 
 
 @exact

@@ -257,7 +257,7 @@ def ngram_evidence_kernel(
             )  # fmt: skip
             b_reading = tl.where(m_group, b_writing, b_reading)
         else:
-            # what was found is where to count
+            # the symbol is in the table: count there
             b_born = b_t * (LAST + 1) + o_order
             b_edge = add(p_records, p_slots, b_capacity, multiplier, b_reading, b_y, b_edge, b_born, m_active & m_order)
             b_reading = tl.where(m_active, longer(b_edge, b_root, o_order, o_lane), b_reading)

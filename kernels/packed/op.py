@@ -90,10 +90,10 @@ def pack(codes: Tensor, scales: Tensor, bits: int) -> PackedMatrix:
             f"not {scales.dtype} of shape {tuple(scales.shape)} on {scales.device}."
         )
     least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    found = codes.min().item(), codes.max().item()
-    if found[0] < least or found[1] > most:
+    lowest, highest = codes.min().item(), codes.max().item()
+    if lowest < least or highest > most:
         raise ValueError(
-            f"pack: codes run from {found[0]} to {found[1]}, but {bits} bits hold {least} to {most}; clamp them first."
+            f"pack: codes run from {lowest} to {highest}, but {bits} bits hold {least} to {most}; clamp them first."
         )
     rows, cols = codes.shape
     return PackedMatrix(reference.pack_codes(codes, bits), scales.detach().float().contiguous(), bits, rows, cols)

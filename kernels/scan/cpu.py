@@ -24,9 +24,9 @@ def scan_backward(
 ) -> tuple[Tensor, ...]:
     """The gradients of v, b, c, dt and log_decay."""
     given = v, b, c, dt, log_decay
-    found = [torch.zeros(x.shape, dtype=dt.dtype) for x in given]
-    _backward(*_arrays(dt.dtype, dy, *given, states), CHUNK, *(x.numpy() for x in found))
-    return tuple(gradient.to(x.dtype) for gradient, x in zip(found, given, strict=True))
+    gradients = [torch.zeros(x.shape, dtype=dt.dtype) for x in given]
+    _backward(*_arrays(dt.dtype, dy, *given, states), CHUNK, *(x.numpy() for x in gradients))
+    return tuple(gradient.to(x.dtype) for gradient, x in zip(gradients, given, strict=True))
 
 
 def _arrays(kind: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:
