@@ -27,9 +27,8 @@ from pgolf.config import Settings, read_toml, to_toml
 from pgolf.errors import PgolfError
 from pgolf.model import build_model
 from pgolf.report.files import read_run
-from pgolf.report.page import page
+from pgolf.report.page import further_tables, page
 from pgolf.report.tables import tables
-from pgolf.report.terminal import further_tables
 from pgolf.summary import read_summary
 from pgolf.training import checkpoint
 from tests.report.folders import scored, trained

@@ -6,8 +6,7 @@ from pgolf.cli.parse import FolderOptions, parse
 from pgolf.files import write_whole
 from pgolf.folder import RunFolder
 from pgolf.report.files import read_run
-from pgolf.report.page import page
-from pgolf.report.pictures import draw
+from pgolf.report.page import draw, page
 from pgolf.report.watch import watch
 
 

@@ -15,7 +15,7 @@ def main(words: list[str]) -> int:
 def show(folder: RunFolder) -> int:
     if not embedded():
         from pgolf.report.files import read_run
-        from pgolf.report.terminal import further_tables
+        from pgolf.report.page import further_tables
 
         print(further_tables(read_run(folder.path)) + "\n")
     print(tables(folder.read_summary()))

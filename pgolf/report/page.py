@@ -1,6 +1,7 @@
-"""report.html: everything a run folder tells, on one page that needs nothing but itself."""
+"""A run's report in three forms: report.html, which needs nothing but itself, tables for the terminal, and SVG files."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pgolf.report.charts import missing
 from pgolf.report.files import ODD, Run
@@ -8,6 +9,7 @@ from pgolf.report.html import Html, document, h, join
 from pgolf.report.sections import SECTIONS
 from pgolf.report.sections.result import damage
 from pgolf.report.sections.section import Section, section
+from pgolf.report.svg import write
 
 
 def page(run: Run, *, refresh: str = "") -> str:
@@ -38,3 +40,28 @@ def bar(anchors: Sequence[tuple[str, str]]) -> Html:
         h("fieldset", h("legend", "colours", class_="unseen"), themes, class_="choice theme"),
         aria_label="Sections of this page",
     )
+
+
+def further_tables(run: Run) -> str:
+    """The sections' figures for the terminal, beyond what the summary alone tells. The verdict comes last, where a reader of a
+    terminal looks first."""
+    first, *others = SECTIONS
+    parts = ["\n".join(run.damaged)]
+    for one in (*others, first):
+        try:
+            parts.append(one.text(run))
+        except ODD as error:
+            parts.append(f"a part is left out: a file has another form than expected ({type(error).__name__}: {error})")
+    return "\n\n".join(part for part in parts if part)
+
+
+def draw(run: Run, folder: Path) -> list[Path]:
+    """An SVG file of every chart that the run's files allow."""
+    paths = []
+    for one in SECTIONS:
+        try:
+            charts = one.charts(run)
+        except ODD:
+            continue  # the page says what is wrong with the file
+        paths += [path for name, chart in charts.items() if (path := write(chart, folder / f"{name}.svg"))]
+    return paths

@@ -3,17 +3,17 @@
 from xml.etree import ElementTree
 
 from pgolf.report.files import read_run
-from pgolf.report.pictures import draw
+from pgolf.report.page import draw
 from tests.report.folders import audited, trained
 
 TRAINING = {"loss.svg", "learning_rates.svg", "gradient_norm.svg", "speed.svg"}
 
 
 def drawn(path):
-    found = draw(read_run(path), path / "pictures")
-    for picture in found:
+    paths = draw(read_run(path), path / "pictures")
+    for picture in paths:
         ElementTree.parse(picture)
-    return {picture.name for picture in found}
+    return {picture.name for picture in paths}
 
 
 def test_pictures_of_a_run(tmp_path):
