@@ -19,9 +19,8 @@ from pgolf.cli.common import CACHE
 from pgolf.config import LoraSettings, read_toml
 from pgolf.data import default_dataset, open_dataset
 from pgolf.evaluation.adaptation import LoraScorer, batches_of
-from pgolf.evaluation.documents import document_bounds
 from pgolf.evaluation.metric import score_of
-from pgolf.evaluation.stream import ScoredStream
+from pgolf.evaluation.stream import ScoredStream, document_bounds
 
 ALL = ("q", "k", "v", "o", "mlp", "head")
 

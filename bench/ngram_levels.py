@@ -19,7 +19,6 @@ from pgolf.budget import Clock
 from pgolf.cli.common import CACHE
 from pgolf.config import read_toml
 from pgolf.data import default_dataset, open_dataset
-from pgolf.evaluation.documents import document_starts
 from pgolf.evaluation.evaluate import Result
 from pgolf.evaluation.metric import score_of
 from pgolf.evaluation.planner import Steady
@@ -28,6 +27,7 @@ from pgolf.evaluation.predictors.ngram_backoff import as_neural, as_tensor
 from pgolf.evaluation.records import paired_gain
 from pgolf.evaluation.scoring_pass import ScoringPass
 from pgolf.evaluation.statistics import Statistics, join
+from pgolf.evaluation.stream import document_starts
 from pgolf.kernels.logit_stats import LogitStats
 from pgolf.kernels.ngram import FLOOR_FOR_TABLES, Evidence, NgramBackoff
 

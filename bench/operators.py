@@ -21,13 +21,12 @@ from pgolf.distributed import World
 from pgolf.evaluation.adaptation.chunks import ChunkAdapter
 from pgolf.evaluation.adaptation.lora import LoraScorer
 from pgolf.evaluation.codec.codec import apart_settings
-from pgolf.evaluation.documents import document_bounds
 from pgolf.evaluation.evaluate import Scorer, evaluate
 from pgolf.evaluation.predictors.base import Span
 from pgolf.evaluation.predictors.selection import predictors_of
 from pgolf.evaluation.predictors.temperature import policy
 from pgolf.evaluation.scoring_pass import DocumentScores, opened_logits
-from pgolf.evaluation.stream import ScoredStream
+from pgolf.evaluation.stream import ScoredStream, document_bounds
 from pgolf.kernels.hedge import HedgeMixer
 from pgolf.kernels.logit_stats import logit_stats
 from pgolf.model import Network, build_model

@@ -20,13 +20,13 @@ from pgolf.audit.interface import SIZE_LIMIT, AuditError
 from pgolf.budget import Budget
 from pgolf.config import Settings, from_table, scoring_table
 from pgolf.data import Dataset
-from pgolf.evaluation.documents import document_starts
 from pgolf.evaluation.evaluate import Result
 from pgolf.evaluation.metric import score_of
 from pgolf.evaluation.planner import PlanError, Planner
 from pgolf.evaluation.predictors.selection import bases_of, predictors_of, wants_main_pass
 from pgolf.evaluation.predictors.temperature import policy
 from pgolf.evaluation.records import paired_gain
+from pgolf.evaluation.stream import document_starts
 from pgolf.folder import RunFolder
 from pgolf.model import count_parameters
 from pgolf.score_log import Part

@@ -15,7 +15,6 @@ import torch
 from pgolf.budget import Budget
 from pgolf.config import EvaluationSettings
 from pgolf.distributed import World
-from pgolf.evaluation.documents import document_bounds, document_starts
 from pgolf.evaluation.metric import Score, score_of
 from pgolf.evaluation.observer import Observer
 from pgolf.evaluation.planner import OutOfTime, Planner, Steady
@@ -25,7 +24,7 @@ from pgolf.evaluation.predictors.selection import bases_of, main_predictor, pred
 from pgolf.evaluation.predictors.temperature import Plain, Temperature, policy
 from pgolf.evaluation.scoring_pass import DocumentScores, ScoringPass, make_adapter, span_chunk_tokens
 from pgolf.evaluation.statistics import gathered
-from pgolf.evaluation.stream import Ledger, ScoredStream
+from pgolf.evaluation.stream import Ledger, ScoredStream, document_bounds, document_starts
 from pgolf.evaluation.top_predictions import TopPredictions, excerpts
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pgolf.evaluation.documents import document_starts
 from pgolf.evaluation.evaluate import Evaluation, Result
 from pgolf.evaluation.planner import PlanError
+from pgolf.evaluation.stream import document_starts
 from pgolf.evaluation.top_predictions import TopPredictions
 from pgolf.files import write_whole
 

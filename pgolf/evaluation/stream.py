@@ -135,3 +135,14 @@ class ScoredStream:
         parts = [ScoredStream(self.__tokens, self.ledger, first=a, last=b) for a, b in spans]
         self.cursor = self.last
         return parts
+
+
+def document_starts(tokens: np.ndarray, bos: int) -> np.ndarray:
+    """The first target of every document."""
+    return np.concatenate([[0], np.flatnonzero(tokens[1:-1] == bos) + 1])
+
+
+def document_bounds(tokens: np.ndarray, bos: int) -> list[int]:
+    """The first targets of all documents but the first, for `ScoredStream.split`. A document predicts its own tokens and,
+    as its last target, the BOS of the next one."""
+    return document_starts(tokens, bos)[1:].tolist()

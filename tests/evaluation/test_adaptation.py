@@ -8,8 +8,7 @@ import torch
 
 from pgolf.config import AdaptationSettings, ModelSettings, load_preset
 from pgolf.evaluation.adaptation import ChunkAdapter
-from pgolf.evaluation.adaptation.chunks import learning_rate, steps_of
-from pgolf.evaluation.adaptation.matrices import learns, rate_factor
+from pgolf.evaluation.adaptation.chunks import learning_rate, learns, rate_factor, steps_of
 from pgolf.model import PerLayerNetwork, build_model, submission_state, untie
 from pgolf.model.rounding import FakeRounding
 from tests.evaluation import transcription_ttt as transcription

@@ -22,10 +22,10 @@ from pgolf.config.predictors import HONEST_PREDICTORS
 from pgolf.evaluation.codec import Codec, CodecError
 from pgolf.evaluation.codec import documents as module
 from pgolf.evaluation.codec.stream import Stream
-from pgolf.evaluation.documents import document_bounds
 from pgolf.evaluation.evaluate import evaluate
 from pgolf.evaluation.load import load_scorer
 from pgolf.evaluation.planner import Planner
+from pgolf.evaluation.stream import document_bounds
 from tests.evaluation.test_codec import TEXT, artifact_at, settings_with, tokenizer  # noqa: F401
 
 LENGTHS = (60, 300, 500, 20, 420, 700, 3, 160)

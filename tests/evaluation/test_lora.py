@@ -9,9 +9,8 @@ import torch
 from pgolf.config import LoraSettings
 from pgolf.errors import PgolfError
 from pgolf.evaluation.adaptation import LoraScorer, batches_of, score_documents
-from pgolf.evaluation.documents import document_bounds
 from pgolf.evaluation.statistics import statistics_of
-from pgolf.evaluation.stream import ScoredStream
+from pgolf.evaluation.stream import ScoredStream, document_bounds
 from pgolf.kernels.lora import lora_initial
 from pgolf.model import submission_state
 from tests import transcription

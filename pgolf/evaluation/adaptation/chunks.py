@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 
 from pgolf.config import AdaptationSettings
 from pgolf.distributed import World
-from pgolf.evaluation.adaptation.matrices import learns, rate_factor
 from pgolf.model import Network, PerLayerNetwork, untie
+from pgolf.model.layers import Layer
+from pgolf.model.parameters import parameter
 
 
 class ChunkAdapter:
@@ -53,8 +54,8 @@ class ChunkAdapter:
             if learns(name, settings, self._raw.layers)
         }
         """The names of the weights that learn, and their share of the learning rate."""
-        for name, parameter in self._learner.named_weights().items():
-            parameter.requires_grad_(name in self.factors)
+        for name, weight in self._learner.named_weights().items():
+            weight.requires_grad_(name in self.factors)
         self.trained = self._trained(self._learner)
         # never None, so that ranks which have nothing to train on still have something to average
         self._gradients = [torch.zeros_like(parameter) for parameter in self.trained]
@@ -108,9 +109,9 @@ class ChunkAdapter:
     def _make_optimiser(self) -> torch.optim.Optimizer:
         settings = self.settings
         by_factor: dict[float, list] = {}
-        for factor, parameter in zip(self.factors.values(), self.trained, strict=True):
-            by_factor.setdefault(factor, []).append(parameter)
-        groups = [{"params": parameters, "factor": factor} for factor, parameters in by_factor.items()]
+        for factor, weight in zip(self.factors.values(), self.trained, strict=True):
+            by_factor.setdefault(factor, []).append(weight)
+        groups = [{"params": weights, "factor": factor} for factor, weights in by_factor.items()]
         if settings.optimiser == "sgd":
             return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, weight_decay=0.0)
@@ -171,3 +172,29 @@ def steps_of(sequences: int, ranks: int, batch: int) -> list[list[tuple[int, int
     return [
         [(min(start + at, stop), min(start + at + most, stop)) for start, stop in shares] for at in range(0, longest, most)
     ]
+
+
+def learns(name: str, settings: AdaptationSettings, layers: Sequence[Layer]) -> bool:
+    """Whether a weight, by its per-layer name, is trained. `layers` are the executed ones.
+
+    freeze_first  nothing of the first n layers moves
+    train_last    of the rest of the network only scales (and an untied head) move with the last n layers
+
+    What several layers share belongs to all of them: it is fixed if one of them is.
+    """
+    row = parameter(name)
+    everywhere = not settings.train_last or row.scale or row.name == "lm_head.weight"
+    if not name.startswith("blocks."):
+        return everywhere
+    number = int(name.split(".")[1])
+    first = min(layer.index for layer in layers if number == (layer.physical if row.bank else layer.block))
+    if first < settings.freeze_first:
+        return False
+    return everywhere or first >= len(layers) - settings.train_last
+
+
+def rate_factor(name: str, settings: AdaptationSettings) -> float:
+    """The share of the learning rate: output_lr for what writes into the residual stream, input_lr for what feeds the
+    MLP, table_lr for the tables beside the token embedding, and 1."""
+    row = parameter(name)
+    return getattr(settings, row.rate) if row.rate else 1.0

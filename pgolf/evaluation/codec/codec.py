@@ -25,11 +25,11 @@ from pgolf.evaluation.codec.documents import DocumentRows, decode_documents, enc
 from pgolf.evaluation.codec.plan import Plan
 from pgolf.evaluation.codec.stream import DIGEST, TEXT, TOKENS, Stream, computer
 from pgolf.evaluation.codec.token_predictor import StreamPredictor, coded_predictor, coded_settings, wanted_by
-from pgolf.evaluation.documents import document_bounds
 from pgolf.evaluation.evaluate import evaluate
 from pgolf.evaluation.load import load_scorer
 from pgolf.evaluation.predictors.base import Predictor
 from pgolf.evaluation.predictors.temperature import policy
+from pgolf.evaluation.stream import document_bounds
 from pgolf.files import sha256_of, temporary_folder, write_whole
 from pgolf.kernels.threads import torch_threads
 from pgolf.process import run_child
