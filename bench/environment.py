@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 
-from bench.results import commit, cpu_name, versions
+from bench.results import cpu_name, versions
+from pgolf.process import commit
 
 NEEDED = ("torch", "triton", "numba", "numpy", "sentencepiece", "zstandard", "constriction", "safetensors", "tyro", "rich",
           "pytest", "pytest_benchmark")  # fmt: skip

@@ -2,18 +2,17 @@
 
 import dataclasses
 import datetime
-import functools
 import json
 import math
 import os
 import platform
 import re
-import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bench.timing import Samples, Spread
+from pgolf.process import commit
 
 FOLDER = Path(__file__).parent / "results"
 # more than this share lost, beyond the noise, is a regression
@@ -130,17 +129,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return by_name
-
-
-@functools.cache
-def commit() -> str:
-    """What git calls the code; nothing where there is no history."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 @dataclass

@@ -3,17 +3,16 @@
 import hashlib
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from pgolf.config import Settings, read_toml, to_toml
 from pgolf.files import write_whole
 from pgolf.folder import RunFolder
+from pgolf.process import commit
 from pgolf.study.executors import Executor, Handle, Task
 from pgolf.study.figures import figures_of
 from pgolf.study.ledger import Ledger, State
@@ -236,14 +235,3 @@ def reason_in(log: Path, code: int) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"exit {code}: {last[:300]}" if last else f"exit {code}"
-
-
-@cache
-def commit() -> str:
-    """What git calls the code; nothing where it is not a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
