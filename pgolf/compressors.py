@@ -9,7 +9,7 @@ import lzma
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
@@ -79,6 +79,8 @@ SIZES: dict[str, Size] = {
 ZSTD = "zstd --ultra -22"
 NEEDS_MODULE = {"brotli": "brotli", "PPMd": "pyppmd"}
 NEEDS_PROGRAM = ("bzip3", "lrzip", "zpaq")
+# here wherever this program is, and done in no time
+ALWAYS = (ZSTD, "xz -9e", "bzip2 -9")
 
 
 def installed() -> list[str]:
@@ -93,9 +95,11 @@ def installed() -> list[str]:
     return [ZSTD, *filter(runs, SIZES)]
 
 
-def measured(text: bytes, training: bytes, progress: Callable[[float], None] = lambda share: None) -> dict[str, Compressor]:
-    """By name, with `training` empty where there is no training text to prime them with."""
-    names = installed()
+def measured(
+    text: bytes, training: bytes, progress: Callable[[float], None] = lambda share: None, names: Sequence[str] | None = None
+) -> dict[str, Compressor]:
+    """By name (None: all that are installed), with `training` empty where there is no training text to prime them with."""
+    names = installed() if names is None else names
     jobs = [(name, primed) for name in names for primed in ((False, True) if training else (False,))]
     sizes: dict[tuple[str, bool], int] = {}
 

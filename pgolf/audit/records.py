@@ -4,10 +4,11 @@ train.jsonl), the dataset and the script. Whatever it says otherwise is named.
 What only the run itself could know (seconds, the device, versions) is held against train.jsonl and against its own parts.
 """
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pgolf.artifact.pack import META_LIMIT, REQUIRED, Size, read_artifact, size_
 from pgolf.audit.checks.base import Finding
 from pgolf.audit.interface import SIZE_LIMIT, AuditError
 from pgolf.budget import Budget
+from pgolf.compressors import ALWAYS, OWN, measured
 from pgolf.config import Settings, from_table, scoring_table
 from pgolf.data import Dataset
 from pgolf.evaluation.evaluate import Result
@@ -35,6 +37,8 @@ from pgolf.score_log import Part
 NATS_TOLERANCE = 1e-5
 SHARE_TOLERANCE = 1e-6
 SHOWN = 4
+# bytes of text that are compressed again
+MOST_RECOUNTED = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def expected_results(settings: Settings, vocab: int, targets: int) -> Expected:
             if options.published_tail:
                 legal["sliding_published"] = False
         legal |= {predictor.name: predictor.legal for predictor in predictors}
-        bases = bases_of(predictors, legal)
+        bases = bases_of(predictors, legal) | ({"sliding": "non_overlapping"} if "sliding" in legal else {})
     return Expected(legal, bases, [name for name, is_legal in legal.items() if is_legal][-1])
 
 
@@ -123,6 +127,7 @@ def score_differences(
     sizes = table.count(tokens[:-1], tokens[1:])
     given_up = gave_up(settings, len(tokens) - 1, plan)
     may_be_missing = set(given_up.get("results", ()))
+    partial = 0 < settings.evaluation.max_tokens < len(dataset.val_tokens()) - 1
     for name in said:
         if name not in expected.legal:
             yield f"score.{name} is no result that the settings ask for"
@@ -132,6 +137,7 @@ def score_differences(
                 yield f"score.{name} is missing"
             continue
         yield from differences(said[name].get("legal"), legal, f"score.{name}.legal")
+        yield from differences(said[name].get("partial", False), partial, f"score.{name}.partial")
         nats = record.nats.get(name)
         if nats is None:
             yield f"score.jsonl has no costs of {name}"
@@ -140,11 +146,15 @@ def score_differences(
             yield f"score.jsonl has other targets than the validation text, of {name}"
             continue
         if not legal and said[name].get("tokens") != len(nats):
-            continue  # published windows score the last targets more than once, which score.jsonl does not repeat
+            # published windows score the last targets more than once, which score.jsonl does not repeat
+            yield from consistent(said[name], f"score.{name}")
+            continue
         score = score_of(nats, sizes, legal)
         tolerance = NATS_TOLERANCE / max(abs(score.loss), 1e-9)
         yield from differences(said[name], score.as_dict(), f"score.{name}", tolerance)
         base = expected.bases.get(name)
+        if base is None and said[name].get("gain") is not None:
+            yield f"score.{name}.gain is {said[name]['gain']}, but it builds on nothing"
         if base in record.nats and base in said:
             yield from differences(said[name].get("baseline"), base, f"score.{name}.baseline")
             below, above = (Result(score, 0.0, costs) for costs in (record.nats[base], nats))
@@ -160,11 +170,50 @@ def score_differences(
         yield f"scoring.gave_up names {sorted(said_given_up)}, but the plan {sorted(given_up)}"
     yield from differences(said_given_up, given_up, "scoring.gave_up")
     yield from differences(scoring.get("limit"), settings.evaluation.seconds, "scoring.limit")
-    if expected.main in record.nats:
-        needed = math.ceil(math.fsum(record.nats[expected.main]) / math.log(2) / 8)
-        own = summary.get("compressors", {}).get("pgolf and its artifact")
-        if own and abs(own.get("bytes", 0) - needed - artifact_bytes) > 1:
-            yield f"compressors.pgolf and its artifact.bytes is {own.get('bytes')}, recounted {needed + artifact_bytes:,}"
+    yield from differences(scoring.get("seconds"), seconds_of(scoring), "scoring.seconds", 1e-3)
+    yield from differences(
+        scoring.get("over_limit", False), scoring.get("seconds", 0.0) > settings.evaluation.seconds, "scoring.over_limit"
+    )
+    if expected.main in record.nats and summary.get("compressors"):
+        own = math.ceil(math.fsum(record.nats[expected.main]) / math.log(2) / 8) + artifact_bytes
+        yield from compressor_differences(summary["compressors"], dataset, tokens, own)
+
+
+# of the same text in one process
+measured_once = functools.cache(measured)
+
+
+def consistent(score: dict, where: str) -> Iterator[str]:
+    """Whether loss and bits per byte are those of its own nats, tokens and bytes."""
+    try:
+        found = {"loss": score["nats"] / score["tokens"], "bpb": score["nats"] / math.log(2) / score["bytes"]}
+    except (KeyError, TypeError, ZeroDivisionError):
+        found = {"nats": math.nan}
+    yield from differences(score, found, where)
+
+
+def seconds_of(stage: Mapping) -> float | None:
+    """What a stage's parts add up to."""
+    parts = stage.get("parts")
+    if not isinstance(parts, Mapping) or not all(isinstance(value, int | float) for value in parts.values()):
+        return None
+    return float(math.fsum(parts.values()))
+
+
+def compressor_differences(said: dict, dataset: Dataset, tokens: np.ndarray, own: int) -> Iterator[str]:
+    """Of what the score is held against: those that are everywhere are run again, of the others bits follow from bytes."""
+    text = dataset.tokenizer.decode_bytes(tokens.tolist())
+    training = dataset.training_text() if dataset.reads_whole() else b""
+    names = tuple(name for name in ALWAYS if name in said and len(text) + len(training) <= MOST_RECOUNTED)
+    found = {name: asdict(peer) for name, peer in measured_once(text, training, names=names).items()}
+    for name, peer in said.items():
+        known: dict[str, float] = {"text_bytes": len(text)}
+        for size, bits in (("bytes", "bpb"), ("primed_bytes", "primed_bpb")):
+            if isinstance(count := peer.get(size), int):
+                known[bits] = 8 * count / len(text)
+        yield from differences(peer, found.get(name, known), f"compressors.{name}")
+    if OWN in said and abs(said[OWN].get("bytes", 0) - own) > 1:
+        yield f"compressors.{OWN}.bytes is {said[OWN].get('bytes')}, recounted {own:,}"
 
 
 def read_plan(path: Path) -> dict | None:
@@ -240,10 +289,10 @@ def training_differences(summary: dict, folder: RunFolder, settings: Settings, d
         return
     yield from differences(train, {name: end[name] for name in ("steps", "tokens", "loss", "weights") if name in end}, "train")
     parts = end.get("seconds", {}).get("parts", {})
-    said = train.get("parts", {})
-    yield from differences(said, parts, "train.parts")
-    if isinstance(said, dict) and all(isinstance(value, int | float) for value in said.values()):
-        yield from differences(train.get("seconds"), float(sum(said.values())), "train.seconds", 1e-3)
+    yield from differences(train.get("parts", {}), parts, "train.parts")
+    yield from differences(train.get("seconds"), seconds_of(train), "train.seconds", 1e-3)
+    over = not settings.training.steps and train.get("seconds", 0.0) > settings.training.seconds
+    yield from differences(train.get("over_limit", False), over, "train.over_limit")
 
 
 def last_event(path: Path, kind: str) -> dict | None:

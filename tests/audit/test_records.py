@@ -62,6 +62,13 @@ def set_in(summary, path, value):
         ("artifact.limit", 64_000_000),
         ("scoring.gave_up", {"adaptation": 0.5}),
         ("scoring.limit", 9e9),
+        ("scoring.seconds", 1.0),
+        ("scoring.over_limit", True),
+        ("score.ngrams.partial", False),
+        ("score.sliding.gain", 0.3),
+        ("score.non_overlapping.gain", 0.3),
+        ("compressors.xz -9e.bytes", lambda count: 2 * count),
+        ("compressors.xz -9e.text_bytes", lambda count: count // 2),
     ],
 )
 def test_an_edited_figure_is_named(hedge, dataset, path, value):
@@ -139,6 +146,7 @@ def test_another_dataset_and_a_shorter_clock_are_named(hedge, dataset, tmp_path)
     folder.train_log.write_text(json.dumps({"kind": "end", "steps": 300, "loss": 3.0, "seconds": seconds}) + "\n")
     settings = read_toml(folder.config)
     honest = {"limit": settings.training.seconds, "steps": 300, "loss": 3.0, "seconds": 75.0, **seconds}
+    honest["over_limit"] = not settings.training.steps and honest["seconds"] > honest["limit"]
     summary["train"] = honest
     assert named(folder, dataset, summary) == ""
     assert "corpus.digest" in named(folder, dataclasses.replace(dataset, digest="0" * 16), summary)
