@@ -220,7 +220,7 @@ def main() -> int:
         shutil.copytree(CARRIED, cache)
     os.environ |= {"TRITON_CACHE_DIR": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     call = Call([known[name] for name in options.parts or DEFAULT], folder, options.seconds)
-    # whoever stops the call stops its jobs: the part ends, and what it left is there
+    # stopping the call stops its jobs: the part ends, and what it left is there
     signal.signal(signal.SIGTERM, lambda *about: sys.exit(143))
     return call.run()
 

@@ -53,7 +53,7 @@ def capability_of(device: "torch.device | str") -> int:
 def nearest(table: Mapping[int, T], capability: int) -> T:
     """The entry of a launch table (keyed by capability: 80, 90, 100, ...) for the nearest capability at or below this one;
     the lowest entry where there is none below. A card newer than the table, or between two entries, gets a launch too."""
-    # torch's compiler traces this, and knows no `max` with a default
+    # torch's compiler traces this, and has no `max` with a default
     below = [known for known in table if known <= capability]
     return table[max(below) if below else min(table)]
 

@@ -58,7 +58,7 @@ def mamba_ssm_scan(v, b, c, dt, a):
 
 
 def fla_scan(v, b, c, dt, a):
-    """As linear attention with a decay for each head; it knows no groups and no dt."""
+    """As linear attention with a decay for each head; it has no groups and no dt."""
     from fla.ops.simple_gla import chunk_simple_gla
 
     return chunk_simple_gla(c, b, v * dt[..., None].to(v.dtype), g=a * dt, scale=1.0)[0]

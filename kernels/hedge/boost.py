@@ -71,7 +71,7 @@ class OnlineBias:
         bias.learn(logits, targets)
 
     Both means run over every position of the batch, context and padding included, and nothing is ever reset, as
-    published; `reset()` serves whoever wants it per document.
+    published; `reset()` between documents makes it document-local.
     """
 
     def __init__(self, vocab: int, *, rate: float = 1e-3, device: torch.device | str = "cpu"):

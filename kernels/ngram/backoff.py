@@ -50,8 +50,9 @@ class NgramBackoffScores(NamedTuple):
     """One row a token."""
 
     nll: Tensor
+    """(N,) float64, float32 on a GPU: -log p of the token"""
     share: Tensor
-    """the part of the token's probability that is the neural model's"""
+    """(N,): the part of the token's probability that is the neural model's"""
 
 
 class NgramBackoff:

@@ -100,7 +100,7 @@ class NgramBackoffStream:
         """One row of `NgramBackoff.mix_and_learn`, without a dispatcher on the way."""
         from pgolf.kernels.ngram import cpu
 
-        assert self.log_probs is not None, "observe has refused a token that nobody predicted"
+        assert self.log_probs is not None, "observe refuses a token without a prediction"
         neural = self.log_probs
         cpu.mix_online(
             neural[token : token + 1], neural[np.maximum(top, 0)], *counts, np.array([group_start]), *self._state(), CUTS,

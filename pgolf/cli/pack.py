@@ -73,7 +73,7 @@ def pack(folder: RunFolder, device: str = "") -> int:
 
 
 def load_weights(path: Path, model: Network) -> None:
-    """The weights that training left, checked: nothing in the file is believed."""
+    """The weights that training left; names, shapes and values are checked."""
     try:
         state = load_file(path)
     except FileNotFoundError:
@@ -128,7 +128,7 @@ def rounded(
 
 
 def rehearse(settings: Settings, dataset: Dataset, place: torch.device) -> float:
-    """Seconds that packing takes on the training clock, measured on a network that has learnt nothing."""
+    """Seconds that packing takes on the training clock, measured on an untrained network."""
     budget = Budget(math.inf)
     generated = settings.artifact.calibration == "generated"
     artifact = replace(settings.artifact, calibration="train")

@@ -148,7 +148,7 @@ def compressors(
     dataset: "Dataset", tokens: "np.ndarray", score: Score, artifact_bytes: int, display: Display
 ) -> dict[str, Compressor]:
     """What general-purpose compressors need for the text that was scored, to hold the score against; and the score with the
-    artifact's bytes on top, which whoever decompresses must have."""
+    artifact's bytes on top, which decompressing needs."""
     from pgolf.compressors import MOST_BYTES, OWN, installed, measured
     from pgolf.config.types import dataclass_of
     from pgolf.data.dataset import MEASURED

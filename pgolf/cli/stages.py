@@ -12,8 +12,8 @@ from pgolf.summary import Summary
 
 
 def stages(folder: RunFolder, settings: Settings, device: str, resume: bool, scoring: Sequence[str]) -> int:
-    """Train, pack and score, or what of it is not done yet. A clock that is overrun does not keep the next stage away; the
-    summary remembers it.
+    """Train, pack and score, or what of it is not done yet. A clock that is overrun does not keep the next stage away; it
+    stands in the summary.
 
     scoring  the command that scores the run, in a process of its own: the score must come from the artifact, by code that has
              never seen training

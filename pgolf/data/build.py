@@ -69,7 +69,7 @@ def build_dataset(
 
 
 def _silent(what: str, done: int, total: int | None) -> None:
-    """Progress that nobody watches."""
+    """Progress is not shown."""
 
 
 def _build(documents, folder, vocab_size, name, tokenizer, shard_tokens, progress, case_ops=False) -> Dataset:

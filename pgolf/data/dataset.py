@@ -221,7 +221,7 @@ def _find(folder_or_glob: str | Path) -> tuple[Path, list[Path] | None]:
 
 
 def _read_table(folder: Path) -> dict | None:
-    """What dataset.json says, believed only as far as its form is right; None where there is no such file."""
+    """The contents of dataset.json, once their form is checked; None where there is no such file."""
     path = folder / TABLE
     if not path.is_file():
         return None

@@ -1,6 +1,6 @@
 """The only door to validation tokens. A span is opened to be scored, committed with its scores, and only then
 handed out for learning. Opening ahead of a commit, scoring twice and learning first are errors, so that
-score-first is a property of this type and not of anybody's care.
+score-first is a property of this type and does not depend on its callers.
 
 Positions are those of targets: target i is token i + 1 of the stream, and is predicted from tokens 0..i.
 """
@@ -14,7 +14,7 @@ from pgolf.errors import PgolfError
 
 
 class StreamError(PgolfError):
-    """Somebody tried to read ahead, to score twice, or to learn before the score was final."""
+    """A caller read ahead, scored twice, or learnt before the score was final."""
 
 
 @dataclass
@@ -111,7 +111,7 @@ class ScoredStream:
             raise StreamError("nothing is open: a span must be opened before its scores are committed")
         self.ledger.record(self.__open.start, self.__open.stop, scores)
         self.cursor = self.__open.stop
-        # whoever kept the opened span cannot read through it any more
+        # a caller that kept the opened span cannot read through it any more
         self.__open._tokens = np.empty(0, dtype=self.__tokens.dtype)
         self.__open._floor = self.__open.stop
         self.__open = None

@@ -51,8 +51,8 @@ def empty_network(settings: ModelSettings) -> Network:
 
 
 def shared_view(model: Network) -> Network:
-    """Another network over the same memory, without the heads that only training uses: what one learns, the other has
-    learnt, but which parameters take a gradient is each one's own choice."""
+    """Another network over the same memory, without the heads that only training uses: an update of one is an update of
+    the other, while requires_grad is set on each alone."""
     view = empty_network(model.settings)
     view.activation, view.operators, view.rounding = model.activation, model.operators, model.rounding
     view.looped = model.looped

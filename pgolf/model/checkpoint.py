@@ -14,7 +14,7 @@ from pgolf.model.parameters import BANKS, parameter, slice_names
 
 def unbank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same weights with every slice of a bank under its layer's name; the slices share the banks' memory. Which layers
-    have a mixer, other names tell."""
+    have a mixer follows from the other names."""
     scans = {int(name.split(".")[1]) for name in state if name.startswith("blocks.") and name.endswith(".mixer_scale")}
     layered = {}
     for name, tensor in state.items():

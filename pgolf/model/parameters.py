@@ -1,8 +1,8 @@
 """The table of parameters: for every tensor its names, how it is trained, rounded, adapted and calibrated.
 
-Whoever classifies tensors asks `parameter(name)`, with a name of the network ("blocks.3.attn_scale"), of a checkpoint
-("blocks.3.attn.c_q.weight") or of a bank ("qo_bank"). A new matrix or table is one line here; small tensors that nobody
-but their module treats in a special way need none.
+Code that classifies tensors calls `parameter(name)`, with a name of the network ("blocks.3.attn_scale"), of a checkpoint
+("blocks.3.attn.c_q.weight") or of a bank ("qo_bank"). A new matrix or table is one line here; small tensors that only
+their own module treats in a special way need none.
 """
 
 import re

@@ -8,7 +8,7 @@ from pgolf.model.parameters import slice_names
 
 
 class PerLayerNetwork(nn.Module):
-    """A view of a network: what one learns, the other has learnt. Every slice of a bank is a parameter here, so that it can
+    """A view of a network, over the same memory. Every slice of a bank is a parameter here, so that it can
     be left out of the gradient, of its norm and of the optimiser. Heads that only training uses are left behind."""
 
     def __init__(self, model: Network):

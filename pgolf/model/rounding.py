@@ -19,7 +19,7 @@ class FakeRounding:
         soft_to_hard  scale round(y), with the gradient of scale s_a(y): a = 1 / 2000, a straight line, until the schedule is
                       below 0.02, and 5 from there on
 
-    The sharpness a lives in a tensor: it may change at every step without a new compilation. It starts where training
+    The sharpness a is a tensor, so that it may change at every step without a new compilation. It starts where training
     leaves it.
     """
 
@@ -40,7 +40,7 @@ class FakeRounding:
 
     @classmethod
     def of(cls, settings: TrainingSettings, device: torch.device | str = "cpu") -> "FakeRounding":
-        """What the settings of a training ask for, or have left on."""
+        """As these settings train, or leave it switched on."""
         return cls(
             settings.qat_clip,
             quantile=settings.qat_quantile,

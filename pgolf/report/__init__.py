@@ -1,1 +1,1 @@
-"""Pictures and pages from a run folder's files; knows nothing of torch."""
+"""Pictures and pages from a run folder's files, without torch."""

@@ -52,7 +52,7 @@ def data(content) -> Html:
 
 
 def _finite(content):
-    """JSON knows no infinity and no NaN."""
+    """JSON has no infinity and no NaN: both become null."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, dict):

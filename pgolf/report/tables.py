@@ -6,7 +6,7 @@ from pgolf.summary import ArtifactSize, Compressor, Score, Summary, Train
 
 
 def tables(summary: Summary) -> str:
-    """What summary.json says, for a person; parts that are not there yet are left out."""
+    """The figures of summary.json; parts that are not there yet are left out."""
     lost = given_up(summary)
     parts = [f"given up for the clock: {', '.join(lost)}"] if lost else []
     parts.append(_head(summary))

@@ -58,7 +58,7 @@ class Driver:
     ):
         """retry: stages that crashed in an earlier call are tried again."""
         self.study, self.folder, self.executor, self.device, self.retry, self.say = study, folder, executor, device, retry, say
-        # seed by seed, the base's run first: others borrow from it and are held against it
+        # seed by seed, the base's run first: others reuse its stages and are compared with it
         self.runs = [Run(arm, seed) for seed in study.seeds for arm in study.arms.values()]
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.states: dict[str, State] = {}
@@ -87,7 +87,7 @@ class Driver:
         return RunFolder(self.folder / "runs" / f"{arm}-{seed}")
 
     def _take_up(self) -> None:
-        """What the ledger says, and whether it speaks of this study."""
+        """The states in the ledger, once it is clear that they are this study's."""
         known = self.ledger.states()
         self.states = {run.name: known.get(run.name, State()) for run in self.runs}
         for run in self.runs:

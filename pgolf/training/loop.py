@@ -412,7 +412,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         tensors = self._tensors()
         floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
-        # the loss is of the weights before the step, and says nothing of those that its update has led to
+        # the loss is of the weights before the step, not of those after it
         if not torch.stack(torch._foreach_norm(floating, math.inf)).isfinite().all():
             raise self._not_finite(f"the weights are not finite after step {self.step}")
         tensors |= {f"random.{name}": state for name, state in random_states(self.world.device).items()}

@@ -124,7 +124,7 @@ class TrainingPlan:
         return [asdict(phase) for phase in self.begun]
 
     def restore(self, state: list[dict]) -> None:
-        """From what a checkpoint has kept, which is not believed."""
+        """From a checkpoint, whose values are checked."""
         begun = [Phase(str(one["name"]), int(one["step"]), float(one["elapsed"]), int(one["replayed"])) for one in state]
         if not begun or [phase.name for phase in begun] != self.names[: len(begun)]:
             raise ValueError("its phases are not those of this run")

@@ -28,7 +28,7 @@ class TokenPredictor(Protocol):
 
 
 def silent(share: float) -> None:
-    """Progress that nobody watches."""
+    """Progress is not shown."""
 
 
 class Encoder:

@@ -1,4 +1,4 @@
-"""The compressed file. No word of it is believed before it is checked.
+"""The compressed file. Every field is checked before it is used.
 
 6 bytes   "pgolfz"
 1 byte    version

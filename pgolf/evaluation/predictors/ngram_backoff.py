@@ -117,7 +117,7 @@ def learnt_to_bytes(learnt: Learnt) -> bytes:
 
 
 def learnt_from_bytes(data: bytes, where: str = "the n-gram back-off's table") -> Learnt:
-    """The inverse of `learnt_to_bytes`; the bytes are checked, for the file may be anybody's."""
+    """The inverse of `learnt_to_bytes`; the bytes are checked, for the file may be damaged or made up."""
     levels = data[0] if data else 0
     size = 2 * levels * 9 * 33
     try:

@@ -1,4 +1,4 @@
-"""What the decoder remembers and works with."""
+"""The decoder's state: keys, values, scan states, and adapters of each row."""
 
 from typing import NamedTuple
 
@@ -10,8 +10,8 @@ TILE = 64
 
 
 class State(NamedTuple):
-    """What each of B rows, a sequence each, remembers. Keys and values come in tiles of positions, used in turn; within one,
-    keys have positions last, so that scores are a product like every other."""
+    """What is kept of the past of each of B rows, a sequence each. Keys and values come in tiles of positions, used in turn;
+    within one, keys have positions last, so that scores are a product like every other."""
 
     keys: np.ndarray  # (A, B, Hkv, tiles, d, TILE)
     values: np.ndarray  # (A, B, Hkv, tiles, TILE, d)

@@ -1,4 +1,4 @@
-"""A network's weights as the decoder's loop wants them, with the description of its layers as arrays."""
+"""A network's weights in the decoder's layout, with the description of its layers as arrays."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
