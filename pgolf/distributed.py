@@ -198,7 +198,7 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the store has gone: whoever waits will hear of it
+        with contextlib.suppress(RuntimeError):  # the store has gone: ranks that wait for it get an error of their own
             while not self._over.wait(HEARTBEAT_SECONDS):
                 self.store.add(f"heartbeat/{self.rank}", 1)
 

@@ -1,4 +1,4 @@
-"""A run is a folder. This file knows its names and lets one process at a time write; it knows nothing of what is in them."""
+"""A run is a folder: the names of its files, and the lock that lets one process at a time write; not the files' formats."""
 
 import contextlib
 import fcntl

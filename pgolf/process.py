@@ -36,7 +36,7 @@ def keep_freed_memory() -> None:
 def wait_briefly() -> None:
     """To be called before torch is loaded. Threads that wait for each other at the end of every operator spin, by GNU's
     choice for milliseconds: where anything else wants the same cores, it and we then crawl. Let them sleep after
-    microseconds instead, unless somebody has chosen."""
+    microseconds instead, unless the environment says otherwise."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "2000"
 

@@ -41,13 +41,13 @@ class Display:
             _write(self._log, text + "\n")
 
     def event(self, event: dict) -> None:
-        """Keep a record of an event; it is shown by whoever knows how."""
+        """Write an event to the training log; it is not printed."""
         if self._events:
             _write(self._events, json.dumps(event) + "\n")
 
     def status(self, text: str, done: float, *, left: bool = True) -> None:
         """A line that replaces itself on a terminal; elsewhere one line every few seconds. `done` is a share of the whole,
-        from which the time left follows, unless the text has it; 0: nobody knows how long it takes."""
+        from which the time left follows, unless the text has it; 0: not known."""
         if not self.active:
             return
         now = time.monotonic()

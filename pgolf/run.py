@@ -67,7 +67,7 @@ def main(words: list[str] | None = None) -> int:
     except MemoryError:
         code, said = 1, "there is not enough memory; give smaller settings or a smaller text"
     except BrokenPipeError:
-        # whoever was reading has seen enough; what is still to be written at the end goes nowhere
+        # the reader of a pipe has closed it; what is still to be written at the end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:

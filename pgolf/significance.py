@@ -8,7 +8,7 @@ from pgolf.errors import PgolfError
 
 
 class TooFewSeeds(PgolfError):
-    """One run says nothing of the spread between runs."""
+    """The spread between runs cannot be told from one run."""
 
 
 def welch(ours: Sequence[float], theirs: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
