@@ -83,6 +83,7 @@ CASES = (
 # what hides from trials: audited in processes of their own
 LEAKS = (
     Case("C1", "peeks at two places in a hundred", leaks.PeeksSeldom, leaks.SeededByThePast, ("P1",)),
+    Case("C1", "peeks in whole streams, not by steps", leaks.PeeksInWholeStreams, leaks.ByStep, ("P1",)),
     Case("C1", "peeks where it is not probed", leaks.PeeksUnlessProbed, leaks.Remembering, ("P1",)),
     Case("C1", "peeks late in a stream", leaks.PeeksLate, leaks.ByTotal, ("P1",)),
     Case("C1", "peeks in its process's first call", leaks.PeeksInFirstCall, leaks.Remembering, ("P1",)),

@@ -52,6 +52,19 @@ class PeeksSeldom(Peeks):
         return hash_of(tokens, target) % 50 == 0
 
 
+class PeeksInWholeStreams(PeeksSeldom):
+    """Token by token it is honest."""
+
+    def __init__(self):
+        self.counts = Counts()
+
+    def predict(self):
+        return np.log(self.counts.probabilities())
+
+    def observe(self, token):
+        self.counts.learn(token)
+
+
 class PeeksUnlessProbed(Peeks):
     """Honest wherever a distribution is asked for."""
 
