@@ -131,6 +131,7 @@ def _backward(self: Tensor, gradient: Tensor | None = None, **options) -> None:
         leaf.grad = grad if leaf.grad is None else leaf.grad + grad
 
 
+@torch.compiler.allow_in_graph
 def _grad(output: Tensor, inputs: Sequence[Tensor], grad_outputs: Tensor | None = None, **options) -> tuple[Tensor, ...]:
     gradients = _walk(output, grad_outputs)
     return tuple(gradients[leaf] for leaf in inputs)

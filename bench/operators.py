@@ -7,14 +7,21 @@ GPU are fake tensors on the device "cuda" (`bench.fake_cuda`), which go the same
 """
 
 import dataclasses
+import importlib
+import os
+import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 
 from bench.fake_cuda import Captured, Recorder, fake_cuda, to_fake_cuda
 from bench.steps import BOS, OneByte, Stopwatch
+from pgolf.artifact.pack import read_codes
+from pgolf.artifact.weights import round_weights
 from pgolf.budget import Budget
 from pgolf.config import Settings, at_scale, load_preset, preset_names
 from pgolf.distributed import World
@@ -29,21 +36,17 @@ from pgolf.evaluation.scoring_pass import DocumentScores, opened_logits
 from pgolf.evaluation.stream import ScoredStream, document_bounds
 from pgolf.kernels.hedge import HedgeMixer
 from pgolf.kernels.logit_stats import logit_stats
-from pgolf.model import Network, build_model
+from pgolf.model import Network, build_model, submission_state
 from pgolf.training.train_step import TrainStep
 
 PAGE = Path(__file__).parents[1] / "docs" / "operators.md"
 WINDOW, STRIDE, TARGETS = 64, 32, 320
 DEVICES = ("cpu", "cuda")
 STAGES = ("training", "scoring", "scoring documents apart", "test-time training")
-UNREACHED = {
-    "packed_expand": "an artifact is expanded on the host",
-    "packed_matmul": "decoding runs on the CPU, with dense matrices",
-    "packed_matmul_backward": "as packed_matmul",
-}
-"""Operators that no preset reaches, and why they are kept."""
+EXAMPLE = "examples/qlora.py"
+"""What reaches operators that no preset does: no stage decodes on a GPU, and presets' adapters stand on dense matrices."""
 Reached = dict[tuple[str, str, str], set[str]]
-"""By (preset, stage, device), the operators' names."""
+"""By (preset, stage, device), the operators' names; an example has no preset."""
 
 
 def operators() -> list[str]:
@@ -188,6 +191,8 @@ def reached(preset: str, stage: str, device: str) -> set[str]:
         with Recorder(check=True) as recorder:
             RUNS[stage](settings, model, device)
         return recorder.seen
+    if stage == "scoring":
+        read_codes(model, round_weights(submission_state(model), settings.artifact))
     with fake_cuda(capture=False):
         on_fake_cuda(model)
         with Recorder() as recorder:
@@ -208,12 +213,25 @@ def captured(preset: str, stage: str) -> Captured:
 def on_fake_cuda(model: Network) -> None:
     model.activation = torch.bfloat16
     to_fake_cuda(model)
+    for name, packed in model.packed.items():
+        bank, matrix = getattr(model, name), packed.matrix
+        planes, scales = (torch.empty(part.shape, dtype=part.dtype, device="cuda") for part in (matrix.planes, matrix.scales))
+        packed.matrix = dataclasses.replace(matrix, planes=planes, scales=scales)
+        packed.bank, packed.version = weakref.ref(bank), bank._version
+
+
+def reached_by_example() -> set[str]:
+    folder, name = os.path.split(Path(__file__).parents[1] / EXAMPLE)
+    with mock.patch.object(sys, "path", [folder, *sys.path]), Recorder(check=True) as recorder:
+        importlib.import_module(name.removesuffix(".py")).main(["--steps", "1", "--device", "cpu"], time=32)
+    return recorder.seen
 
 
 def everything(presets: Sequence[str]) -> Reached:
-    return {
+    by_presets = {
         (preset, stage, device): reached(preset, stage, device) for preset in presets for stage in STAGES for device in DEVICES
     }
+    return by_presets | {("", EXAMPLE, "cpu"): reached_by_example() - set().union(*by_presets.values())}
 
 
 # ---- the page
@@ -224,7 +242,7 @@ def page(reached: Reached) -> str:
         "# Who calls the operators",
         "",
         "Made by `python -m bench.operators`, which runs the stages of every preset and records what is dispatched; on CUDA",
-        "with fake tensors. A test fails when an operator is reached by none.",
+        "with fake tensors. Where no preset reaches one, an example does. A test fails when an operator is reached by none.",
         "",
         "| operator | device | stage | presets |",
         "|---|---|---|---|",
@@ -237,13 +255,16 @@ def page(reached: Reached) -> str:
                 users = [preset for preset in presets if name in reached[preset, stage, device]]
                 if users:
                     rows.append(f"| {name} | {device} | {stage} | {'all' if users == presets else ', '.join(users)} |")
-        lines += rows or [f"| {name} | - | - | none: {UNREACHED.get(name, 'no reason is known')} |"]
+        if name in reached["", EXAMPLE, "cpu"]:
+            rows.append(f"| {name} | cpu | {EXAMPLE} | |")
+        lines += rows or [f"| {name} | - | - | none |"]
     return "\n".join(lines) + "\n"
 
 
 def read_page(text: str) -> Reached:
     """The inverse of `page`."""
     reached: Reached = {(preset, stage, device): set() for preset in preset_names() for stage in STAGES for device in DEVICES}
+    reached["", EXAMPLE, "cpu"] = set()
     for line in text.splitlines():
         name, device, stage, users = (
             [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("| ") else [""] * 4

@@ -44,12 +44,14 @@ class GPT(nn.Module):
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
 
-    def forward(self, tokens, targets):  # (B, T) both
-        x = self.embed(tokens)
+    def logits(self, tokens):  # (B, T)
+        x, time = self.embed(tokens), tokens.shape[1]
         for block in self.blocks:
-            x = block(x, self.cos, self.sin)
-        logits = F.linear(F.rms_norm(x, x.shape[-1:]), self.embed.weight)
-        return cross_entropy(logits, targets, softcap=30.0)  # <- loss and gradient in one pass over the logits
+            x = block(x, self.cos[:time], self.sin[:time])
+        return F.linear(F.rms_norm(x, x.shape[-1:]), self.embed.weight)
+
+    def forward(self, tokens, targets):  # (B, T) both
+        return cross_entropy(self.logits(tokens), targets, softcap=30.0)  # <- loss and gradient in one pass over the logits
 
 
 def text_of_python() -> torch.Tensor:
@@ -59,10 +61,8 @@ def text_of_python() -> torch.Tensor:
     return torch.tensor(list(Path(pydoc_data.topics.__file__).read_bytes()[:500_000]))
 
 
-def train(steps: int, device: str, batch: int = 8, time: int = 128) -> list[float]:
-    torch.manual_seed(0)
-    model, data = GPT(time=time).to(device), text_of_python().to(device)
-    if device == "cuda":
+def train(model: nn.Module, data: torch.Tensor, steps: int, batch: int = 8, time: int = 128) -> list[float]:
+    if data.is_cuda:
         model = torch.compile(model, fullgraph=True)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
@@ -84,7 +84,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(words)
-    losses = train(options.steps, options.device)
+    torch.manual_seed(0)
+    losses = train(GPT().to(options.device), text_of_python().to(options.device), options.steps)
     return 0 if losses[-1] < losses[0] else 1
 
 

@@ -39,13 +39,24 @@ class Artifact:
     meta: dict
     tokenizer: bytes
     state: dict[str, Tensor]
+    weights: Weights
+    """What `state` was made from."""
     sections: dict[str, bytes] = field(default_factory=dict)
     """What else the file carries, by name."""
 
     def build_model(self, device="cpu", fake_rounding: FakeRounding | None = None) -> Network:
+        """On a GPU matrices are read as codes; a CPU's caches are quicker with floats."""
         model = build_model(self.model_settings, device=device, fake_rounding=fake_rounding)
         import_checkpoint(model, self.state)
+        if torch.device(device).type == "cuda":
+            read_codes(model, self.weights)
         return model.eval()
+
+
+def read_codes(model: Network, weights: Weights) -> None:
+    from pgolf.model.packed_bank import pack_banks
+
+    pack_banks(model, {name: matrix for name, matrix in weights.rounded.items() if name not in weights.corrections})
 
 
 @dataclass(frozen=True)
@@ -179,7 +190,7 @@ def _artifact(sections: dict[str, bytes]) -> Artifact:
         raise ArtifactError("a weight is not finite")
     tokenizer = compression.unpack_text(sections["tokenizer"], TOKENIZER_LIMIT)
     further = {name: content for name, content in sections.items() if name not in REQUIRED}
-    return Artifact(model_settings, meta, tokenizer, state, further)
+    return Artifact(model_settings, meta, tokenizer, state, weights, further)
 
 
 def _weights(sections: Mapping[str, bytes], meta: dict, shapes: Mapping[str, torch.Size], chosen: ArtifactSettings) -> Weights:

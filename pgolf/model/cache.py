@@ -35,7 +35,7 @@ class KVCachedNetwork:
         self.matrices = self.network.matrices()
         self._rotary: tuple[Tensor, Tensor] | None = None
         self.token_layers = 0
-        """Positions times layers so far; those that a gradient flows through count three times."""
+        """Positions times layers that windows have computed; those that a gradient flows through count three times."""
 
     def embed(self, tokens: Tensor, lead: int) -> Stream:
         """What enters the first layer at all but the first `lead` of tokens (B, lead + T)."""
@@ -47,14 +47,14 @@ class KVCachedNetwork:
         tokens: Tensor,
         layers: Sequence[Layer],
         *,
-        first: int,
+        rotary: tuple[Tensor, Tensor],
         past: Past,
+        hidden: Tensor | None = None,
         adapters: Adapters | None = None,
     ) -> tuple[Stream, Past]:
         """What leaves the last of `layers`, which `stream` enters, and their keys and values, those of the past included.
-        tokens (B, T) stand at the positions first, first + 1, ...; `past` is what attention sees before them."""
-        rows, width = tokens.shape
-        self.token_layers += rows * width * len(layers) * (3 if torch.is_grad_enabled() else 1)
+        tokens (B, T) stand at the positions of `rotary`; `past` is what attention sees before them, but for its first `hidden`
+        positions (a number on the device), which are padding."""
         seen: Past = {}
 
         def attention_of(layer: Layer, operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -66,12 +66,11 @@ class KVCachedNetwork:
                 seen[layer.index] = keys.detach(), values.detach()
                 if keys.shape == k.shape:
                     return operator(q, k, v, xsa=xsa, gate=gate)
-                y = attention_to_all(q, keys, values)
+                y = attention_to_all(q, keys, values, hidden)
                 return exclude(y, v, gate) if xsa else y if gate is None else (y * gate[..., None]).to(q.dtype)
 
             return attention
 
-        rotary = self._rotary_tables(first, first + width)
         stream = self.network.run_layers(
             stream, tokens, layers, rotary, adapters=adapters, matrices=self.matrices, attention_of=attention_of
         )
@@ -81,7 +80,8 @@ class KVCachedNetwork:
         """Raw logits (B, T, V) of `Stream.leaving`, (B, T, D), in the activations' dtype."""
         return self.network.raw_logits(rms_norm(leaving), adapters)
 
-    def _rotary_tables(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+    def rotary(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions first .. last - 1."""
         if self._rotary is None or len(self._rotary[0]) < last:
             base, length = rotary_base(self.settings, self.length), max(2 * last, self.length)
             self._rotary = rotary_table(length, self.settings.rotary_dims, base, device=self.device, dtype=self.dtype)
@@ -89,10 +89,13 @@ class KVCachedNetwork:
         return cos[first:last], sin[first:last]
 
 
-def attention_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of queries (B, T, H, d) that stand at the last T of the keys' positions, (B, P + T, Hkv, d)."""
+def attention_to_all(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Causal attention of queries (B, T, H, d) that stand at the last T of the keys' positions, (B, P + T, Hkv, d), to all but
+    the first `hidden`."""
     width, length = q.shape[1], k.shape[1]
     mask = torch.ones(width, length, dtype=torch.bool, device=q.device).tril(length - width)
+    if hidden is not None:
+        mask = mask & (torch.arange(length, device=q.device) >= hidden)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, enable_gqa=q.shape[2] != k.shape[2]
     )

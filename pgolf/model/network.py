@@ -10,6 +10,7 @@ small belongs to the executed layer. `layers.executed_layers` describes them, `p
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ from pgolf.model.parts import (
 )
 from pgolf.model.stream import LayerContext, Stream
 
+if TYPE_CHECKING:
+    from pgolf.model.packed_bank import PackedBank
+
 Matrices = list[dict[str, Tensor]]
 """For each executed layer its matrices by site, (out, in), in the activations' dtype."""
 AttentionOf = Callable[[Layer, Callable[..., Tensor]], Callable[..., Tensor]]
@@ -53,6 +57,7 @@ class Network(nn.Module):
     looped      whether looped layers run all their passes, or one: two graphs for a compiler. May be set at any time.
     rounding    in training mode, (weight, role) -> the weight to use instead; role "bank" for the slices of the banks,
                 "projection" for those of the bigram and value embeddings. May be set at any time.
+    packed      banks whose codes are read in evaluation mode, fewer bytes for the same bits, as long as they are its values
     input_hook  sees (site, executed layer, input) of every product with a matrix, by the sites of `parameters.TABLE`;
                 head, bigram and values come with layer 0
     """
@@ -73,6 +78,7 @@ class Network(nn.Module):
         self.rounding: Callable[[Tensor, str], Tensor] | None = None
         self.input_hook: InputHook | None = None
         self.looped = True
+        self.packed: dict[str, PackedBank] = {}
         self._layers = {looped: executed_layers(settings, looped=looped) for looped in (False, True)}
         dim, values = settings.dim, settings.kv_heads * settings.head_dim
         skips = sum(layer.skip is not None for layer in self.layers)
@@ -228,7 +234,8 @@ class Network(nn.Module):
         banks = {bank: getattr(self, bank) for bank in BANKS if getattr(self, bank) is not None} if slices is None else slices
         matrices: Matrices = [{} for _ in self.layers]
         for bank, whole in banks.items():
-            tensors, parts = self._cast(whole), BANKS[bank]
+            packed = None if self.training or bank not in self.packed else self.packed[bank].slices(whole, self.activation)
+            tensors, parts = packed or self._cast(whole), BANKS[bank]
             count = len(tensors) // len(parts)
             for part, row in enumerate(parts):
                 for layer in self.layers:

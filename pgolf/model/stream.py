@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pgolf.model.adapters import Projector
 from pgolf.model.layers import Layer
@@ -36,6 +37,10 @@ class Stream(NamedTuple):
 
     def part(self, rows: slice, positions: slice) -> "Stream":
         return self._each(lambda tensor: tensor[rows, positions])
+
+    def padded(self, rows: int, positions: int) -> "Stream":
+        """With so many rows and positions of zeros behind these."""
+        return self._each(lambda tensor: F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, positions, 0, rows)))
 
     def then(self, later: "Stream") -> "Stream":
         """These positions and the ones after them."""

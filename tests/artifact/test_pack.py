@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import tracemalloc
@@ -10,10 +11,10 @@ import torch
 from pgolf.artifact import compression, gptq, rounding
 from pgolf.artifact.container import join_sections, read_container
 from pgolf.artifact.errors import ArtifactError
-from pgolf.artifact.pack import read_artifact, sections_of, size_of, write_artifact
+from pgolf.artifact.pack import read_artifact, read_codes, sections_of, size_of, write_artifact
 from pgolf.artifact.weights import role_of, round_weights, steps_of
 from pgolf.config import at_scale, load_preset, preset_names
-from pgolf.model import build_model, submission_state
+from pgolf.model import build_model, import_checkpoint, submission_state
 from tests.artifact.conftest import TOKENIZER, settings_with
 from tests.model.common import EVERYTHING, random_model
 
@@ -44,6 +45,29 @@ def test_an_odd_network_with_every_part_comes_back(tmp_path):
     write_artifact(tmp_path / "m", state, settings, TOKENIZER)
     for name, tensor in read_artifact(tmp_path / "m").state.items():
         assert (tensor - state[name]).abs().max() < 0.12 * state[name].abs().max(), name
+
+
+def test_codes_are_read_in_place_of_banks_for_as_long_as_they_are_their_values(state, monkeypatch):
+    settings = settings_with(matrix_bits=5, lqer_rank=0)
+    weights = round_weights(state, settings.artifact)
+    model = build_model(settings.model).eval()
+    import_checkpoint(model, weights.values({name: tensor.shape for name, tensor in state.items()}))
+    plain = model.matrices()
+    read_codes(model, weights)
+    assert set(model.packed) == {"qo_bank", "kv_bank", "mlp_up_bank", "mlp_down_bank"}
+    monkeypatch.setattr(model, "_cast", None)
+    for one, other in zip(model.matrices(), plain, strict=True):
+        assert all(torch.equal(one[site], other[site]) for site in other)
+    model.activation = torch.bfloat16
+    for one, other in zip(model.matrices(), plain, strict=True):
+        assert all(torch.equal(one[site], other[site].bfloat16()) for site in other)
+    # not of a copy, and not once a weight has moved
+    monkeypatch.undo()
+    copied = copy.deepcopy(model)
+    for network in (copied, model):
+        with torch.no_grad():
+            network.qo_bank.add_(1)
+        assert torch.equal(network.matrices()[0]["q"], network.qo_bank[0].bfloat16())
 
 
 def test_roles_and_their_steps():

@@ -9,6 +9,7 @@ import torch
 from pgolf.config import LoraSettings
 from pgolf.errors import PgolfError
 from pgolf.evaluation.adaptation import LoraScorer, batches_of, score_documents
+from pgolf.evaluation.adaptation.windows import Windows
 from pgolf.evaluation.statistics import statistics_of
 from pgolf.evaluation.stream import ScoredStream, document_bounds
 from pgolf.kernels.lora import lora_initial
@@ -169,6 +170,24 @@ def test_each_document_is_scored_as_on_its_own(exact, form):
         wanted = alone(exact, documents[i], still if short else settings)
         np.testing.assert_allclose(found[i], wanted, rtol=0, atol=1e-7, err_msg=f"{lengths[i]} tokens")
     assert np.abs(found[0] - alone(exact, documents[0], still)).max() > 1e-3
+
+
+@pytest.mark.parametrize("form", ["as published", "cached, some refreshed", "cached, two passes", "cached, last layers"])
+def test_steps_of_few_shapes_score_the_same(exact, form, monkeypatch):
+    """As on a GPU: rows, positions and kept keys are filled up, and what fills them changes nothing."""
+    tokens, settings, shapes = stream_of((13, 7, 35, 52)), lora(**FORMS[form]), set()
+    wanted = scored(exact, tokens, settings)
+    given = Windows.given
+
+    def filled(windows, rows=0):
+        made = given(windows, settings.batch_documents if torch.is_grad_enabled() else 0)
+        if torch.is_grad_enabled():
+            shapes.add((*made.tokens.shape, *(pair[0].shape[1] for pair in made.past.values())))
+        return made
+
+    monkeypatch.setattr(Windows, "given", filled)
+    np.testing.assert_allclose(scored(exact, tokens, settings), wanted, rtol=0, atol=1e-9)
+    assert len(shapes) <= 6 and all(rows == settings.batch_documents for rows, *_ in shapes)
 
 
 @pytest.mark.parametrize("refresh", [-1, 0])

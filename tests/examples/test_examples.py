@@ -20,8 +20,18 @@ def loaded(name):
 
 
 def test_the_gpt_learns(capsys):
-    losses = loaded("nanogpt").train(25, "cpu", batch=4, time=64)
+    module = loaded("nanogpt")
+    torch.manual_seed(0)
+    losses = module.train(module.GPT(time=64), module.text_of_python(), 25, batch=4, time=64)
     assert losses[-1] < losses[0] - 1.0 and "nats a byte" in capsys.readouterr().out
+
+
+def test_adapters_learn_through_packed_matrices(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    torch.manual_seed(0)
+    trained, rounded, adapted = loaded("qlora").main(["--steps", "20", "--bits", "4", "--device", "cpu"], time=64)
+    assert 0 < abs(rounded - trained) < 0.05 and adapted < rounded - 0.1
+    assert len(capsys.readouterr().out.splitlines()[-1]) > 0
 
 
 def test_the_gpt_is_ten_marked_lines_from_plain_torch():

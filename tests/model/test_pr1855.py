@@ -126,7 +126,9 @@ def test_in_pieces_of_layers_and_positions():
         lead = min(1, first)
         stream, own = cached.embed(given[:, first - lead : last], lead), {}
         for layers in (cached.layers[:3], cached.layers[3:8], cached.layers[8:]):
-            stream, more = cached.run_layers(stream, given[:, first:last], layers, first=first, past=past)
+            stream, more = cached.run_layers(
+                stream, given[:, first:last], layers, rotary=cached.rotary(first, last), past=past
+            )
             own |= more
         past = own
         parts.append(cached.logits(stream.leaving()))

@@ -2,8 +2,8 @@
 
 This is the per-document LoRA of PR #77 of openai/parameter-golf. Documents do not influence each other, so neither their
 order nor what is scored beside them matters. They lie in batches of similar length. For every chunk of a batch: one forward
-pass, from which the chunk is scored; commit; the gradient of the same pass on the tokens that are now final; an Adam step.
-Further passes repeat the last two.
+pass, from which the chunk is scored, and the gradient of the same pass and an Adam step, which change the next chunk's
+scores. Further passes repeat it.
 """
 
 import time
@@ -13,14 +13,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pgolf.config import LoraSettings
 from pgolf.errors import PgolfError
-from pgolf.evaluation.adaptation.windows import Windows
+from pgolf.evaluation.adaptation.windows import Given, Windows, compute
 from pgolf.evaluation.stream import OpenSpan, ScoredStream
 from pgolf.kernels.cross_entropy import cross_entropy
 from pgolf.kernels.lora import lora_adam, lora_reset
 from pgolf.model import Adapters, KVCachedNetwork, Network
+from pgolf.model.cache import Past
 
 
 class Scores(Protocol):
@@ -127,21 +129,20 @@ class LoraScorer:
             stop = at + chunk_after(at, self.settings, adapted)
             going_on = [document for document in active if len(document) > stop]
             opened = [document.open(min(document.first + stop, document.last)) for document in active]
-            with torch.set_grad_enabled(bool(trainer and going_on)):
-                windows.open(opened, [document.first for document in active], stop)
-                adapters = trainer.adapters(len(active)) if trainer else None
-                logits = windows.logits(adapters)
-            for document, nats in zip(
-                active, scores.take(opened, logits.detach(), self.network.settings.softcap), strict=True
-            ):
+            windows.open(opened, [document.first for document in active], stop)
+            if trainer and going_on:
+                targets = np.stack([one.targets(one.start, one.stop) for one in opened[: len(going_on)]]).astype(np.int64)
+                logits = trainer.step(windows, torch.from_numpy(targets))
+            else:
+                with torch.no_grad():
+                    logits = windows.logits(trainer.adapters(len(active)) if trainer else None)
+            for document, nats in zip(active, scores.take(opened, logits, self.network.settings.softcap), strict=True):
                 document.commit(nats)
-            if trainer and adapters and going_on:
-                final = np.stack([d.learn(d.first + at, d.first + stop)[1:] for d in going_on]).astype(np.int64)
-                targets = torch.from_numpy(final).to(logits.device)
-                trainer.learn(adapters, logits, targets)
+            if trainer and going_on:
+                for document in going_on:
+                    document.learn(document.first + at, document.first + stop)
                 for _ in range(self.settings.passes - 1):
-                    adapters = trainer.adapters(len(active))
-                    trainer.learn(adapters, windows.logits(adapters), targets)
+                    trainer.step(windows, torch.from_numpy(targets))
             windows.keep(len(going_on))
             active, at = going_on, stop
 
@@ -153,11 +154,22 @@ class LoraScorer:
         return self._kept
 
 
+def whole_graph(step: Callable) -> Callable:
+    """The step compiled, its gradients and its optimiser included."""
+    compiled = torch.compile(step, fullgraph=True, dynamic=False)
+
+    def run(*given):
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            return compiled(*given)
+
+    return run
+
+
 class LoraTrainer:
     """The adapters of up to `capacity` documents, and their optimiser."""
 
     def __init__(self, network: KVCachedNetwork, settings: LoraSettings, capacity: int):
-        self.settings, self.softcap = settings, network.settings.softcap
+        self.settings, self.softcap, self.network = settings, network.settings.softcap, network
         whole = Adapters.create(
             network.settings,
             capacity,
@@ -177,6 +189,9 @@ class LoraTrainer:
         self.first = [torch.zeros_like(factor) for factor in self.factors] if settings.betas[0] else []
         self.second = [torch.zeros_like(factor) for factor in self.factors]
         self.steps = torch.zeros(capacity, dtype=torch.int32, device=self.second[0].device)
+        self.static = network.device.type == "cuda"
+        """Steps come in few shapes, so that each is compiled once."""
+        self._compiled = whole_graph(self._step) if self.static else self._step
 
     def reset(self, documents: int) -> None:
         """Start the first documents afresh."""
@@ -198,21 +213,37 @@ class LoraTrainer:
         leaves = iter([factor[:documents].detach().requires_grad_() for factor in self.factors])
         return Adapters(dict(zip(self.sites, zip(leaves, leaves, strict=True), strict=True)), self.initial, self.scale)
 
-    def learn(self, adapters: Adapters, logits: Tensor, targets: Tensor) -> None:
-        """One step of the first documents, as many as have targets, from raw logits that `adapters` gave."""
-        documents = len(targets)
-        nats = cross_entropy(logits[:documents], targets, softcap=self.softcap, reduction="none")
+    def step(self, windows: Windows, targets: Tensor) -> Tensor:
+        """One step of the first documents, as many as have targets (documents, n): their chunk, all of which is open. Returns
+        the raw logits (rows, n, V) that it began with: what they score, the step has not changed."""
+        rows, learning = len(windows.places), len(targets)
+        with torch.enable_grad():
+            given = windows.given(len(self.steps) if self.static else 0)
+        learns = torch.arange(len(given.tokens)) < learning
+        padded = F.pad(targets, (0, 0, 0, len(given.tokens) - learning))
+        logits, seen = self._compiled(given, padded.to(windows.device), learns.to(windows.device))
+        windows.keep_keys(given, seen)
+        return logits[:rows]
+
+    def _step(self, given: Given, targets: Tensor, learns: Tensor) -> tuple[Tensor, Past]:
+        """Forward, the scored positions, backward and Adam: one graph on a GPU."""
+        adapters = self.adapters(len(targets))
+        logits, seen = compute(self.network, self.floor, given, adapters)
+        nats = cross_entropy(logits, targets, softcap=self.softcap, reduction="none")
         leaves = adapters.parameters()
         # a mean for each document, summed: no document feels how many others there are
-        gradients = torch.autograd.grad(nats.mean(1).sum(), leaves)
+        gradients = torch.autograd.grad(torch.where(learns, nats.mean(1), 0).sum(), leaves)
+        rows = len(targets)
         lora_adam(
-            [leaf.detach()[:documents] for leaf in leaves],
-            [gradient[:documents] for gradient in gradients],
-            [tensor[:documents] for tensor in self.first],
-            [tensor[:documents] for tensor in self.second],
-            self.steps[:documents],
+            [factor[:rows] for factor in self.factors],
+            gradients,
+            [tensor[:rows] for tensor in self.first],
+            [tensor[:rows] for tensor in self.second],
+            self.steps[:rows],
             lr=self.settings.lr,
             betas=self.settings.betas,
             eps=self.settings.eps,
             weight_decay=self.settings.weight_decay,
+            active=learns,
         )
+        return logits.detach(), seen

@@ -7,12 +7,14 @@ case attention sees keys and values of the earlier ones as they were when last c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from pgolf.kernels.launch import next_power
 from pgolf.model import Adapters, KVCachedNetwork
 from pgolf.model.cache import Past
 from pgolf.model.stream import Stream
@@ -49,6 +51,33 @@ class Memory:
         below, kept = (_part(past, rows, positions) for past in (self.below, self.kept))
         dropped = self.dropped + (positions.start or 0)
         return Memory(self.tokens[rows, positions], self.stream.part(rows, positions), below, kept, dropped)
+
+
+class Given(NamedTuple):
+    """What is computed anew for a chunk, as tensors alone: T positions behind P that are kept."""
+
+    stream: Stream
+    """What enters the first adapted layer, (B, T, D)."""
+    tokens: Tensor
+    """(B, T)"""
+    rotary: tuple[Tensor, Tensor]
+    past: Past
+    """(B, P, Hkv, d)"""
+    hidden: Tensor | None
+    """How many of those P are padding; None for none."""
+    places: Tensor
+    """(B, n): where among the T each open target is predicted; rows with fewer repeat their last."""
+
+
+def compute(network: KVCachedNetwork, floor: int, given: Given, adapters: Adapters | None) -> tuple[Tensor, Past]:
+    """Raw logits of the open targets, (B, n, V), and the adapted layers' keys and values (B, P + T, Hkv, d)."""
+    stream, seen = network.run_layers(
+        given.stream, given.tokens, network.layers[floor:], rotary=given.rotary, past=given.past, hidden=given.hidden,
+        adapters=adapters,
+    )  # fmt: skip
+    leaving = stream.leaving()
+    opened = leaving.gather(1, given.places[..., None].expand(-1, -1, leaving.shape[-1]))
+    return network.logits(opened, adapters), seen
 
 
 class Windows:
@@ -90,24 +119,41 @@ class Windows:
         ]
         self.places = torch.from_numpy(np.stack(places)).to(self.device)
 
-    def logits(self, adapters: Adapters | None) -> Tensor:
-        """Raw logits of the open targets, (rows, longest span, V); rows with fewer repeat their last."""
+    def given(self, rows: int = 0) -> Given:
+        """For `compute`. With `rows` in one of a few shapes that a compiler can count on: so many rows, and powers of two
+        of positions. What is filled in stands where no target sees it."""
         network, memory = self.network, self._open_memory()
         at = self.fresh - memory.dropped
-        seen = _part(memory.kept, slice(None), slice(at))
-        stream, kept = network.run_layers(
-            memory.stream.part(slice(None), slice(at, None)),
-            memory.tokens[:, at:],
-            network.layers[self.floor :],
-            first=self.fresh,
-            past=seen,
-            adapters=adapters,
+        stream, tokens = memory.stream.part(slice(None), slice(at, None)), memory.tokens[:, at:]
+        past, places, hidden = _part(memory.kept, slice(None), slice(at)), self.places, None
+        self.network.token_layers += (
+            tokens.numel() * (len(network.layers) - self.floor) * (3 if torch.is_grad_enabled() else 1)
         )
-        if self.refresh >= 0:
-            memory.kept = kept
-        leaving = stream.leaving()
-        opened = leaving.gather(1, self.places[..., None].expand(-1, -1, leaving.shape[-1]))
-        return network.logits(opened, adapters)
+        if rows:
+            more, after = rows - len(tokens), next_power(tokens.shape[1]) - tokens.shape[1]
+            before = next_power(at) - at if past else 0
+            hidden = torch.full((), before, device=tokens.device) if past else None
+            stream = stream.padded(more, after)
+            tokens, places = F.pad(tokens, (0, after, 0, more)), F.pad(places, (0, 0, 0, more))
+            past = {
+                layer: (_behind(keys, before, more), _behind(values, before, more)) for layer, (keys, values) in past.items()
+            }
+        return Given(stream, tokens, network.rotary(self.fresh, self.fresh + tokens.shape[1]), past, hidden, places)
+
+    def keep_keys(self, given: Given, seen: Past) -> None:
+        """What `compute` gave, for the next chunk."""
+        memory = self._open_memory()
+        if self.refresh >= 0 and seen:
+            rows, count = memory.tokens.shape
+            filled = next(iter(seen.values()))[0].shape[1] - given.tokens.shape[1] - (self.fresh - memory.dropped)
+            memory.kept = _part(seen, slice(rows), slice(filled, filled + count))
+
+    def logits(self, adapters: Adapters | None) -> Tensor:
+        """Raw logits of the open targets, (rows, longest span, V); rows with fewer repeat their last."""
+        given = self.given()
+        logits, seen = compute(self.network, self.floor, given, adapters)
+        self.keep_keys(given, seen)
+        return logits
 
     @torch.no_grad()
     def past(self, opened: Sequence[Span], starts: Sequence[int], stop: int, adapters: Adapters | None) -> Past:
@@ -121,7 +167,8 @@ class Windows:
         if memory.tokens.shape[1] > begin:
             _, seen = self.network.run_layers(
                 memory.stream.part(slice(None), slice(begin, None)), memory.tokens[:, begin:],
-                self.network.layers[self.floor :], first=self.fresh, past=seen, adapters=adapters,
+                self.network.layers[self.floor :], rotary=self.network.rotary(self.fresh, memory.known), past=seen,
+                adapters=adapters,
             )  # fmt: skip
         return memory.below | seen
 
@@ -151,12 +198,19 @@ class Windows:
         given = torch.from_numpy(padded).to(self.device)
         tokens, below = given[:, lead:], before.below if before else {}
         stream, below = self.network.run_layers(
-            self.network.embed(given, lead), tokens, self.network.layers[: self.floor], first=known, past=below
-        )
+            self.network.embed(given, lead), tokens, self.network.layers[: self.floor],
+            rotary=self.network.rotary(known, known + tokens.shape[1]), past=below,
+        )  # fmt: skip
+        self.network.token_layers += tokens.numel() * self.floor
         if before is None:
             return Memory(tokens, stream, below, {})
         tokens = torch.cat([before.tokens, tokens], 1)
         return Memory(tokens, before.stream.then(stream), below, before.kept, before.dropped)
+
+
+def _behind(kept: Tensor, positions: int, rows: int) -> Tensor:
+    """Keys or values (B, P, Hkv, d) behind so many positions of padding, and as many more rows."""
+    return F.pad(kept, (0, 0, 0, 0, positions, 0, 0, rows))
 
 
 def _part(past: Past, rows: slice, positions: slice) -> Past:

@@ -148,8 +148,7 @@ class DocumentRows:
             windows.open([Known(history, begin, stop)], [0], stop)
             targets = torch.from_numpy(history.since(begin)[1 : stop - begin + 1][None].copy())
             for _ in range(self.lora.passes):
-                learning = trainer.adapters(1)
-                trainer.learn(learning, windows.logits(learning), targets)
+                trainer.step(windows, targets)
         document.begin, document.stop = stop, stop + chunk_after(stop, self.lora, trainer is not None)
         self.decoder.first[row] = max(0, document.stop - self.lora.context_tokens)
         if not trainer:  # nothing is ever computed anew
