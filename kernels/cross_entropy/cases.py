@@ -1,6 +1,6 @@
 """Every configuration of cross-entropy to compile ahead of time."""
 
-from pgolf.kernels.compile import Case
+from pgolf.kernels.compile import BARRIERS, NARROW, Case
 from pgolf.kernels.cross_entropy import gpu
 from pgolf.kernels.cross_entropy.launch import launch_forward, launch_rescale, traffic_forward, traffic_rescale
 
@@ -32,6 +32,7 @@ def _forward(vocabulary: int, kind: str = "bf16", capped: bool = True, gradient:
         bytes=moved,
         flops=flops,
         max_registers=128,
+        accepts={} if in_registers else {BARRIERS: "a row is walked in pieces, with one reduction a piece"},
     )
 
 
@@ -47,4 +48,5 @@ def _rescale(vocabulary: int) -> Case:
         bytes=moved,
         flops=flops,
         max_registers=64,
+        accepts={NARROW: "a tile of 512 gives each of 256 threads two numbers"} if vocabulary > 50_000 else {},
     )

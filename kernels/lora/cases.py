@@ -6,7 +6,7 @@ from typing import Any
 
 import triton.language as tl
 
-from pgolf.kernels.compile import Case
+from pgolf.kernels.compile import BARRIERS, Case
 from pgolf.kernels.launch import Launch
 from pgolf.kernels.lora import gpu, launch
 
@@ -14,6 +14,9 @@ DOCS, LENGTH = 64, 2048
 ROWS = DOCS * LENGTH
 COUNTS = {"docs": "i32", "length": "i32", "rows": "i32"}
 ELEMENT = {2: "*bf16:16", 4: "*fp32:16"}
+# why cases live with findings
+SEARCH = {BARRIERS: "the only loop looks up the program's tensor, one turn for 256 of them"}
+EXACT = {BARRIERS: "float32 is multiplied without tensor cores, through shared memory"}
 # numbers of one kind (parameters, gradients, a moment) of all documents at rank 80
 UPDATED = 64 * 6_963_200
 
@@ -29,6 +32,7 @@ def _case(
     ragged: bool,
     matmul: bool,
     registers: int,
+    accepts: Mapping[str, str] | None = None,
 ) -> Case:
     """Arguments that the kernel does not have are dropped; documents of one length have no boundaries."""
     signature = {name: kind for name, kind in {**types, **COUNTS, "scale": "fp32"}.items() if name in kernel.arg_names}
@@ -38,7 +42,7 @@ def _case(
     else:
         fixed["p_bounds"] = None
     name = f"{kernel.__name__}[{detail}{' ragged' if ragged else ''}]"
-    return Case(kernel, name, signature, fixed, chosen, f"{DOCS}x{LENGTH}", *traffic, matmul, registers)
+    return Case(kernel, name, signature, fixed, chosen, f"{DOCS}x{LENGTH}", *traffic, matmul, registers, accepts=accepts or {})
 
 
 def product(
@@ -84,7 +88,7 @@ def expand(
     constants = {"OUT": out, "RANK": rank, "RK": launch.rank_step(rank), "ADD": add, "BACKWARD": backward}
     detail = f"{out} r{rank}{' add' if add else ''}{' transposed' if backward else ''}{' float32' if size == 4 else ''}"
     traffic = launch.traffic_expand(DOCS, ROWS, out, rank, size, add)
-    options: dict[str, Any] = {"ragged": ragged, "matmul": size == 2, "registers": 136}
+    options: dict[str, Any] = {"ragged": ragged, "matmul": size == 2, "registers": 136, "accepts": EXACT if size == 4 else {}}
     return _case(gpu.lora_expand_kernel, chosen, detail, types, constants, traffic, **options)
 
 
@@ -136,7 +140,7 @@ def adam(p: Any, g: Any, s: Any, *, first: bool, masked: bool, aligned: bool) ->
     traffic = launch.traffic_adam(UPDATED, sizes[p], sizes[g], sizes[s], first)
     name = f"lora_adam_kernel[{p.name} {g.name} {s.name}{' first' if first else ''}{' masked' if masked else ''}]"
     shape, chosen = f"{UPDATED:,} numbers", launch.launch_update()
-    return Case(gpu.lora_adam_kernel, name, signature, constants, chosen, shape, *traffic, max_registers=96)
+    return Case(gpu.lora_adam_kernel, name, signature, constants, chosen, shape, *traffic, max_registers=96, accepts=SEARCH)
 
 
 def reset() -> Case:
@@ -146,7 +150,7 @@ def reset() -> Case:
     constants: dict[str, object] = {"CHOSEN": True, "BT": 256}
     shape, chosen = f"{2 * UPDATED:,} numbers", launch.launch_update()
     name = "lora_reset_kernel"
-    return Case(gpu.lora_reset_kernel, name, signature, constants, chosen, shape, *traffic, max_registers=48)
+    return Case(gpu.lora_reset_kernel, name, signature, constants, chosen, shape, *traffic, max_registers=48, accepts=SEARCH)
 
 
 def compile_cases(capability: int) -> list[Case]:

@@ -90,7 +90,15 @@ def expansion(cols: int, bits: int) -> Case:
     constants = {"BITS": bits, "REST": cols % 32 > 0}
     chosen, traffic = launch.launch_expand(cols), launch.traffic_expand(rows, cols, bits)
     return _case(
-        gpu.packed_expand_kernel, "expand bf16", types, constants, chosen, f"{rows}x{cols}", *traffic, max_registers=96
+        gpu.packed_expand_kernel,
+        "expand bf16",
+        types,
+        constants,
+        chosen,
+        f"{rows}x{cols}",
+        *traffic,
+        max_registers=96,
+        accepts=_accepts(cols),
     )
 
 

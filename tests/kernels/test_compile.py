@@ -70,13 +70,19 @@ GOOD = Compiled(
         ({"tensor_core": ""}, "no tensor-core"),
         ({"tensor_core": "mma"}, "not wgmma"),
         ({"serialised": True}, "serialised"),
-        ({"narrow": 0.6, "barriers": 2}, ""),
+        ({"narrow": 0.6}, "60% of its loads"),
+        ({"barriers": 2}, "2 barriers"),
     ],
 )
 def test_what_counts_as_trouble(change, trouble):
     case = dataclasses.replace(cases("mlp", 90)[0], matmul=True, max_registers=200)
     found = Row("mlp", 90, case, dataclasses.replace(GOOD, **change)).trouble
     assert trouble in found and bool(found) == bool(trouble)
+
+
+def test_narrow_loads_and_barriers_are_only_reported_for_other_targets():
+    row = Row("mlp", 100, cases("mlp", 100)[0], dataclasses.replace(GOOD, narrow=0.6, barriers=2))
+    assert set(row.findings) == {NARROW, BARRIERS} and not row.trouble
 
 
 def test_a_case_may_say_why_it_lives_with_a_finding():
