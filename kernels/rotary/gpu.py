@@ -1,7 +1,7 @@
-"""Triton kernels of `rotary`. A program takes BT tokens of one head: a query head or, past the last one, a key head.
+"""Triton kernels of `rotary`. A program takes BT tokens and walks over their query heads, then over their key heads; a row
+lies within one warp, so that no sum needs a barrier, and a token's angles stay in registers for all of its heads.
 
-A row is three pieces that tile it without overlap, so that every byte is read once and in whole vectors: the two rotated
-halves, [BT, BH] each, and the rest, [BT, BD] with the rotated columns masked away.
+A rotated number needs the one that it turns with, HALF dims away: that one is read again, from the L1 cache.
 """
 
 import triton
@@ -9,136 +9,103 @@ import triton.language as tl
 
 
 @triton.jit
-def _load_pieces(p_row, o_row, m_n, D: tl.constexpr, HALF: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr):
-    o_h = tl.arange(0, BH)
+def _angles(p_cos, p_sin, o_n, m_n, length, HALF: tl.constexpr, BD: tl.constexpr):
+    """cos and signed sin of every dim of BT rows, [BT, BD]: 1 and 0 past the rotated ones."""
     o_d = tl.arange(0, BD)
-    m_h = m_n[:, None] & (o_h < HALF)[None, :]
-    m_d = m_n[:, None] & ((o_d >= 2 * HALF) & (o_d < D))[None, :]
-    p_half = p_row + o_row[:, None] + o_h[None, :]
-    b_first = tl.load(p_half, mask=m_h, other=0).to(tl.float32)  # [BT, BH]
-    b_second = tl.load(p_half + HALF, mask=m_h, other=0).to(tl.float32)  # [BT, BH]
-    b_rest = tl.load(p_row + o_row[:, None] + o_d[None, :], mask=m_d, other=0).to(tl.float32)  # [BT, BD]
-    return b_first, b_second, b_rest
+    o_angle = (o_n % length)[:, None] * HALF + tl.where(o_d < HALF, o_d, o_d - HALF)[None, :]
+    m_angle = m_n[:, None] & (o_d < 2 * HALF)[None, :]
+    b_cos = tl.load(p_cos + o_angle, mask=m_angle, other=1)  # [BT, BD]
+    b_sin = tl.load(p_sin + o_angle, mask=m_angle, other=0)  # [BT, BD]
+    return b_cos, tl.where(o_d < HALF, b_sin, -b_sin)
 
 
 @triton.jit
-def _store_pieces(
-    p_row, b_first, b_second, b_rest, o_row, m_n, D: tl.constexpr, HALF: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr
-):
-    o_h = tl.arange(0, BH)
+def _load_partners(p_rows, o_row, m_row, HALF: tl.constexpr, BD: tl.constexpr):
+    """The number that each rotated one turns with, [BT, BD]; 0 past the rotated ones."""
     o_d = tl.arange(0, BD)
-    m_h = m_n[:, None] & (o_h < HALF)[None, :]
-    m_d = m_n[:, None] & ((o_d >= 2 * HALF) & (o_d < D))[None, :]
-    p_half = p_row + o_row[:, None] + o_h[None, :]
-    kind = p_row.dtype.element_ty
-    tl.store(p_half, b_first.to(kind), mask=m_h)
-    tl.store(p_half + HALF, b_second.to(kind), mask=m_h)
-    tl.store(p_row + o_row[:, None] + o_d[None, :], b_rest.to(kind), mask=m_d)
-
-
-@triton.jit
-def _load_angles(p_cos, p_sin, o_n, m_n, length, HALF: tl.constexpr, BH: tl.constexpr):
-    o_h = tl.arange(0, BH)
-    o_angle = (o_n % length)[:, None] * HALF + o_h[None, :]
-    m_angle = m_n[:, None] & (o_h < HALF)[None, :]
-    b_cos = tl.load(p_cos + o_angle, mask=m_angle, other=0)  # [BT, BH]
-    b_sin = tl.load(p_sin + o_angle, mask=m_angle, other=0)  # [BT, BH]
-    return b_cos, b_sin
+    o_partner = tl.where(o_d < HALF, o_d + HALF, o_d - HALF)
+    m_partner = m_row & (o_d < 2 * HALF)[None, :]
+    return tl.load(p_rows + o_row[:, None] + o_partner[None, :], mask=m_partner, other=0).to(tl.float32)
 
 
 @triton.jit
 def _forward_head(
-    p_x, p_y, p_cos, p_sin, factor, eps, i_tile, i_head, total, length,
-    NORM: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
-    BH: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
+    p_x, p_y, b_cos, b_sin, factor, eps, o_row, m_n,
+    NORM: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    o_n = i_tile * BT + tl.arange(0, BT)
-    m_n = o_n < total
-    o_tile = (i_tile.to(tl.int64) * (BT * HEADS) + i_head) * D
-    o_row = tl.arange(0, BT) * (HEADS * D)
-    b_first, b_second, b_rest = _load_pieces(p_x + o_tile, o_row, m_n, D, HALF, BH, BD)
+    o_d = tl.arange(0, BD)
+    m_row = m_n[:, None] & (o_d < D)[None, :]
+    o_tile = o_row[:, None] + o_d[None, :]
+    b_x = tl.load(p_x + o_tile, mask=m_row, other=0).to(tl.float32)  # [BT, BD]
+    b_partner = _load_partners(p_x, o_row, m_row, HALF, BD)  # [BT, BD]
+    b_y = b_x * b_cos + b_partner * b_sin
     if NORM:
-        b_square = tl.sum(b_first * b_first, 1) + tl.sum(b_second * b_second, 1) + tl.sum(b_rest * b_rest, 1)
-        b_scale = (factor / tl.sqrt(b_square / D + eps))[:, None]  # [BT, 1]
+        b_y *= (factor / tl.sqrt(tl.sum(b_x * b_x, 1) / D + eps))[:, None]
     else:
-        b_scale = factor
-    b_cos, b_sin = _load_angles(p_cos, p_sin, o_n, m_n, length, HALF, BH)
-    b_turned = b_scale * (b_first * b_cos + b_second * b_sin)
-    b_second = b_scale * (b_second * b_cos - b_first * b_sin)
-    _store_pieces(p_y + o_tile, b_turned, b_second, b_scale * b_rest, o_row, m_n, D, HALF, BH, BD)
+        b_y *= factor
+    tl.store(p_y + o_tile, b_y.to(p_y.dtype.element_ty), mask=m_row)
 
 
 @triton.jit(do_not_specialize=["total", "length"])
 def rotary_fwd_kernel(
     p_q, p_k, p_gain, p_cos, p_sin, p_query, p_key, eps, total, length,
     H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr,
-    BH: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
+    BD: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    i_p = tl.program_id(0)
-    # heads run fastest, so that neighbouring programs read neighbouring rows.
-    i_tile = i_p // (H + HKV)
-    i_head = i_p % (H + HKV)
-    if i_head < H:
+    o_n = tl.program_id(0) * BT + tl.arange(0, BT)
+    m_n = o_n < total
+    b_cos, b_sin = _angles(p_cos, p_sin, o_n, m_n, length, HALF, BD)
+    o_token = o_n.to(tl.int64)
+    for i_h in tl.static_range(H):
         gain = 1.0
         if GAIN:
-            gain = tl.load(p_gain + i_head).to(tl.float32)
-        _forward_head(p_q, p_query, p_cos, p_sin, gain, eps, i_tile, i_head, total, length, NORM, H, D, HALF, BH, BD, BT)
-    else:
-        _forward_head(p_k, p_key, p_cos, p_sin, 1.0, eps, i_tile, i_head - H, total, length, NORM, HKV, D, HALF, BH, BD, BT)
+            gain = tl.load(p_gain + i_h).to(tl.float32)
+        _forward_head(p_q, p_query, b_cos, b_sin, gain, eps, o_token * (H * D) + i_h * D, m_n, NORM, D, HALF, BD)
+    for i_h in tl.static_range(HKV):
+        _forward_head(p_k, p_key, b_cos, b_sin, 1.0, eps, o_token * (HKV * D) + i_h * D, m_n, NORM, D, HALF, BD)
 
 
 @triton.jit
 def _backward_head(
-    p_grad, p_x, p_dx, p_cos, p_sin, factor, eps, i_tile, i_head, total, length,
-    NORM: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
-    BH: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
+    p_grad, p_x, p_dx, b_cos, b_sin, factor, eps, o_row, m_n,
+    NORM: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Writes dx and returns the tile's share of the gain's gradient."""
-    o_n = i_tile * BT + tl.arange(0, BT)
-    m_n = o_n < total
-    o_tile = (i_tile.to(tl.int64) * (BT * HEADS) + i_head) * D
-    o_row = tl.arange(0, BT) * (HEADS * D)
-    b_first, b_second, b_rest = _load_pieces(p_x + o_tile, o_row, m_n, D, HALF, BH, BD)
-    b_grad_first, b_grad_second, b_grad_rest = _load_pieces(p_grad + o_tile, o_row, m_n, D, HALF, BH, BD)
-    if NORM:
-        b_square = tl.sum(b_first * b_first, 1) + tl.sum(b_second * b_second, 1) + tl.sum(b_rest * b_rest, 1)
-        b_scale = 1 / tl.sqrt(b_square / D + eps)  # [BT]
-    else:
-        b_scale = tl.full([BT], 1.0, tl.float32)
+    """Writes dx and returns each token's share of the gain's gradient, [BT]."""
+    o_d = tl.arange(0, BD)
+    m_row = m_n[:, None] & (o_d < D)[None, :]
+    o_tile = o_row[:, None] + o_d[None, :]
+    b_x = tl.load(p_x + o_tile, mask=m_row, other=0).to(tl.float32)  # [BT, BD]
+    b_grad = tl.load(p_grad + o_tile, mask=m_row, other=0).to(tl.float32)  # [BT, BD]
     # the transpose of a rotation turns the other way.
-    b_cos, b_sin = _load_angles(p_cos, p_sin, o_n, m_n, length, HALF, BH)
-    b_turned = b_grad_first * b_cos - b_grad_second * b_sin
-    b_grad_second = b_grad_first * b_sin + b_grad_second * b_cos
-    b_dot = tl.sum(b_turned * b_first, 1) + tl.sum(b_grad_second * b_second, 1) + tl.sum(b_grad_rest * b_rest, 1)
-    b_slope = (b_scale * b_scale * b_dot / D)[:, None] if NORM else tl.zeros([BT, 1], tl.float32)  # [BT, 1]
-    b_outer = (factor * b_scale)[:, None]
-    _store_pieces(
-        p_dx + o_tile,
-        b_outer * (b_turned - b_slope * b_first),
-        b_outer * (b_grad_second - b_slope * b_second),
-        b_outer * (b_grad_rest - b_slope * b_rest),
-        o_row, m_n, D, HALF, BH, BD,
-    )  # fmt: skip
-    return tl.sum(b_scale * b_dot, 0)
-
-
-@triton.jit(do_not_specialize=["total", "length", "tiles"])
-def rotary_bwd_kernel(
-    p_grad_q, p_grad_k, p_q, p_k, p_gain, p_cos, p_sin, p_dq, p_dk, p_partial, eps, total, length, tiles,
-    H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
-    BH: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
-):  # fmt: skip
-    i_p = tl.program_id(0)
-    i_tile = i_p // (H + HKV)
-    i_head = i_p % (H + HKV)
-    if i_head < H:
-        gain = tl.load(p_gain + i_head).to(tl.float32)
-        share = _backward_head(
-            p_grad_q, p_q, p_dq, p_cos, p_sin, gain, eps, i_tile, i_head, total, length, NORM, H, D, HALF, BH, BD, BT
-        )
-        # one cell per program, summed afterwards in a fixed order.
-        tl.store(p_partial + i_head * tiles + i_tile, share)
+    b_turned = b_grad * b_cos - _load_partners(p_grad, o_row, m_row, HALF, BD) * b_sin
+    b_dot = tl.sum(b_turned * b_x, 1)
+    if NORM:
+        b_scale = 1 / tl.sqrt(tl.sum(b_x * b_x, 1) / D + eps)  # [BT]
+        b_turned -= (b_scale * b_scale * b_dot / D)[:, None] * b_x
+        b_turned *= (factor * b_scale)[:, None]
+        b_dot *= b_scale
     else:
-        _backward_head(
-            p_grad_k, p_k, p_dk, p_cos, p_sin, 1.0, eps, i_tile, i_head - H, total, length, NORM, HKV, D, HALF, BH, BD, BT
-        )
+        b_turned *= factor
+    tl.store(p_dx + o_tile, b_turned.to(p_dx.dtype.element_ty), mask=m_row)
+    return b_dot
+
+
+@triton.jit(do_not_specialize=["total", "length"])
+def rotary_bwd_kernel(
+    p_grad_q, p_grad_k, p_q, p_k, p_gain, p_cos, p_sin, p_dq, p_dk, p_dgain, eps, total, length,
+    H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
+    BD: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    o_n = tl.program_id(0) * BT + tl.arange(0, BT)
+    m_n = o_n < total
+    b_cos, b_sin = _angles(p_cos, p_sin, o_n, m_n, length, HALF, BD)
+    o_token = o_n.to(tl.int64)
+    for i_h in tl.static_range(H):
+        gain = tl.load(p_gain + i_h).to(tl.float32)
+        o_row = o_token * (H * D) + i_h * D
+        b_share = _backward_head(p_grad_q, p_q, p_dq, b_cos, b_sin, gain, eps, o_row, m_n, NORM, D, HALF, BD)
+        # one cell per token and head, summed afterwards in a fixed order.
+        tl.store(p_dgain + o_token * H + i_h, b_share, mask=m_n)
+    for i_h in tl.static_range(HKV):
+        o_row = o_token * (HKV * D) + i_h * D
+        _backward_head(p_grad_k, p_k, p_dk, b_cos, b_sin, 1.0, eps, o_row, m_n, NORM, D, HALF, BD)

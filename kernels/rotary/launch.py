@@ -1,32 +1,23 @@
 """Launch tables of the rotary kernels, and the bytes and FLOPs of one launch: functions of shape and capability."""
 
-from pgolf.kernels.launch import Launch, nearest
+from pgolf.kernels.launch import Launch, nearest, next_power
 
-# Elements of one tile (tokens x head dim) and warps, per capability; chosen by reasoning, unmeasured: enough bytes in
-# flight per thread to cover the latency of memory, few enough registers for eight blocks on a multiprocessor.
-TILES = {
-    80: {"forward": (2048, 4), "backward": (2048, 4)},
-    90: {"forward": (4096, 4), "backward": (2048, 4)},
-    100: {"forward": (4096, 4), "backward": (2048, 4)},
-}
+# Elements of one head's tile (tokens x head dim) on four warps, per capability; chosen by reasoning, unmeasured: eight a
+# thread are one load of 16 bytes in half precision, and leave the registers for a token's angles and several blocks a
+# multiprocessor.
+TILES = {80: 1024, 90: 1024, 100: 1024}
 
 
-def launch_rotary(head_dim: int, dims: int, capability: int, direction: str) -> Launch:
-    """The tile of one program: BT tokens of one head, rows padded to powers of two."""
-    elements, warps = nearest(TILES, capability)[direction]
-    width = max(16, _power_of_two(head_dim))
-    tiles = {"BT": max(16, elements // width), "BD": width, "BH": _power_of_two(max(1, dims // 2))}
-    return Launch(tiles, num_warps=warps, num_stages=1)
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
+def launch_rotary(head_dim: int, capability: int) -> Launch:
+    """The tile of one program: BT tokens, rows padded to powers of two."""
+    width = max(16, next_power(head_dim))
+    return Launch({"BT": max(1, nearest(TILES, capability) // width), "BD": width}, num_warps=4, num_stages=1)
 
 
 def traffic_rotary(
     tokens: int, heads: int, kv_heads: int, head_dim: int, element_bytes: int, direction: str
 ) -> tuple[int, int]:
-    """Bytes and FLOPs of one call. The tables and the partial sums of the gain are small beside the rows."""
+    """Bytes and FLOPs of one call. The tables and the gain's share of each row are small beside the rows."""
     elements = tokens * (heads + kv_heads) * head_dim
     passes, work = (2, 4) if direction == "forward" else (3, 8)
     return passes * elements * element_bytes, work * elements

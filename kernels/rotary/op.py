@@ -121,10 +121,9 @@ def _forward_triton(
     gain = None if gain is None else gain.contiguous()
     query, key = torch.empty_like(q), torch.empty_like(k)
     total, length, constants = _shape_of(q, k, cos)
-    launch = launch_rotary(q.shape[3], 2 * cos.shape[1], capability_of(q.device), "forward")
-    programs = cdiv(total, launch.tiles["BT"]) * (q.shape[2] + k.shape[2])
-    if programs:
-        gpu.rotary_fwd_kernel[(programs,)](
+    launch = launch_rotary(q.shape[3], capability_of(q.device))
+    if total:
+        gpu.rotary_fwd_kernel[(cdiv(total, launch.tiles["BT"]),)](
             q, k, gain, cos, sin, query, key, eps, total, length,
             NORM=norm, GAIN=gain is not None, **constants, **launch.options,
         )  # fmt: skip
@@ -144,15 +143,14 @@ def _backward_triton(
     cos, sin = (x.float().contiguous() for x in (cos, sin))
     d_q, d_k = torch.empty_like(q), torch.empty_like(k)
     total, length, constants = _shape_of(q, k, cos)
-    launch = launch_rotary(q.shape[3], 2 * cos.shape[1], capability_of(q.device), "backward")
-    tiles = cdiv(total, launch.tiles["BT"])
-    partial = torch.empty(q.shape[2], tiles, dtype=torch.float32, device=q.device)
-    if tiles:
-        gpu.rotary_bwd_kernel[(tiles * (q.shape[2] + k.shape[2]),)](
-            grad_q, grad_k, q, k, factor, cos, sin, d_q, d_k, partial, eps, total, length, tiles,
+    launch = launch_rotary(q.shape[3], capability_of(q.device))
+    d_gain = torch.empty(total, q.shape[2], dtype=torch.float32, device=q.device)
+    if total:
+        gpu.rotary_bwd_kernel[(cdiv(total, launch.tiles["BT"]),)](
+            grad_q, grad_k, q, k, factor, cos, sin, d_q, d_k, d_gain, eps, total, length,
             NORM=norm, **constants, **launch.options,
         )  # fmt: skip
-    return d_q, d_k, q.new_empty(0) if gain is None else partial.sum(1).to(gain.dtype)
+    return d_q, d_k, q.new_empty(0) if gain is None else d_gain.sum(0).to(gain.dtype)
 
 
 def _forward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
