@@ -21,6 +21,7 @@ from pgolf.data import default_dataset, open_dataset
 from pgolf.evaluation.adaptation import LoraScorer, batches_of
 from pgolf.evaluation.metric import score_of
 from pgolf.evaluation.stream import ScoredStream, document_bounds
+from pgolf.kernels.logit_stats import logit_stats
 
 ALL = ("q", "k", "v", "o", "mlp", "head")
 
@@ -57,10 +58,10 @@ def forms(context: int) -> dict[str, dict]:
 
 
 class Plain:
-    def take(self, opened, logits):
+    def take(self, opened, logits, softcap):
         targets = [torch.from_numpy(one.targets(one.start, one.stop).astype(np.int64)).to(logits.device) for one in opened]
         rows = torch.cat([row[: len(came)] for row, came in zip(logits, targets, strict=True)])
-        nats = torch.nn.functional.cross_entropy(rows.double(), torch.cat(targets), reduction="none").cpu()
+        nats = -logit_stats(rows, torch.cat(targets), softcap=softcap).target.double().cpu()
         return [{"nats": part.numpy()} for part in nats.split([len(came) for came in targets])]
 
 
