@@ -62,16 +62,16 @@ def training_batches(shards: Sequence[Path], sequences: int, length: int, batch:
     As #688's loader has it, a sequence takes length + 1 tokens: inputs and targets overlap within it, not with the next.
     """
     wanted = sequences * (length + 1)
-    pieces, found = [], 0
+    pieces, count = [], 0
     for shard in sorted(shards, key=lambda path: path.name):
-        pieces.append(np.asarray(open_shard(shard)[: wanted - found], dtype=np.int64))
-        found += len(pieces[-1])
-        if found == wanted:
+        pieces.append(np.asarray(open_shard(shard)[: wanted - count], dtype=np.int64))
+        count += len(pieces[-1])
+        if count == wanted:
             break
     tokens = torch.from_numpy(np.concatenate(pieces))
-    if found <= length:
+    if count <= length:
         return tokens[None].split(batch)
-    return tokens[: found // (length + 1) * (length + 1)].view(-1, length + 1)[:, :-1].split(batch)
+    return tokens[: count // (length + 1) * (length + 1)].view(-1, length + 1)[:, :-1].split(batch)
 
 
 def generated_batches(

@@ -56,7 +56,7 @@ def packed(module: bytes) -> bytes:
         "array": emitter.globals["import numpy", ""] + ".frombuffer",
         "size": str(len(module)),
     }
-    stub = re.sub(r"{(\w+)}", lambda found: values[found[1]], STUB)
+    stub = re.sub(r"{(\w+)}", lambda match: values[match[1]], STUB)
     return stub.encode("latin-1") + payload
 
 

@@ -28,15 +28,15 @@ def unpack_codes(data: bytes, outlines: Sequence[Outline], compressor: str) -> l
         return coder.decode_matrices(data, outlines)
     size = sum(rows * columns for rows, columns in (outline.shape for outline in outlines))
     numbers = np.frombuffer(_expand(data, size, compressor), np.int8)
-    found, at = [], 0
+    matrices, at = [], 0
     for outline in outlines:
         (rows, columns), largest = outline.shape, outline.largest
         codes = numbers[at : at + rows * columns].reshape(rows, columns)
         at += rows * columns
         if codes.size and (codes.max() > largest or codes.min() < -largest):
             raise ArtifactError(f"a code is beyond the largest, {largest}")
-        found.append(codes.copy())
-    return found
+        matrices.append(codes.copy())
+    return matrices
 
 
 def pack_halves(numbers: np.ndarray, compressor: str) -> bytes:
@@ -56,12 +56,12 @@ def pack_text(data: bytes) -> bytes:
 def unpack_text(data: bytes, limit: int) -> bytes:
     try:
         machine = zlib.decompressobj()
-        found = machine.decompress(data, limit)
+        text = machine.decompress(data, limit)
     except zlib.error as error:
         raise ArtifactError(str(error)) from None
     if not machine.eof or machine.unused_data:
         raise ArtifactError(f"a text has no end within {limit} bytes")
-    return found
+    return text
 
 
 def _compress(data: bytes, compressor: str) -> bytes:
@@ -78,17 +78,17 @@ def _expand(data: bytes, size: int, compressor: str) -> bytes:
     try:
         if compressor == "lzma":
             machine = lzma.LZMADecompressor(memlimit=LZMA_MEMORY)
-            found = machine.decompress(data, max_length=size + 1)
+            expanded = machine.decompress(data, max_length=size + 1)
             whole = machine.eof and not machine.unused_data
         else:
             # the frame's own claim is read before anything is allocated for it
             declared = zstandard.frame_content_size(data)
             if declared != size:
                 raise ArtifactError(f"{declared} bytes of numbers where the network needs {size}")
-            found = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+            expanded = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
             whole = True
     except (zstandard.ZstdError, lzma.LZMAError) as error:
         raise ArtifactError(str(error)) from None
-    if len(found) != size or not whole:
-        raise ArtifactError(f"{len(found)} bytes of numbers where the network needs {size}")
-    return found
+    if len(expanded) != size or not whole:
+        raise ArtifactError(f"{len(expanded)} bytes of numbers where the network needs {size}")
+    return expanded

@@ -40,9 +40,9 @@ class Emitter:
         for source, statement in self.statements:
             for node in ast.walk(statement):
                 if isinstance(node, ast.Name):
-                    found = self.binding_of(source, node.id)
-                    if found:
-                        counts[found] += 1
+                    used = self.binding_of(source, node.id)
+                    if used:
+                        counts[used] += 1
         for binding in self.merger.kept:
             if self.merger.defines(*binding):
                 counts.setdefault(binding, 0)
@@ -52,9 +52,9 @@ class Emitter:
 
     def binding_of(self, source: Source, name: str, local: dict[str, Binding] | None = None) -> Binding | None:
         """What a name at the top of a module stands for: a kept binding, or ("import module", "name") for a foreign one."""
-        found = self.merger.resolve(source, name, local)
-        if found:
-            return found if found[1] else None
+        binding = self.merger.resolve(source, name, local)
+        if binding:
+            return binding if binding[1] else None
         for statement in source.bindings.get(name, ()):
             foreign = import_target(statement, name, source.package)
             if foreign:
@@ -64,8 +64,8 @@ class Emitter:
     def text(self) -> str:
         body: list[ast.stmt] = []
         for source, statement in self.statements:
-            found = Rename(self, source).visit(copy.deepcopy(statement))
-            body += found if isinstance(found, list) else [found]
+            renamed = Rename(self, source).visit(copy.deepcopy(statement))
+            body += renamed if isinstance(renamed, list) else [renamed]
         imports = [
             import_statement(binding, name) for binding, name in self.globals.items() if binding[0].startswith("import ")
         ]
@@ -94,11 +94,11 @@ def execution_order(merger: Merger) -> Iterator[Source]:
             for node in ast.walk(statement) if not isinstance(statement, (ast.FunctionDef, ast.ClassDef)) else ():
                 if isinstance(node, (ast.Import, ast.ImportFrom)):
                     for alias in node.names:
-                        found = import_target(node, alias.asname or alias.name.partition(".")[0], source.package)
-                        if found and merger.source(found[0]):
-                            yield from visit(found[0])
-                            if merger.source(f"{found[0]}.{found[1]}"):
-                                yield from visit(f"{found[0]}.{found[1]}")
+                        target = import_target(node, alias.asname or alias.name.partition(".")[0], source.package)
+                        if target and merger.source(target[0]):
+                            yield from visit(target[0])
+                            if merger.source(f"{target[0]}.{target[1]}"):
+                                yield from visit(f"{target[0]}.{target[1]}")
         if name in reached:
             yield source
 
@@ -154,20 +154,20 @@ class Rename(ast.NodeTransformer):
             if name in scope.names:
                 return scope.names[name]
             if name in scope.imports:
-                found = self.emitter.merger._followed(*scope.imports[name])
-                return self.emitter.globals[found] if found and found[1] else None
+                binding = self.emitter.merger._followed(*scope.imports[name])
+                return self.emitter.globals[binding] if binding and binding[1] else None
         if self.in_class and not self.scopes and name in self.in_class[-1]:
             return name
-        found = self.emitter.binding_of(self.source, name)
-        if found is None:
+        binding = self.emitter.binding_of(self.source, name)
+        if binding is None:
             return name if name not in self.source.bindings else None
-        return self.emitter.globals[found]
+        return self.emitter.globals[binding]
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        found = self._name(node.id)
-        if found is None:
+        renamed = self._name(node.id)
+        if renamed is None:
             return self._module_table(node.id)
-        node.id = str(found)
+        node.id = str(renamed)
         return node
 
     def _module(self, name: str) -> str | None:
@@ -175,16 +175,16 @@ class Rename(ast.NodeTransformer):
         local = {alias: target for scope in self.scopes for alias, target in scope.imports.items()}
         if any(name in scope.names for scope in self.scopes):
             return None
-        found = self.emitter.merger.resolve(self.source, name, local)
-        return found[0] if found and not found[1] else None
+        binding = self.emitter.merger.resolve(self.source, name, local)
+        return binding[0] if binding and not binding[1] else None
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         if isinstance(node.value, ast.Name):
             module = self._module(node.value.id)
             if module:
-                found = self.emitter.merger._followed(module, node.attr)
-                if found and found[1]:
-                    return ast.copy_location(ast.Name(self.emitter.globals[found], node.ctx), node)
+                binding = self.emitter.merger._followed(module, node.attr)
+                if binding and binding[1]:
+                    return ast.copy_location(ast.Name(self.emitter.globals[binding], node.ctx), node)
         self.generic_visit(node)
         return node
 
@@ -220,9 +220,9 @@ class Rename(ast.NodeTransformer):
             fixed = fixed or name == "_" or name.startswith("__")
             scope.names[name] = name if fixed else next(short)
         for alias, target in imports.items():
-            found = import_target(target, alias, self.source.package)
-            if found and self.emitter.merger.source(found[0]):
-                scope.imports[alias] = found
+            imported = import_target(target, alias, self.source.package)
+            if imported and self.emitter.merger.source(imported[0]):
+                scope.imports[alias] = imported
             else:
                 scope.names.setdefault(alias, next(short))
         return scope
@@ -231,8 +231,8 @@ class Rename(ast.NodeTransformer):
         node.decorator_list = [self.visit(part) for part in node.decorator_list]
         defaults(self, node.args)
         if self.scopes or not self.in_class:
-            found = self._name(node.name)
-            node.name = found if isinstance(found, str) else node.name
+            renamed = self._name(node.name)
+            node.name = renamed if isinstance(renamed, str) else node.name
         held, self.in_class = self.in_class, []
         scope = self._enter(node, node.args, list(node.body))
         self.scopes.append(scope)
@@ -259,8 +259,8 @@ class Rename(ast.NodeTransformer):
         node.bases = [self.visit(part) for part in node.bases]
         node.keywords = [self.visit(part) for part in node.keywords]
         node.decorator_list = [self.visit(part) for part in node.decorator_list]
-        found = self._name(node.name)
-        node.name = found if isinstance(found, str) else node.name
+        renamed = self._name(node.name)
+        node.name = renamed if isinstance(renamed, str) else node.name
         members, _, _ = names_bound(node.body)
         self.in_class.append(members)
         held, self.scopes = self.scopes, [] if not self.scopes else self.scopes
@@ -328,11 +328,11 @@ class Rename(ast.NodeTransformer):
     visit_Nonlocal = visit_Global
 
     def _block(self, body: list[ast.stmt]) -> list[ast.stmt]:
-        found: list[ast.stmt] = []
+        statements: list[ast.stmt] = []
         for part in body:
             done = self.visit(part)
-            found += done if isinstance(done, list) else [] if done is None else [done]
-        return found
+            statements += done if isinstance(done, list) else [] if done is None else [done]
+        return statements
 
     def visit_Import(self, node: ast.Import) -> ast.AST | None:
         for alias in node.names:
@@ -343,8 +343,8 @@ class Rename(ast.NodeTransformer):
         return node
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        found = import_target(node, node.names[0].asname or node.names[0].name, self.source.package)
-        if found and self.emitter.merger.source(found[0]):
+        target = import_target(node, node.names[0].asname or node.names[0].name, self.source.package)
+        if target and self.emitter.merger.source(target[0]):
             return None
         for alias in node.names:
             alias.asname = str(self._name(alias.asname or alias.name))
@@ -367,11 +367,11 @@ class Rename(ast.NodeTransformer):
 
 def in_order(body: list) -> list[str]:
     """Names in the order in which they come first."""
-    found = sorted(
+    placed = sorted(
         ((n.lineno, n.col_offset, getattr(n, "id", getattr(n, "name", ""))) for part in body for n in ast.walk(part)
          if isinstance(n, (ast.Name, ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)) and hasattr(n, "lineno")),
     )  # fmt: skip
-    return list(dict.fromkeys(str(name) for _, _, name in found if name))
+    return list(dict.fromkeys(str(name) for _, _, name in placed if name))
 
 
 def defaults(rename: Rename, arguments: ast.arguments) -> None:
@@ -380,8 +380,8 @@ def defaults(rename: Rename, arguments: ast.arguments) -> None:
 
 
 def argument_nodes(arguments: ast.arguments) -> list[ast.arg]:
-    found = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    return found + [one for one in (arguments.vararg, arguments.kwarg) if one]
+    nodes = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return nodes + [one for one in (arguments.vararg, arguments.kwarg) if one]
 
 
 def all_arguments(arguments: ast.arguments) -> list[str]:

@@ -211,22 +211,22 @@ def _significance(record: dict, baseline: str) -> list[str]:
 
 
 def _baseline(words: str) -> list[dict]:
-    found: list[dict] = []
+    scores: list[dict] = []
     for word in words.split(","):
         path = Path(word)
         if path.is_dir():
             summary = _finished(RunFolder.existing(path))
             score = summary.score[_main_result([summary])]
-            found.append({"val_loss": score.loss, "val_bpb": score.bpb})
+            scores.append({"val_loss": score.loss, "val_bpb": score.bpb})
             continue
         try:
             results = json.loads(path.read_text(encoding="utf-8"))["seed_results"]
-            found += [{name: float(one[name]) for name in ("val_loss", "val_bpb")} for one in results.values()]
+            scores += [{name: float(one[name]) for name in ("val_loss", "val_bpb")} for one in results.values()]
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ArtifactError(f"{path} is no baseline: seed_results with val_loss and val_bpb are wanted") from None
-    return found
+    return scores
 
 
 # ---- the README

@@ -28,7 +28,7 @@ def fit(
     measure: Measure,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Weights, ArtifactSettings]:
-    """Weights whose size, as `measure` tells it (model and code), is at most settings.limit; and the settings found."""
+    """Weights whose size, as `measure` tells it (model and code), is at most settings.limit; and the settings chosen."""
 
     def quick_size(chosen: ArtifactSettings) -> int:
         # without inputs to calibrate with, GPTQ is the plain rounding it builds on
@@ -45,15 +45,15 @@ def fit(
         )
         if size <= settings.limit and (size > 0.995 * settings.limit or _is_finest(chosen)):
             return weights, chosen
-        found = _pruned(weights, chosen, measure, settings.limit) if size <= 1.02 * settings.limit else None
-        if found:
-            return found
+        pruned = _pruned(weights, chosen, measure, settings.limit) if size <= 1.02 * settings.limit else None
+        if pruned:
+            return pruned
         target *= 0.999 * settings.limit / size
     if size <= settings.limit:
         return weights, chosen
-    found = _pruned(weights, chosen, measure, settings.limit)
-    if found:
-        return found
+    pruned = _pruned(weights, chosen, measure, settings.limit)
+    if pruned:
+        return pruned
     raise ArtifactError(
         f"the limit of {settings.limit:,} bytes cannot be met: with {chosen.matrix_bits}-bit matrices, the widest clip and "
         f"every code +-1 pruned, model and code still need {measure(weights.without_ones(1.0), chosen):,} bytes; "

@@ -41,14 +41,14 @@ LOCAL = {"predictors_of": {"published": "none"}}
 
 def known_settings(settings: Settings) -> dict[str, Any]:
     """Field name to value, for those of DECIDED; where sections share a name, the one that agrees on both, or none."""
-    found: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     for path in DECIDED:
         value: Any = settings
         for part in path.split("."):
             value = getattr(value, part)
         name = path.rpartition(".")[2] if path.count(".") == 1 else path
-        found[name] = value
-    return found
+        known[name] = value
+    return known
 
 
 def known_arguments(settings: Settings) -> dict[str, Any]:
@@ -214,8 +214,8 @@ class Fold(ast.NodeTransformer):
         return kept[0] if len(kept) == 1 else ast.copy_location(ast.BoolOp(node.op, kept), node)
 
     @staticmethod
-    def _many(found: Any) -> list[ast.AST]:
-        return [] if found is None else found if isinstance(found, list) else [found]
+    def _many(folded: Any) -> list[ast.AST]:
+        return [] if folded is None else folded if isinstance(folded, list) else [folded]
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)

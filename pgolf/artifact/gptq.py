@@ -50,9 +50,9 @@ def standard(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float = 
     for clip in clips:
         scale = steps.of(clip).half()
         codes = _spread(arranged, scale.float(), largest, factor)
-        found = Rounded(_columns(codes, order.argsort(dim=-1)).to(torch.int8), scale)
-        error = output_error(weight, found.values(), hessian)
-        best = found if best is None else chosen(error < least, found, best)
+        rounded = Rounded(_columns(codes, order.argsort(dim=-1)).to(torch.int8), scale)
+        error = output_error(weight, rounded.values(), hessian)
+        best = rounded if best is None else chosen(error < least, rounded, best)
         least = torch.minimum(least, error)
     assert best is not None
     return best

@@ -74,10 +74,10 @@ def round_to(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
     return (weight / scale[..., None]).round().clamp(-largest, largest)
 
 
-def chosen(better: Tensor, found: Rounded, best: Rounded) -> Rounded:
-    """`found` for the matrices of a stack where it is better."""
-    codes = torch.where(better[..., None, None], found.codes, best.codes)
-    return Rounded(codes, torch.where(better[..., None], found.scales, best.scales))
+def chosen(better: Tensor, candidate: Rounded, best: Rounded) -> Rounded:
+    """`candidate` for the matrices of a stack where it is better."""
+    codes = torch.where(better[..., None, None], candidate.codes, best.codes)
+    return Rounded(codes, torch.where(better[..., None], candidate.scales, best.scales))
 
 
 def best_row_scale(weight: Tensor, steps: Steps) -> Tensor:

@@ -18,7 +18,7 @@ def rounding_losses(state: Mapping[str, Tensor], weights: Weights, settings: Art
     clip       where rows are clipped, in their standard deviations, on average
     outliers   share of weights beyond the last code; and the farthest weight, in its row's standard deviations
     """
-    found = []
+    rows = []
     for name, matrix in weights.rounded.items():
         codes, scales = matrix.codes, matrix.scales.float()
         weight = state[name].detach().float().cpu().reshape(codes.shape)
@@ -34,7 +34,7 @@ def rounding_losses(state: Mapping[str, Tensor], weights: Weights, settings: Art
         edge = scales * (steps.largest + 0.5)
         shares = torch.bincount(codes.flatten().int() + 128).double() / codes.numel()
         shares = shares[shares > 0]
-        found.append(
+        rows.append(
             {
                 "name": name,
                 "role": role,
@@ -49,4 +49,4 @@ def rounding_losses(state: Mapping[str, Tensor], weights: Weights, settings: Art
                 "correction": len(correction.left.codes) if correction else 0,
             }
         )
-    return found
+    return rows

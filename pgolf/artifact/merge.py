@@ -61,10 +61,10 @@ class Merger:
             if path:
                 tree = ast.parse(path.read_text(encoding="utf-8"))
                 package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-                found = Source(name, package, strip(self.fold.visit(tree)))
-                Unchecked(name.startswith("pgolf.kernels")).visit(found.tree)
-                self._bind(found)
-                self.sources[name] = found
+                parsed = Source(name, package, strip(self.fold.visit(tree)))
+                Unchecked(name.startswith("pgolf.kernels")).visit(parsed.tree)
+                self._bind(parsed)
+                self.sources[name] = parsed
         return self.sources[name]
 
     def _bind(self, source: Source) -> None:
@@ -126,8 +126,8 @@ class Merger:
         self.live[source.name] = None
         for statement in source.tree.body:
             for name in bound_by(statement) if isinstance(statement, (ast.Import, ast.ImportFrom)) else ():
-                found = import_target(statement, name, source.package)
-                for module in (found[0], f"{found[0]}.{found[1]}") if found else ():
+                target = import_target(statement, name, source.package)
+                for module in (target[0], f"{target[0]}.{target[1]}") if target else ():
                     imported = self.source(module)
                     if imported:
                         self._enter(imported)
@@ -135,9 +135,9 @@ class Merger:
     def target(self, source: Source, name: str) -> Binding | None:
         """What an imported name stands for: a binding of another module, or (module, "") for a module of the package."""
         for statement in source.bindings.get(name, ()):
-            found = import_target(statement, name, source.package)
-            if found:
-                return self._followed(*found)
+            target = import_target(statement, name, source.package)
+            if target:
+                return self._followed(*target)
         return None
 
     def _followed(self, module: str, name: str) -> Binding | None:
@@ -233,9 +233,9 @@ class Reach(ast.NodeVisitor):
         for part in ast.walk(statement):
             if isinstance(part, (ast.Import, ast.ImportFrom)):
                 for alias in part.names:
-                    found = import_target(part, alias.asname or alias.name.partition(".")[0], self.source.package)
-                    if found:
-                        self.local[alias.asname or alias.name] = found
+                    target = import_target(part, alias.asname or alias.name.partition(".")[0], self.source.package)
+                    if target:
+                        self.local[alias.asname or alias.name] = target
         if isinstance(statement, ast.ClassDef):
             for part in [*statement.bases, *statement.keywords, *statement.decorator_list]:
                 self.visit(part)
@@ -251,8 +251,8 @@ class Reach(ast.NodeVisitor):
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         for alias in node.names:
-            found = import_target(node, alias.asname or alias.name, self.source.package)
-            followed = found and self.merger._followed(*found)
+            target = import_target(node, alias.asname or alias.name, self.source.package)
+            followed = target and self.merger._followed(*target)
             if followed and followed[1]:
                 self.merger._need(*followed)
 
@@ -260,12 +260,12 @@ class Reach(ast.NodeVisitor):
         self._use(node.id, None)
 
     def _use(self, name: str, attribute: str | None) -> None:
-        found = self.merger.resolve(self.source, name, self.local)
-        if found is None:
+        resolved = self.merger.resolve(self.source, name, self.local)
+        if resolved is None:
             if name in self.source.bindings:
                 self.merger._need(self.source.name, name)
             return
-        module, binding = found
+        module, binding = resolved
         if name in self.source.bindings and name not in self.local:
             self.merger._need(self.source.name, name)
         if binding:
@@ -360,14 +360,14 @@ def unrolled(statement: ast.stmt) -> list[ast.stmt]:
     """A loop over a literal table at a module's top, row by row."""
     if not isinstance(statement, ast.For) or not isinstance(statement.iter, (ast.Tuple, ast.List)):
         return [statement]
-    found: list[ast.stmt] = []
+    statements: list[ast.stmt] = []
     for row in statement.iter.elts:
         pairs = [(statement.target, row)]
         if isinstance(statement.target, ast.Tuple) and isinstance(row, ast.Tuple):
             pairs = list(zip(statement.target.elts, row.elts, strict=True))
         table = {target.id: value for target, value in pairs if isinstance(target, ast.Name)}
-        found += [Substitute(table).visit(copy.deepcopy(part)) for part in statement.body]
-    return found
+        statements += [Substitute(table).visit(copy.deepcopy(part)) for part in statement.body]
+    return statements
 
 
 class Substitute(ast.NodeTransformer):

@@ -25,9 +25,9 @@ def by_percentile(weight: Tensor, steps: Steps) -> Rounded:
     least = torch.full(weight.shape[:-2], math.inf, device=weight.device)
     for percentile in PERCENTILES:
         scale = steps.of(row_clip(weight, percentile)).half()
-        found = Rounded(round_to(weight, scale.float(), largest).to(torch.int8), scale)
-        error = (weight - found.values()).square().mean((-2, -1))
-        best = found if best is None else chosen(error < least, found, best)
+        rounded = Rounded(round_to(weight, scale.float(), largest).to(torch.int8), scale)
+        error = (weight - rounded.values()).square().mean((-2, -1))
+        best = rounded if best is None else chosen(error < least, rounded, best)
         least = torch.minimum(least, error)
     assert best is not None
     return best

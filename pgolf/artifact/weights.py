@@ -106,14 +106,14 @@ def round_weights(
             continue
         large[name] = tensor.float().reshape(-1, tensor.shape[-1])
         stacks.setdefault((without_layer(name), role, large[name].shape, name in hessians), []).append(name)
-    found: dict[str, Rounded] = {}
+    rounded: dict[str, Rounded] = {}
     for (kind, role, _, calibrated), names in stacks.items():
         stack = rounding.without_smallest(torch.stack([large[name] for name in names]), settings.prune)
         inputs = torch.stack([hessians[name] for name in names]) if calibrated else None
         matrices = _round_stack(stack, inputs, role, kind, settings)
         for name, codes, scales in zip(names, matrices.codes.cpu(), matrices.scales.cpu(), strict=True):
-            found[name] = Rounded(codes, scales)
-    weights.rounded = {name: found[name] for name in large}
+            rounded[name] = Rounded(codes, scales)
+    weights.rounded = {name: rounded[name] for name in large}
     weights = weights.without_ones(settings.prune_ones)
     if settings.lqer_rank:
         errors = {name: large[name].cpu() - weights.rounded[name].values() for name in large}
