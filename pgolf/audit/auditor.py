@@ -259,41 +259,41 @@ def holds(path: str, tokens: np.ndarray) -> bool:
 
 
 def sums_of(trials: Trials) -> dict:
-    found = {}
+    by_result = {}
     for result, scored in trials.probed.items():
         logs = checks.log_sums(scored, trials.vocab)
         if logs:
             sums = {target: math.exp(min(value, 700.0)) for target, value in sorted(logs.items())}
-            found[result] = {
+            by_result[result] = {
                 "targets": list(sums),
                 "sums": [value if math.isfinite(value) else None for value in sums.values()],
                 "mean": float(np.mean(list(sums.values()))),
             }
-    return found
+    return by_result
 
 
 def uniform_of(trials: Trials) -> dict:
     """Bits that the noise cost beyond n ln V, added up along the stream."""
     if trials.uniform is None:
         return {}
-    found: dict = {"results": {}}
+    curves: dict = {"results": {}}
     for result in trials.uniform[1]:
         surplus = -np.cumsum(checks.coin_gains(trials, result)) / math.log(2)
         at = np.unique(np.linspace(0, len(surplus) - 1, CURVE_POINTS).astype(int))
-        found["at"] = (at + 1).tolist()
-        found["results"][result] = [float(value) for value in surplus[at]]
-    found["allowed"] = -(checks.COIN_NATS + math.log(checks.RESTARTS)) / math.log(2)
-    return found
+        curves["at"] = (at + 1).tolist()
+        curves["results"][result] = [float(value) for value in surplus[at]]
+    curves["allowed"] = -(checks.COIN_NATS + math.log(checks.RESTARTS)) / math.log(2)
+    return curves
 
 
 def joined(reports: Sequence[Report]) -> Report:
     """Reports of several subjects of one run; what the run says of itself is taken from the first."""
     first, *others = reports
-    found = replace(first, findings=list(first.findings), sums=dict(first.sums), uniform=dict(first.uniform))
+    report = replace(first, findings=list(first.findings), sums=dict(first.sums), uniform=dict(first.uniform))
     for other in others:
-        found.findings += [one for one in other.findings if one.result != "all"]
-        found.sums |= other.sums
-        found.seconds += other.seconds
+        report.findings += [one for one in other.findings if one.result != "all"]
+        report.sums |= other.sums
+        report.seconds += other.seconds
         if other.uniform:
-            found.uniform = {**found.uniform, "further": [*found.uniform.get("further", ()), other.uniform]}
-    return found
+            report.uniform = {**report.uniform, "further": [*report.uniform.get("further", ()), other.uniform]}
+    return report

@@ -43,15 +43,15 @@ def upper_bound(limits: np.ndarray, drawn: np.ndarray, terms: np.ndarray, confid
     limits = np.maximum(np.asarray(limits, dtype=np.float64), 0.0)
     here = limits[drawn]
     terms = np.clip(terms, 0.0, here)
-    found = math.fsum(terms)
+    known = math.fsum(terms)
     if len(drawn) == np.count_nonzero(limits):
-        return found
+        return known
     before = np.concatenate([[0.0], np.cumsum(terms)[:-1]])
     # summed from the end, where nothing is left over by rounding
     rest = np.sort(limits[np.setdiff1d(np.arange(len(limits)), drawn)])
     left = math.fsum(rest) + np.cumsum(here[::-1])[::-1]
     ratio = np.divide(terms, here, out=np.zeros(len(terms)), where=here > 0)
-    low, high = found, found + math.fsum(rest)
+    low, high = known, known + math.fsum(rest)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         if wealth(middle, before, left, ratio) * (1 - confidence) >= 1:

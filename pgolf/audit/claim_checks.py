@@ -73,17 +73,17 @@ def size(claims: Claims, tokens: np.ndarray) -> Verdict:
 def local_files_beside(claims: Claims) -> list[Path]:
     """Python and C files next to the code files that these name in an import or as a string, and that were not counted."""
     counted = {Path(name).resolve() for name in (*claims.code_files, *claims.artifact_files)}
-    found: set[Path] = set()
+    paths: set[Path] = set()
     waiting = [path for path in counted if path.suffix == ".py"]
     while waiting:
         path = waiting.pop()
         text = path.read_text(encoding="utf-8", errors="replace")
         for other in path.parent.iterdir():
-            names = other.suffix in (".py", ".c", ".cpp", ".cu", ".so") and other.resolve() not in counted | found
+            names = other.suffix in (".py", ".c", ".cpp", ".cu", ".so") and other.resolve() not in counted | paths
             if names and (other.name in text or (other.suffix == ".py" and _imports(text, other.stem))):
-                found.add(other.resolve())
+                paths.add(other.resolve())
                 waiting += [other.resolve()] if other.suffix == ".py" else []
-    return sorted(found)
+    return sorted(paths)
 
 
 def _imports(text: str, module: str) -> bool:

@@ -69,12 +69,12 @@ def tokens_from(path: Path) -> np.ndarray:
     if path.suffix != ".npy":
         return np.asarray(open_shard(path))
     try:
-        found = np.load(path, allow_pickle=False)
+        tokens = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise AuditError(f"{path} holds no tokens: {error}") from None
-    if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise AuditError(f"{path} holds no tokens: it has the shape {found.shape} and the type {found.dtype}")
-    return found
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise AuditError(f"{path} holds no tokens: it has the shape {tokens.shape} and the type {tokens.dtype}")
+    return tokens
 
 
 def text_for(vocab: int, bos: int | None, cache: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -105,7 +105,7 @@ def decode_run(folder: RunFolder, dataset: Dataset, count: int, progress: Progre
 
     settings = read_toml(folder.config)
     tokens = np.asarray(dataset.val_tokens())[: count + 1]
-    found: dict[str, Any] = {
+    proof: dict[str, Any] = {
         "tokens": len(tokens) - 1,
         "equal": False,
         "passed": False,
@@ -114,11 +114,11 @@ def decode_run(folder: RunFolder, dataset: Dataset, count: int, progress: Progre
     }
     try:
         record, result = ScoreLog(folder.scores).read(), Codec(folder.artifact, settings).result
-        recorded = record.nats.get(result, np.empty(0))[: found["tokens"]]
-        if len(recorded) < found["tokens"] or not np.array_equal(record.tokens[: found["tokens"]], tokens[1:]):
-            return {**found, "said": f"score.jsonl has no costs of {result} for these tokens"}
+        recorded = record.nats.get(result, np.empty(0))[: proof["tokens"]]
+        if len(recorded) < proof["tokens"] or not np.array_equal(record.tokens[: proof["tokens"]], tokens[1:]):
+            return {**proof, "said": f"score.jsonl has no costs of {result} for these tokens"}
         claimed = float(recorded.sum()) / math.log(2)
-        found |= prove(
+        proof |= prove(
             folder.artifact,
             tokens,
             settings,
@@ -127,12 +127,12 @@ def decode_run(folder: RunFolder, dataset: Dataset, count: int, progress: Progre
             progress=lambda share: progress("compressing and decoding", share),
         )
     except PgolfError as error:
-        return {**found, "said": str(error)}
-    found["header_bits"] = found["real_bits"] - found["code_bits"]
+        return {**proof, "said": str(error)}
+    proof["header_bits"] = proof["real_bits"] - proof["code_bits"]
     # the coder counts in units of 2^-24 and gives every symbol at least one; score.jsonl keeps five decimals
-    rounding = found["tokens"] * (dataset.vocab_size * 2.0**-PRECISION + 1e-5) / math.log(2)
-    found["passed"] = bool(found["equal"] and found["code_bits"] <= claimed + SLACK_BITS + rounding)
-    return found
+    rounding = proof["tokens"] * (dataset.vocab_size * 2.0**-PRECISION + 1e-5) / math.log(2)
+    proof["passed"] = bool(proof["equal"] and proof["code_bits"] <= claimed + SLACK_BITS + rounding)
+    return proof
 
 
 # ---- what is left behind

@@ -32,8 +32,8 @@ class Asked:
             row = self.process.step(self.known[-1])
         else:
             target = len(self.known) - 1
-            found = self.process.score(np.array([*self.known, 0]), [target], self.total)
-            row = found.distributions.get(target, np.empty(0))
+            scored = self.process.score(np.array([*self.known, 0]), [target], self.total)
+            row = scored.distributions.get(target, np.empty(0))
         if row.shape != (self.vocab,) or np.isnan(row).any():
             raise ScorerFailed(f"at target {len(self.known) - 1:,} it shows no distribution")
         return row
@@ -76,12 +76,12 @@ def prove(scorer: Processes, claim: Claim, count: int, progress: Callable[[float
     count = min(count, claim.targets)
     claimed = float(claim.nats[:count].sum()) / math.log(2)
     first = int(claim.tokens[0])
-    found = {"result": "score", "tokens": count, "claimed_bits": claimed if math.isfinite(claimed) else None, "said": ""}
+    proof = {"result": "score", "tokens": count, "claimed_bits": claimed if math.isfinite(claimed) else None, "said": ""}
     try:
         code = encode(scorer, claim.tokens, count, lambda share: progress(share / 2))
         back = decode(scorer, code, first, count, claim.targets, lambda share: progress((1 + share) / 2))
     except (ScorerFailed, CodecError, AssertionError) as error:
-        return {**found, "equal": False, "real_bits": None, "passed": False, "said": str(error)}
+        return {**proof, "equal": False, "real_bits": None, "passed": False, "said": str(error)}
     # the first token, how many follow, and of how many
     header_bits = 8 * sum((max(number, 1).bit_length() + 6) // 7 for number in (first, count, claim.targets))
     equal = np.array_equal(back, claim.tokens[1 : count + 1])
@@ -89,7 +89,7 @@ def prove(scorer: Processes, claim: Claim, count: int, progress: Callable[[float
     allowed = claimed + header_bits + SLACK_BITS + count * scorer.vocab * 2.0**-PRECISION / math.log(2)
     real = 8 * len(code) + header_bits
     return {
-        **found,
+        **proof,
         "equal": bool(equal),
         "code_bits": 8 * len(code),
         "header_bits": header_bits,

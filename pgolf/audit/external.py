@@ -76,8 +76,8 @@ class ScorerProcess:
         return self._ask({"do": "step", "token": int(token)}, {})[1]["row"]
 
     def ask(self, name: str, **arrays: np.ndarray):
-        answer, found = self._ask({"do": "ask", "name": name}, arrays)
-        return found["found"] if found else answer["found"]
+        answer, returned = self._ask({"do": "ask", "name": name}, arrays)
+        return returned["value"] if returned else answer["value"]
 
     def close(self) -> Observed:
         self._sandbox.close()
@@ -103,14 +103,14 @@ class ScorerProcess:
             pass  # it has ended; what it said last is still to be read
         try:
             answer = json.loads(self._line())
-            found = {name: self._array(kind, shape) for name, kind, shape in answer.pop("arrays")}
+            results = {name: self._array(kind, shape) for name, kind, shape in answer.pop("arrays")}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ScorerFailed(f"the scorer's answer cannot be read: {error}") from None
         if "error" in answer:
             if answer.get("kind") == "StreamError":
                 raise StreamError(answer["error"].partition(": ")[2])
             raise ScorerFailed(str(answer["error"])[:300])
-        return answer, found
+        return answer, results
 
     def _line(self) -> bytes:
         while (end := self._buffer.find(b"\n")) < 0:
@@ -283,12 +283,12 @@ def located(name: str) -> tuple[str, tuple[str, ...]]:
             raise AuditError(f"there is no file {path}")
         return f"{path}:{what}", code_beside(path)
     try:
-        found = importlib.util.find_spec(where.partition(".")[0])
+        spec = importlib.util.find_spec(where.partition(".")[0])
     except (ImportError, ValueError):
-        found = None
-    if found is None or not found.origin:
+        spec = None
+    if spec is None or not spec.origin:
         raise AuditError(f"there is no module {where!r} for the scorer {name}")
-    origin = Path(found.origin).resolve()
+    origin = Path(spec.origin).resolve()
     if origin.name == "__init__.py":
         return name, (str(origin.parent),)
     return name, code_beside(origin)

@@ -156,9 +156,9 @@ class Stepwise:
         return Scored(nats, distributions, events)
 
 
-def as_scorer(found, name: str = "the scorer") -> Scorer:
+def as_scorer(scorer, name: str = "the scorer") -> Scorer:
     """Whatever implements one of the two interfaces, as one that scores whole streams."""
-    made = found() if isinstance(found, type) and hasattr(found, "score") else found
+    made = scorer() if isinstance(scorer, type) and hasattr(scorer, "score") else scorer
     if not isinstance(getattr(made, "vocab", None), int):
         raise AuditError(f"{name} has no `vocab`, the number of its symbols")
     if hasattr(made, "score"):

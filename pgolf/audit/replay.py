@@ -101,7 +101,7 @@ class Replayed:
 
     def worst(self) -> tuple[int, float]:
         """The target with the largest loss, and its loss in nats."""
-        return max(self.losses.items(), key=lambda found: found[1], default=(-1, 0.0))
+        return max(self.losses.items(), key=lambda pair: pair[1], default=(-1, 0.0))
 
     def as_dict(self) -> dict:
         """The audit's headline in figures: for the stratum that was replayed densely, and for the whole claim."""
@@ -111,14 +111,14 @@ class Replayed:
         whole = dense
         if any(stratum.stop > stratum.start for stratum in self.rest):
             whole = sum(stratum.bound(self.claim, self.vocab, half) for stratum in (self.dense, *self.rest))
-        found = {
+        figures = {
             "confidence": CONFIDENCE,
             "seed": self.seed,
             "replays": len(self.dense.losses),
             **self._per(dense, self.dense.stop),
             "whole": {"replays": len(self.losses), **self._per(whole, self.claim.targets)},
         }
-        return found | {"says": headline(found)}
+        return figures | {"says": headline(figures)}
 
     def _per(self, nats: float, targets: int) -> dict:
         bits = nats / math.log(2)
@@ -271,21 +271,21 @@ def replay(
         start + draw_order(limits_of(claim.nats[start:stop], scorer.vocab), rng)
         for start, stop in ((0, dense), (dense, claim.targets))
     )
-    found, until = Found(max(len(near) + sparse, 1), progress), math.inf
+    results, until = ReplayResults(max(len(near) + sparse, 1), progress), math.inf
     if not replays:
         until = time.monotonic() + LATE * (seconds + seconds / 4)
 
     def job(batch: np.ndarray, until: float) -> None:
-        if found.failed or not len(batch):
+        if results.failed or not len(batch):
             return
         process = scorer.start()
         try:
             for target, row in rows_of(process, scorer, claim, np.sort(batch), np.random.default_rng([seed, int(batch[0])])):
-                found.add(target, row, claim, scorer.vocab)
+                results.add(target, row, claim, scorer.vocab)
                 if target >= least[0] and time.monotonic() > until:
                     break
         except (AuditError, StreamError) as error:
-            found.failed = str(error)
+            results.failed = str(error)
         finally:
             scorer.finish(process)
 
@@ -296,17 +296,17 @@ def replay(
         jobs += [pool.submit(job, np.sort(near)[place::count], until) for place in range(count)]
         for one in jobs:
             one.result()
-    reached = next((target for target in np.sort(near).tolist() if target not in found.losses), dense)
+    reached = next((target for target in np.sort(near).tolist() if target not in results.losses), dense)
     return Replayed(
         claim,
         scorer.vocab,
         seed,
-        found.stratum(0, reached, near[near < reached]),
-        (found.stratum(reached, dense, near[:0]), found.stratum(dense, claim.targets, far)),
-        found.losses,
-        found.worst_mass,
-        found.without_vector,
-        found.failed,
+        results.stratum(0, reached, near[near < reached]),
+        (results.stratum(reached, dense, near[:0]), results.stratum(dense, claim.targets, far)),
+        results.losses,
+        results.worst_mass,
+        results.without_vector,
+        results.failed,
     )
 
 
@@ -325,7 +325,7 @@ def rows_of(process: ScorerProcess, scorer: Processes, claim: Claim, targets: np
         yield target, process.score(stream, [target], claim.targets).distributions.get(target)
 
 
-class Found:
+class ReplayResults:
     """What the replays gave; written by several threads."""
 
     def __init__(self, planned: int, progress: Callable[[str, float], None]):

@@ -92,11 +92,11 @@ def audit_run(
         losses, more = record_findings(subject, scored, record, costs)
         report.findings += [*findings, *more, alone(again, scored, failure)]
         if replayed is not None:
-            found = replayed.result()
-            if found is not None:
+            evidence = replayed.result()
+            if evidence is not None:
                 counts = subject.table.count(scored[:-1], scored[1:])
-                report.findings += replay.findings_of(found, subject.claims.noise, expected.main)
-                report.bound = bound_of_run(losses.get(expected.main), replace(found, byte_counts=counts))
+                report.findings += replay.findings_of(evidence, subject.claims.noise, expected.main)
+                report.bound = bound_of_run(losses.get(expected.main), replace(evidence, byte_counts=counts))
     if settings.evaluation.mixer.published != "none":
         report = joined([report, audit_published(folder, scored, effort, device, seed)])
     report.notes.append(note())
@@ -109,8 +109,8 @@ def scored_again(processes: Processes, tokens: np.ndarray, main: str) -> tuple[d
     """Every result's costs of the whole stream by a fresh process, and what went wrong."""
     process = processes.start()
     try:
-        found = process.score(tokens)
-        return {main: found.nats, **found.remarkable}, ""
+        scored = process.score(tokens)
+        return {main: scored.nats, **scored.remarkable}, ""
     except ScorerFailed as error:
         return {}, str(error)
     finally:
@@ -130,18 +130,18 @@ def replayed_run(processes: Processes, tokens: np.ndarray, nats: np.ndarray, see
 def bound_of_run(losses: np.ndarray | None, replayed: replay.Replayed) -> dict:
     """The headline of a run. All of its record was scored again, so what that gives less is known, not estimated; the sampled
     replays, under "replayed", try whether this program's own scores come from the past alone."""
-    found = replayed.as_dict()
+    figures = replayed.as_dict()
     if losses is None:
-        return found
+        return figures
     assert replayed.byte_counts is not None
     bits, count = float(losses.sum()) / math.log(2), int(replayed.byte_counts.sum())
     per_byte = bits / count if count else None
     says = (
         f"At most {bits / max(count, 1):.4f} bits per byte of this score are not earned: all {len(losses):,} targets were "
-        f"scored again, alone with the artifact, and {found['whole']['replays']:,} of them from their past alone."
+        f"scored again, alone with the artifact, and {figures['whole']['replays']:,} of them from their past alone."
     )
     known = {"targets": len(losses), "bytes": count, "bits": bits, "bits_per_token": bits / len(losses)}
-    return {**found["whole"], **known, "bits_per_byte": per_byte, "seed": found["seed"], "replayed": found, "says": says}
+    return {**figures["whole"], **known, "bits_per_byte": per_byte, "seed": figures["seed"], "replayed": figures, "says": says}
 
 
 def effort_for(subject: RunSubject, tokens: np.ndarray, seconds: float, targets: int = 0) -> Effort:
@@ -229,7 +229,7 @@ def record_findings(
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
     """Whether the record is one of this text, and whether scoring all of it again gives the same; and by how much each
     target costs more than its record says, in nats."""
-    found, losses = [], {}
+    findings, losses = [], {}
     same_text = np.array_equal(record.tokens, tokens[1:])
     for result in subject.results:
         nats = record.nats[result]
@@ -237,7 +237,7 @@ def record_findings(
         says = "The recorded costs are one for each target of the validation text, in order."
         if not holds:
             says = "The recorded costs are not those of the validation text's targets."
-        found.append(Finding("C4", "C4", "the record is of the whole text", result, f"{len(nats):,} costs", holds, says))
+        findings.append(Finding("C4", "C4", "the record is of the whole text", result, f"{len(nats):,} costs", holds, says))
         if result not in again or len(again[result]) != len(nats):
             continue
         gap = checks.apart(again[result], nats)
@@ -247,9 +247,9 @@ def record_findings(
         says = "Scored again, every target costs what the record says."
         if len(moved):
             says = f"Scored again, {len(moved):,} targets cost something else than the record says, the first {moved[0]:,}."
-        found.append(Finding("R1", "C4", "the record comes out again", result, figure, not len(moved), says))
+        findings.append(Finding("R1", "C4", "the record comes out again", result, figure, not len(moved), says))
         losses[result] = np.maximum(np.nan_to_num(again[result] - nats, nan=0.0, posinf=0.0), 0.0)
-    return losses, found
+    return losses, findings
 
 
 # ---- the published mixtures: what they add up to

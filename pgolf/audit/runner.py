@@ -31,19 +31,19 @@ def load(name: str):
         spec.loader.exec_module(module)
     else:
         module = importlib.import_module(where)
-    found = module
+    member = module
     for part in what.split("."):
-        found = getattr(found, part)
-    return found
+        member = getattr(member, part)
+    return member
 
 
 class Runner:
-    def __init__(self, found):
-        whole = hasattr(found, "score")
-        self.made = found() if isinstance(found, type) and whole else found
+    def __init__(self, scorer):
+        whole = hasattr(scorer, "score")
+        self.made = scorer() if isinstance(scorer, type) and whole else scorer
         self.whole = hasattr(self.made, "score")
-        self.steps = callable(found) and hasattr(found, "predict") and hasattr(found, "observe")
-        self.make = found
+        self.steps = callable(scorer) and hasattr(scorer, "predict") and hasattr(scorer, "observe")
+        self.make = scorer
         self.stepper: Any = None
 
     def describe(self) -> tuple[dict, dict]:
@@ -61,19 +61,19 @@ class Runner:
     def score(self, tokens, probes: list[int], total: int | None, ranks: int) -> tuple[dict, dict]:
         scorer = self.made.on_ranks(ranks) if ranks > 1 else self.made
         tokens.setflags(write=False)
-        found = scorer.score(tokens, tuple(probes), total)
-        rows = {int(target): np.array(row, dtype=np.float64) for target, row in found.distributions.items()}
+        scored = scorer.score(tokens, tuple(probes), total)
+        rows = {int(target): np.array(row, dtype=np.float64) for target, row in scored.distributions.items()}
         width = max((row.size for row in rows.values()), default=0)
         table = np.full((len(rows), width), np.nan)
         for row, values in zip(table, rows.values(), strict=True):
             row[: values.size] = values.reshape(-1)
-        events = found.events
+        events = scored.events
         if events is not None:
             events = [[str(kind), int(start), int(stop)] for kind, start, stop, *_ in events]
-        total_said = None if found.total is None else float(found.total)
-        remarkable = {name: np.array(values, dtype=np.float64) for name, values in found.remarkable.items()}
+        total_said = None if scored.total is None else float(scored.total)
+        remarkable = {name: np.array(values, dtype=np.float64) for name, values in scored.remarkable.items()}
         answer = {"events": events, "total": total_said, "sizes": [row.size for row in rows.values()]}
-        arrays = {"nats": np.array(found.nats, dtype=np.float64).reshape(-1), "rows": table}
+        arrays = {"nats": np.array(scored.nats, dtype=np.float64).reshape(-1), "rows": table}
         arrays["targets"] = np.array(list(rows), dtype=np.int64)
         return answer, arrays | {f"remarkable {name}": values for name, values in remarkable.items()}
 
@@ -89,10 +89,10 @@ class Runner:
         """A claim that is a function: of tokens it gives counts or bytes, of nothing it gives hashes of documents."""
         function = getattr(self.made.claims, name)
         if name == "bytes_of":
-            return {}, {"found": np.array(function(tokens), dtype=np.int64)}
+            return {}, {"value": np.array(function(tokens), dtype=np.int64)}
         if name == "decode":
-            return {}, {"found": np.frombuffer(function(tokens), dtype=np.uint8)}
-        return {"found": [bytes(one).hex() for one in function()]}, {}
+            return {}, {"value": np.frombuffer(function(tokens), dtype=np.uint8)}
+        return {"value": [bytes(one).hex() for one in function()]}, {}
 
 
 def plain_value(value):

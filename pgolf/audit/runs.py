@@ -175,8 +175,8 @@ class Witness(Observer):
                 self._keep(predictor.name, [target], [row])
 
     def _keep(self, name: str, targets: Iterable[int], rows: Iterable[np.ndarray]) -> None:
-        found = self.distributions.setdefault(name, {})
-        found.update((int(target), np.asarray(row)) for target, row in zip(targets, rows, strict=True))
+        rows_by_target = self.distributions.setdefault(name, {})
+        rows_by_target.update((int(target), np.asarray(row)) for target, row in zip(targets, rows, strict=True))
 
 
 class Bench:
@@ -251,9 +251,9 @@ class RunScorer:
         self.vocab = self.subject.vocab
 
     def score(self, tokens: np.ndarray, probes: Sequence[int] = (), total: int | None = None) -> Scored:
-        found = self.subject.score(tokens, probes, total)
-        others = {name: scored.nats for name, scored in found.items() if name != self.main}
-        return replace(found[self.main], remarkable=others)
+        by_result = self.subject.score(tokens, probes, total)
+        others = {name: scored.nats for name, scored in by_result.items() if name != self.main}
+        return replace(by_result[self.main], remarkable=others)
 
 
 def processes_of(subject: RunSubject, folder: RunFolder, place: Path, main: str, results: Sequence[str]) -> Processes:

@@ -96,11 +96,11 @@ def edges_of(scored: Scored, targets: int) -> list[int]:
 
 def extremes_of(scored: Scored, count: int = 2) -> list[int]:
     """Targets where a remarkable number, or the cost itself, is largest or smallest."""
-    found: list[int] = []
+    targets: list[int] = []
     for values in (scored.nats, *scored.remarkable.values()):
         order = np.argsort(np.nan_to_num(np.asarray(values, dtype=np.float64)), kind="stable")
-        found += [*order[:count].tolist(), *order[-count:].tolist()]
-    return found
+        targets += [*order[:count].tolist(), *order[-count:].tolist()]
+    return targets
 
 
 def places_to_probe(
@@ -117,10 +117,10 @@ def places_to_probe(
     wanted: list[int] = []
     for group in groups:
         wanted += list(dict.fromkeys(group))[: max(4, count // 4)]
-    found = list(dict.fromkeys(place for place in wanted if 0 <= place < targets))[:count]
-    rest = np.setdiff1d(np.arange(targets), found)
-    more = rng.choice(rest, max(0, min(count - len(found), len(rest))), replace=False)
-    return sorted([*found, *more.tolist()])
+    places = list(dict.fromkeys(place for place in wanted if 0 <= place < targets))[:count]
+    rest = np.setdiff1d(np.arange(targets), places)
+    more = rng.choice(rest, max(0, min(count - len(places), len(rest))), replace=False)
+    return sorted([*places, *more.tolist()])
 
 
 def places_to_cut(scored: Scored, targets: int, count: int, rng: np.random.Generator) -> list[int]:

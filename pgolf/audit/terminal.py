@@ -26,7 +26,7 @@ PREFLIGHT = (
 
 def lines(report: Report) -> list[str]:
     """Every test, with the figure of the run's own predictor; predictors that fare otherwise have lines of their own."""
-    found = []
+    rows = []
     for id, title in dict.fromkeys((one.id, one.title) for one in report.findings):
         mine = [one for one in report.findings if (one.id, one.title) == (id, title)]
         judged = [one for one in mine if one in report.judged]
@@ -34,22 +34,22 @@ def lines(report: Report) -> list[str]:
         for passed, one in alike.items():
             names = [other.result for other in judged if other.passed is passed]
             where = "" if len(alike) == 1 else f" ({', '.join(name.replace('_', ' ') for name in names)})"
-            found.append(f"{id:4} {MARKS[passed]:6} {title}{where}: {one.figure}")
+            rows.append(f"{id:4} {MARKS[passed]:6} {title}{where}: {one.figure}")
             if passed is not True:
-                found.append(f"            {one.says}")
+                rows.append(f"            {one.says}")
         for one in mine:
             if one not in judged:
-                found.append(f"{id:4} {MARKS[one.passed]:6} {title} ({one.result}, which counts for nothing): {one.figure}")
-                found.append(f"            {one.says}")
+                rows.append(f"{id:4} {MARKS[one.passed]:6} {title} ({one.result}, which counts for nothing): {one.figure}")
+                rows.append(f"            {one.says}")
     for result, sums in report.sums.items():
         if result not in report.results:
-            found.append(f"mean sum over the vocabulary, {result}: {sums['mean']:.4g}")
-    return found
+            rows.append(f"mean sum over the vocabulary, {result}: {sums['mean']:.4g}")
+    return rows
 
 
 def preflight(report: Report) -> list[str]:
     """The short list: one line a rule, over all predictors that are judged."""
-    found = ["pre-flight list"]
+    rows = ["pre-flight list"]
     for mark, title, ids in PREFLIGHT:
         mine = [one for one in report.judged if one.id in ids]
         verdicts = [one.passed for one in mine]
@@ -57,16 +57,20 @@ def preflight(report: Report) -> list[str]:
         failed = [one for one in mine if one.passed is False]
         shown = failed or [one for one in mine if one.passed] or mine
         figures = "; ".join(dict.fromkeys(f"{one.id} {one.figure}" for one in shown[: 3 if len(ids) > 1 else 1]))
-        found.append(f"  [{mark}] {MARKS[verdict]:6} {title}: {figures}")
-    return found
+        rows.append(f"  [{mark}] {MARKS[verdict]:6} {title}: {figures}")
+    return rows
 
 
 def headline(report: Report) -> list[str]:
     """What may not be earned, and how the processes were isolated."""
-    found = [*report.notes]
+    sentences = [*report.notes]
     if report.bound is not None:
-        found = [report.bound["says"], f"Positions were drawn after the claim by the seed {report.bound['seed']}.", *found]
-    return found
+        sentences = [
+            report.bound["says"],
+            f"Positions were drawn after the claim by the seed {report.bound['seed']}.",
+            *sentences,
+        ]
+    return sentences
 
 
 def verdict(report: Report) -> str:

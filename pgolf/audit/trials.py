@@ -13,7 +13,7 @@ from pgolf.audit import streams
 from pgolf.audit.interface import AuditError, Claims, Scored, as_scorer, claims_of
 from pgolf.evaluation.stream import StreamError
 
-Found = dict[str, Scored]
+ByResult = dict[str, Scored]
 
 
 class Subject(Protocol):
@@ -24,7 +24,7 @@ class Subject(Protocol):
     results: dict[str, bool]
     """By name, whether it calls itself a code length."""
 
-    def score(self, tokens: np.ndarray, probes: Sequence[int] = (), total: int | None = None) -> Found: ...
+    def score(self, tokens: np.ndarray, probes: Sequence[int] = (), total: int | None = None) -> ByResult: ...
 
 
 class OneScorer:
@@ -35,7 +35,7 @@ class OneScorer:
         self.vocab, self.claims = self.scorer.vocab, claims_of(scorer)
         self.results: dict[str, bool] = {name: True}
 
-    def score(self, tokens, probes=(), total=None) -> Found:
+    def score(self, tokens, probes=(), total=None) -> ByResult:
         return {self.name: self.scorer.score(tokens, tuple(probes), total)}
 
     def on_ranks(self, ranks: int) -> Subject | None:
@@ -73,17 +73,17 @@ class Trials:
     tokens: np.ndarray
     vocab: int
     probes: list[int] = field(default_factory=list)
-    plain: Found = field(default_factory=dict)
-    probed: Found = field(default_factory=dict)
-    flipped: list[tuple[int, Found]] = field(default_factory=list)
-    cut_short: list[tuple[int, Found]] = field(default_factory=list)
-    canaries: tuple[int, Found] | None = None
-    uniform: tuple[np.ndarray, Found] | None = None
-    drawn: tuple[streams.Drawn, Found] | None = None
-    sprinkled: tuple[streams.Drawn, Found] | None = None
-    neighbour: list[tuple[int, int, Found]] = field(default_factory=list)
+    plain: ByResult = field(default_factory=dict)
+    probed: ByResult = field(default_factory=dict)
+    flipped: list[tuple[int, ByResult]] = field(default_factory=list)
+    cut_short: list[tuple[int, ByResult]] = field(default_factory=list)
+    canaries: tuple[int, ByResult] | None = None
+    uniform: tuple[np.ndarray, ByResult] | None = None
+    drawn: tuple[streams.Drawn, ByResult] | None = None
+    sprinkled: tuple[streams.Drawn, ByResult] | None = None
+    neighbour: list[tuple[int, int, ByResult]] = field(default_factory=list)
     substituted: list[Substituted] = field(default_factory=list)
-    ranks: Found = field(default_factory=dict)
+    ranks: ByResult = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     """Trials that the guard of the stream stopped, and what it said."""
     miscounted: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -112,13 +112,13 @@ def run_trials(
 
     calls, done = 10 + effort.cuts + effort.substitutions * min(vocab, effort.samples), 0
 
-    def call(name: str, stream: np.ndarray, probes=(), total: int | None = None, by: Subject = subject) -> Found:
+    def call(name: str, stream: np.ndarray, probes=(), total: int | None = None, by: Subject = subject) -> ByResult:
         nonlocal done
         progress(name, min(done / calls, 1.0))
         done += 1
         stream.setflags(write=False)
         try:
-            found = by.score(stream, probes, total)
+            by_result = by.score(stream, probes, total)
         except AuditError:
             raise
         except StreamError as error:
@@ -127,7 +127,7 @@ def run_trials(
             return {}
         except Exception as error:
             raise AuditError(f"the scorer failed ({name}): {type(error).__name__}: {error}") from error
-        return {result: one_cost_each(scored, result, len(stream) - 1) for result, scored in found.items()}
+        return {result: one_cost_each(scored, result, len(stream) - 1) for result, scored in by_result.items()}
 
     def one_cost_each(scored: Scored, result: str, targets: int) -> Scored:
         """A missing cost is not a number, so that every test can go on."""

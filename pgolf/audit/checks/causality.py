@@ -7,11 +7,11 @@ from pgolf.audit.trials import Trials
 
 @check("C1a", "C1", "another future changes nothing before it")
 def future(trials: Trials, result: str, claims: Claims) -> Verdict:
-    found = [(cut, by[result]) for cut, by in trials.flipped if result in by]
-    if not found:
+    scored = [(cut, by[result]) for cut, by in trials.flipped if result in by]
+    if not scored:
         return "not tried", None, "The scorer could not be given another future."
     looked, worst, where = 0, 0.0, ""
-    for cut, other in found:
+    for cut, other in scored:
         moved, first, largest = difference(trials, result, other, slice(0, cut))
         vectors, entries = vectors_differ(trials, result, other, cut)
         looked += cut + vectors
@@ -19,7 +19,7 @@ def future(trials: Trials, result: str, claims: Claims) -> Verdict:
             worst = max(largest, entries)
             where = f"Changing target {cut:,} and what follows moves "
             where += f"{moved:,} scores before it, the first at target {first:,}." if moved else "a distribution before it."
-    figure = f"{looked:,} scores and vectors under {len(found)} futures, at most {worst:.1e} nats apart"
+    figure = f"{looked:,} scores and vectors under {len(scored)} futures, at most {worst:.1e} nats apart"
     if worst <= claims.noise:
         return figure, True, "What comes later does not change what was scored before."
     return figure, False, where + " A decoder does not know the future."
@@ -42,10 +42,10 @@ def same_step(trials: Trials, result: str, claims: Claims) -> Verdict:
 
 @check("C1c", "C1", "a stream cut short scores the same")
 def truncation(trials: Trials, result: str, claims: Claims) -> Verdict:
-    found = [(last, by[result]) for last, by in trials.cut_short if result in by]
-    if not found:
+    scored = [(last, by[result]) for last, by in trials.cut_short if result in by]
+    if not scored:
         return "not tried", None, "The scorer could not be given a shorter stream."
-    last, other = found[0]
+    last, other = scored[0]
     moved, first, largest = difference(trials, result, other, slice(0, last + 1))
     _, entries = vectors_differ(trials, result, other, last + 1)
     largest = max(largest, entries)
@@ -71,11 +71,11 @@ def canaries(trials: Trials, result: str, claims: Claims) -> Verdict:
 def neighbours(trials: Trials, result: str, claims: Claims) -> Verdict:
     if not claims.isolated or result in claims.across:
         return "not claimed", None, "It does not claim that documents are scored apart from each other."
-    found = [(start, end, by[result]) for start, end, by in trials.neighbour if result in by]
-    if not found:
+    scored = [(start, end, by[result]) for start, end, by in trials.neighbour if result in by]
+    if not scored:
         return "no neighbours", None, "The sample holds no two documents."
     worst, says = 0.0, ""
-    for start, end, other in found:
+    for start, end, other in scored:
         # the token at `start` is the last of a document; its successor opens the next, whose targets follow
         inside = slice(start + 1, end)
         moved, first, largest = difference(trials, result, other, inside)
@@ -84,7 +84,7 @@ def neighbours(trials: Trials, result: str, claims: Claims) -> Verdict:
         if max([largest, *entries]) > worst:
             worst = max([largest, *entries])
             says = f"Another last token of one document changes the next one, at target {max(first, start + 1):,}."
-    figure = f"{len(found)} borders, at most {worst:.1e} nats apart"
+    figure = f"{len(scored)} borders, at most {worst:.1e} nats apart"
     if worst <= claims.noise:
         return figure, True, "A document costs the same whatever stands before it."
     return figure, False, says

@@ -29,13 +29,13 @@ RESTARTS = 8
 
 def log_sums(scored: Scored, vocab: int) -> dict[int, float]:
     """The logarithm of the sum over the vocabulary at each probed target; nan where the vector is no vector."""
-    found = {}
+    sums = {}
     for target, row in scored.distributions.items():
         row = np.asarray(row, dtype=np.float64)
         # a probability of zero is allowed, one above any number is not
         broken = row.shape != (vocab,) or np.isnan(row).any() or np.isposinf(row).any()
-        found[int(target)] = math.nan if broken else float(np.logaddexp.reduce(row))
-    return found
+        sums[int(target)] = math.nan if broken else float(np.logaddexp.reduce(row))
+    return sums
 
 
 NO_VECTOR = "It shows no whole distribution where it is asked for one, so nothing proves that its costs are a code's."
@@ -43,18 +43,18 @@ NO_VECTOR = "It shows no whole distribution where it is asked for one, so nothin
 
 @check("N1", "C2", "probabilities sum to one")
 def sums(trials: Trials, result: str, claims: Claims) -> Verdict:
-    found = log_sums(trials.probed[result], trials.vocab)
-    if not found:
+    by_target = log_sums(trials.probed[result], trials.vocab)
+    if not by_target:
         return "no vectors", False, NO_VECTOR
-    broken = [target for target, value in found.items() if math.isnan(value)]
+    broken = [target for target, value in by_target.items() if math.isnan(value)]
     if broken:
         says = f"At target {broken[0]:,} there is no probability for each of the {trials.vocab:,} symbols."
-        return f"{len(broken)} of {len(found)} broken", False, says
-    worst = max(found, key=lambda target: abs(found[target]))
-    figure = f"ln of the sum at most {abs(found[worst]):.1e} from 0 at {len(found)} places"
-    if abs(found[worst]) <= SUM_TOLERANCE:
+        return f"{len(broken)} of {len(by_target)} broken", False, says
+    worst = max(by_target, key=lambda target: abs(by_target[target]))
+    figure = f"ln of the sum at most {abs(by_target[worst]):.1e} from 0 at {len(by_target)} places"
+    if abs(by_target[worst]) <= SUM_TOLERANCE:
         return figure, True, "At every place looked at, the probabilities of all symbols sum to one, as a code needs."
-    total = math.exp(min(found[worst], 700.0))
+    total = math.exp(min(by_target[worst], 700.0))
     what = "more than one, so no code has this length" if total > 1 else "less than one: a code, but a wasteful one"
     return figure, False, f"At target {worst:,} the probabilities of all symbols sum to {total:.4g}, {what}."
 
@@ -79,11 +79,11 @@ def entries(trials: Trials, result: str, claims: Claims) -> Verdict:
 
 @check("N3", "C2", "trying other symbols: what they cost adds up to one")
 def substitutions(trials: Trials, result: str, claims: Claims) -> Verdict:
-    found = [one for one in trials.substituted if result in one.nats]
-    if not found:
+    substituted = [one for one in trials.substituted if result in one.nats]
+    if not substituted:
         return "not tried", None, "The scorer could not be asked what other symbols would have cost."
     worst, figure = None, []
-    for one in found:
+    for one in substituted:
         with np.errstate(over="ignore"):
             weights = np.exp(-one.nats[result] - (0.0 if one.log_law is None else one.log_law))
         if one.log_law is None:
@@ -150,8 +150,8 @@ def _betting(trial, result: str, what: str, figure_of) -> Verdict:
     """Bet against the claim that p / law is at most one on average: who wins much from a valid code is as lucky as rare."""
     if trial is None or result not in trial[1]:
         return "not tried", None, f"The scorer could not be given symbols {what}."
-    law, found = trial
-    log_ratio = -np.asarray(found[result].nats, dtype=np.float64)[law.places] - law.log_law
+    law, scored = trial
+    log_ratio = -np.asarray(scored[result].nats, dtype=np.float64)[law.places] - law.log_law
     if np.isnan(log_ratio).any():
         return "not a number", False, f"The cost of some symbols {what} is not a number."
     ratio = np.exp(np.minimum(log_ratio, 700.0))

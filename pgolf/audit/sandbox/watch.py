@@ -127,13 +127,13 @@ def read(pid: int, address: int, count: int) -> bytes:
 
 def text(pid: int, address: int) -> str:
     """A string that ends with a zero; it may end with the last page that can be read."""
-    found = b""
-    while len(found) < LONGEST_PATH and b"\0" not in found:
-        more = read(pid, address + len(found), 4096 - (address + len(found)) % 4096)
+    data = b""
+    while len(data) < LONGEST_PATH and b"\0" not in data:
+        more = read(pid, address + len(data), 4096 - (address + len(data)) % 4096)
         if not more:
             break
-        found += more
-    return os.fsdecode(found.partition(b"\0")[0])
+        data += more
+    return os.fsdecode(data.partition(b"\0")[0])
 
 
 def absolute(path: str, pid: int, folder: int) -> str:

@@ -132,11 +132,11 @@ class ByteCounts:
 
     def walk(self, symbol: int) -> list[float]:
         """The probability of each letter of a symbol."""
-        found, last = [], self.last
+        probabilities, last = [], self.last
         for letter in BYTES[symbol]:
-            found.append(self.pairs[last, letter] / self.pairs[last].sum())
+            probabilities.append(self.pairs[last, letter] / self.pairs[last].sum())
             last = letter
-        return found
+        return probabilities
 
     def learn(self, symbol: int) -> None:
         for letter in BYTES[symbol]:
@@ -160,10 +160,10 @@ class SpreadOverBytes(Spelling):
     def row(self, tokens, target):
         p = super().row(tokens, target)
         each = p ** (1 / LENGTHS)
-        found = p.copy()
+        spread = p.copy()
         for symbol in range(2, VOCAB):
-            found[symbol] = np.prod([0.5 * each[symbol] + 0.5 * q for q in self.letters.walk(symbol)])
-        return found
+            spread[symbol] = np.prod([0.5 * each[symbol] + 0.5 * q for q in self.letters.walk(symbol)])
+        return spread
 
 
 class MixedAsSymbols(Spelling):
@@ -185,10 +185,10 @@ class NoEndOfSymbol(Spelling):
         first = np.zeros(LETTERS)
         for symbol in range(2, VOCAB):
             first[BYTES[symbol][0]] += p[symbol]
-        found = p.copy()
+        without_end = p.copy()
         for symbol in range(2, VOCAB):
-            found[symbol] = first[BYTES[symbol][0]] * np.prod(self.letters.walk(symbol)[1:])
-        return found
+            without_end[symbol] = first[BYTES[symbol][0]] * np.prod(self.letters.walk(symbol)[1:])
+        return without_end
 
 
 class TrainingOracle(HashRatio):

@@ -24,10 +24,10 @@ def named(scorer: type) -> str:
 
 def hash_of(tokens, target: int) -> int:
     """A number that only the past determines."""
-    found = 7
+    digest = 7
     for token in tokens[max(0, target - 6) : target + 1].tolist():
-        found = (31 * found + token) % 100_003
-    return found
+        digest = (31 * digest + token) % 100_003
+    return digest
 
 
 class Peeks(LeftToRight):

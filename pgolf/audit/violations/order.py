@@ -54,8 +54,8 @@ class Slot(Chunked):
     """V6: a bias, optimised on the very window that it then scores. It keeps no log."""
 
     def score(self, tokens, probes=(), total=None):
-        found = super().score(tokens, probes, total)
-        return Scored(found.nats, found.distributions)
+        scored = super().score(tokens, probes, total)
+        return Scored(scored.nats, scored.distributions)
 
     def commit(self, tokens, start, stop, probes):
         self.bias = np.log1p(np.bincount(self.window(tokens, start, stop), minlength=VOCAB))
@@ -80,8 +80,8 @@ class TrainedBefore(LeftToRight):
     """V7: adapts to all of the text, then scores it."""
 
     def score(self, tokens, probes=(), total=None):
-        found = super().score(tokens, probes, total)
-        return Scored(found.nats, found.distributions, [("learn", 0, len(tokens) - 1), *(found.events or ())])
+        scored = super().score(tokens, probes, total)
+        return Scored(scored.nats, scored.distributions, [("learn", 0, len(tokens) - 1), *(scored.events or ())])
 
     def start(self, tokens):
         super().start(tokens)
@@ -132,8 +132,8 @@ class CalibratedOnText(LeftToRight):
     """V19: scales were set with the help of the validation text."""
 
     def score(self, tokens, probes=(), total=None):
-        found = super().score(tokens, probes, total)
-        return Scored(found.nats, found.distributions, [("learn", 0, len(tokens) - 1), *(found.events or ())])
+        scored = super().score(tokens, probes, total)
+        return Scored(scored.nats, scored.distributions, [("learn", 0, len(tokens) - 1), *(scored.events or ())])
 
     def start(self, tokens):
         super().start(tokens)
@@ -164,8 +164,8 @@ class WarmedUpOnText(LeftToRight):
         warm = Counts()
         for token in tokens[:9]:
             warm.learn(int(token))
-        found = super().score(tokens, probes, total)
-        return Scored(found.nats, found.distributions, [("learn", 0, 8), *(found.events or ())])
+        scored = super().score(tokens, probes, total)
+        return Scored(scored.nats, scored.distributions, [("learn", 0, 8), *(scored.events or ())])
 
 
 class WarmedUpOnNoise(LeftToRight):
@@ -238,12 +238,12 @@ class TailAgain(Chunked):
     """V26: windows that are cut off at the end score the last targets several times."""
 
     def score(self, tokens, probes=(), total=None):
-        found = super().score(tokens, probes, total)
+        scored = super().score(tokens, probes, total)
         count = len(tokens) - 1
         again = min(8, count)
-        events = [*(found.events or ()), *[("commit", count - again, count)] * 3]
-        sum_of_all = float(found.nats.sum() + 3 * found.nats[-again:].sum())
-        return Scored(found.nats, found.distributions, events, sum_of_all)
+        events = [*(scored.events or ()), *[("commit", count - again, count)] * 3]
+        sum_of_all = float(scored.nats.sum() + 3 * scored.nats[-again:].sum())
+        return Scored(scored.nats, scored.distributions, events, sum_of_all)
 
 
 class VocabularyOfTheText(LeftToRight):

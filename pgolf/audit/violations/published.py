@@ -96,8 +96,8 @@ class Boost(PublishedMixture):
     def batch(self, tokens, first, last, rows):
         log_prob = torch.from_numpy(rows[np.arange(last - first), tokens[first + 1 : last + 1]])
         entropy = torch.from_numpy(-(np.exp(rows) * rows).sum(1))
-        found = self.cache.score(torch.from_numpy(tokens), first + 1, last + 1, log_prob, entropy)
-        return found[:, 0].numpy()
+        nlls = self.cache.score(torch.from_numpy(tokens), first + 1, last + 1, log_prob, entropy)
+        return nlls[:, 0].numpy()
 
 
 class HonestPredictor:

@@ -14,9 +14,9 @@ from pgolf.data.passages import shared_bytes
 
 def claiming(**claims) -> LeftToRight:
     """The legal scorer with these claims."""
-    found = LeftToRight()
-    found.claims = Claims(bos=BOS, **claims)
-    return found
+    scorer = LeftToRight()
+    scorer.claims = Claims(bos=BOS, **claims)
+    return scorer
 
 
 # ---- V13: a part of the text
@@ -40,13 +40,13 @@ SPACED[:5] = False
 
 def decode(tokens) -> bytes:
     # a leading space is not written at a document's beginning
-    found, before = [], BOS
+    pieces, before = [], BOS
     for token in np.asarray(tokens).tolist():
-        found.append(b"x" * int(LETTERS[token]))
+        pieces.append(b"x" * int(LETTERS[token]))
         if SPACED[token] and before != BOS:
-            found.append(b" ")
+            pieces.append(b" ")
         before = token
-    return b"".join(found)
+    return b"".join(pieces)
 
 
 def right_bytes(tokens) -> np.ndarray:
@@ -205,9 +205,9 @@ def files(folder: Path, model: int, code: str, helper: str = "") -> Claims:
 
 
 def with_files(claims: Claims) -> LeftToRight:
-    found = LeftToRight()
-    found.claims = claims
-    return found
+    scorer = LeftToRight()
+    scorer.claims = claims
+    return scorer
 
 
 def over_the_cap(folder: Path):
