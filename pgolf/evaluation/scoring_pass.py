@@ -363,7 +363,8 @@ class DocumentScores:
             return None
         documents = []
         for one, span in zip(opened, spans, strict=True):
-            documents.append(self._unfinished.pop(one.start, None) or Unfinished(one.start, self._begun(one, device)))
+            waiting = self._unfinished.pop(one.start, None)
+            documents.append(waiting or Unfinished(one.start, self._begun(one, device)))
             if not span.starts[-1]:
                 self._unfinished[one.stop] = documents[-1]
         if device.type == "cuda":
