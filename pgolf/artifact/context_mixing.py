@@ -2,8 +2,9 @@
 
 The method is lpaq's and paq8's (M. Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression", 2005): for
 each context an adaptive probability, and one more for the recent bits that were seen in it; a match with the longest earlier
-occurrence; four gated logistic mixers; and two adaptive probability maps at the end. All of it in integers, so that every
-machine decodes the same. `transcode` is carried by the counted script, without its branches for encoding.
+occurrence; nine gated logistic mixers, and one that mixes theirs; and two adaptive probability maps at the end. All of it in
+integers, so that every machine decodes the same. `transcode` is carried by the counted script, without its branches for
+encoding.
 
 Digits are of base 253: a byte of the script may be anything but "\\0", "\\n" and "\\r" (of which Python makes "\\n").
 """
@@ -27,7 +28,7 @@ def transcode(text, digits, encoding):
 
     A probability is that of a 1, of 16 bits; of 22 where it is learnt. Its stretched form is 256 ln(p / (1 - p)).
     """
-    contexts, slots, sets = 19, 1 << 22, 4
+    contexts, slots, sets = 19, 1 << 22, 9
     inputs = 2 * contexts + 3
     # squash[2048 + x] = 65536 / (1 + exp(-x / 256)), by repeated growth; stretch is its inverse
     squash, stretch = np.zeros(4096, np.int64), np.zeros(4096, np.int64)
@@ -46,7 +47,8 @@ def transcode(text, digits, encoding):
     seen, history = np.zeros((contexts, slots), np.uint8), np.ones((contexts, slots), np.uint8)
     of_history = np.full((contexts, 256), 1 << 21, np.int64)
     of_match = np.full((64, 2), 1 << 21, np.int64)
-    weights = np.full((sets, 65536, inputs), 5898, np.int64)
+    weights = np.full((sets, 65536, inputs), 5898, np.int32)
+    shares = np.full((256, sets), 65536 // sets, np.int64)
     refined = np.zeros((2, 65536, 33), np.int64)
     for x in range(33):
         refined[:, :, x] = squash[min(x * 128, 4095)]
@@ -104,16 +106,18 @@ def transcode(text, digits, encoding):
                 values[-1] = (32 * expected - 16) * length
             else:
                 length = 0
-            rows[:] = part, known * 8 + shift, a, a * 8 + shift
+            rows[:] = (
+                part, known * 8 + shift, a, a * 8 + shift, (inside * 77 & 255) << 8 | part,
+                first << 8 | (indent & 7) << 3 | shift, min(size, 7) << 8 | part, newest << 8 | part, b << 8 | part,
+            )  # fmt: skip
             total = 0
             for k in range(sets):
                 x = 0
                 for j in range(inputs):
                     x += weights[k, rows[k], j] * values[j]
-                x = max(-2047, min(2047, x >> 16))
-                mixed[k] = squash[x + 2048]
-                total += x
-            total = total // sets + 2048
+                mixed[k] = max(-2047, min(2047, x >> 16))
+                total += shares[part, k] * mixed[k]
+            total = max(-2047, min(2047, total >> 16)) + 2048
             left, share = total >> 7, total & 127
             rows_of_map = part | a << 8, ((two * 40503 + part * 30011 + c * 77777) >> 3) & 65535
             p = 2 * squash[total]
@@ -150,7 +154,8 @@ def transcode(text, digits, encoding):
             # everything learns it
             goal = bit << 16
             for k in range(sets):
-                x = (goal - mixed[k]) * 6
+                shares[part, k] += mixed[k] * (goal - squash[total]) * 2 + 131072 >> 18
+                x = (goal - squash[mixed[k] + 2048]) * 10
                 for j in range(inputs):
                     weights[k, rows[k], j] += values[j] * x + 131072 >> 18
             for k in range(2):
