@@ -52,6 +52,10 @@ def _backs_off(settings: Settings) -> bool:
     return "ngram_backoff" in settings.evaluation.mixer.honest
 
 
+def _mixes(settings: Settings) -> bool:
+    return "context_mixing" in settings.evaluation.mixer.honest
+
+
 def _named(settings: Settings) -> list[str]:
     """Modules that settings name, and that are imported by their names: predictors, and what adapts between chunks."""
     modules = [f"pgolf.evaluation.predictors.{HONEST_PREDICTORS[name].module}" for name in settings.evaluation.mixer.honest]
@@ -71,6 +75,9 @@ ENTERED: dict[str, Callable[[Settings], bool]] = {
     "pgolf.evaluation.adaptation.lora": _by_documents,
     "pgolf.evaluation.predictors.ngram_backoff": _backs_off,
     "pgolf.evaluation.ngram_table": _backs_off,
+    "pgolf.evaluation.mixing": _mixes,
+    "pgolf.evaluation.predictors.context_mixing": _mixes,
+    "pgolf.evaluation.primer": _mixes,
     "pgolf.kernels.lora": _by_documents,
     "pgolf.model.decoder": lambda settings: _gptq(settings) and settings.artifact.calibration == "generated",
 }

@@ -256,7 +256,7 @@ def size_differences(
     size = counted_size(folder.artifact, dataset, min(settings.artifact.limit, SIZE_LIMIT), len(code))
     if artifact.tokenizer != dataset.tokenizer_path.read_bytes():
         yield "model.pgolf carries another tokenizer than the dataset's"
-    own = set(artifact.sections) - {*REQUIRED, "ngram_backoff"}
+    own = set(artifact.sections) - {*REQUIRED, "ngram_backoff", "text"}
     if own:
         yield f"model.pgolf holds sections that nothing reads: {', '.join(sorted(own))}"
     stored = artifact.meta.get("scoring", {})

@@ -57,7 +57,7 @@ class RunSubject:
     ):
         settings = read_toml(folder.config)
         self.device = torch.device(device)
-        self.model, self.ngram_table, artifact = load_scorer(folder.artifact, settings, self.device)
+        self.model, self.ngram_table, artifact, self.primer = load_scorer(folder.artifact, settings, self.device)
         self.vocab = artifact.model_settings.vocab_size
         self.tokenizer = load_tokenizer(folder.artifact, artifact.tokenizer)
         self.table = self.tokenizer.byte_table
@@ -193,8 +193,8 @@ class Bench:
         self.witness = Witness(self.probes, self.targets)
         return Scorer(
             subject.model, self.tokens, subject.table, subject.settings, bos=subject.tokenizer.bos,
-            ngram_table=subject.ngram_table, budget=Budget(1e9), device=subject.device, observer=self.witness,
-            total_targets=self.total or self.targets,
+            ngram_table=subject.ngram_table, primer=subject.primer, budget=Budget(1e9), device=subject.device,
+            observer=self.witness, total_targets=self.total or self.targets,
         )  # fmt: skip
 
     def results(self) -> dict[str, Scored]:

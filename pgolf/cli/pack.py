@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from pgolf.cli.common import chosen_device, dataset_of
 from pgolf.cli.parse import DeviceOptions, parse
 from pgolf.config import ArtifactSettings, Settings, read_toml
 from pgolf.data import Dataset
+from pgolf.data.shards import open_shard
 from pgolf.errors import OVER_LIMIT
 from pgolf.files import system_error, write_whole
 from pgolf.folder import FolderError, RunFolder
@@ -29,7 +31,7 @@ from pgolf.summary import ArtifactSize, Train
 
 Options = DeviceOptions
 # parts of packing that are on the training clock
-PACKING = ("calibration", "rounding", "n-gram table")
+PACKING = ("calibration", "rounding", "n-gram table", "primer")
 
 
 def main(words: list[str]) -> int:
@@ -113,6 +115,8 @@ def rounded(
     state = submission_state(model)
     moments = calibration_of(model, settings, dataset, place, budget, display)
     extra = ngram_section(model, settings, dataset, place, budget, display)
+    with budget.part("primer"):
+        extra |= primer_section(settings, dataset, display)
     display.status("rounding", 0.5)
     with budget.part("rounding"):
         if not settings.artifact.fit:
@@ -176,6 +180,23 @@ def ngram_section(model, settings: Settings, dataset: Dataset, place, budget: Bu
         table = learn(tokens)
     display.say(f"n-gram back-off: weights learnt on {len(tokens):,} tokens that training left out")
     return {"ngram_backoff": learnt_to_bytes(table)}
+
+
+def primer_section(settings: Settings, dataset: Dataset, display: Display) -> dict[str, bytes]:
+    """The end of the training text, for the context mixing to read before it scores."""
+    wanted = settings.evaluation.mixer.primer_tokens
+    if "context_mixing" not in settings.evaluation.mixer.honest or not wanted:
+        return {}
+    from pgolf.evaluation.primer import SECTION, primer_to_bytes
+
+    shards: list[np.ndarray] = []
+    for path in sorted(dataset.train_shards, reverse=True):
+        if (missing := wanted - sum(map(len, shards))) > 0:
+            shards.insert(0, np.asarray(open_shard(path)[-missing:]))
+    tokens = np.concatenate(shards) if shards else np.empty(0, np.uint16)
+    section = primer_to_bytes(tokens)
+    display.say(f"context mixing: {len(tokens):,} tokens of training text in {len(section):,} bytes")
+    return {SECTION: section}
 
 
 def with_packing(train: Train, parts: dict[str, float]) -> Train:

@@ -81,6 +81,7 @@ def score(folder: RunFolder, device: str = "", plan: str = "") -> int:
                 bos=dataset.tokenizer.bos,
                 budget=budget,
                 ngram_table=loaded.ngram_table,
+                primer=loaded.primer,
                 replay=replay,
                 device=world.device,
                 world=world,

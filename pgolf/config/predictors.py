@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pgolf.config.checks import SettingsError, nearest
+from pgolf.config.checks import SettingsError, between, nearest
 
 
 class PredictorEntry(NamedTuple):
@@ -20,6 +20,7 @@ HONEST_PREDICTORS = {
     "bias": PredictorEntry("bias", "BiasPredictor"),
     "tilt": PredictorEntry("tilt", "TiltPredictor"),
     "ngrams": PredictorEntry("ngrams", "NgramsPredictor"),
+    "context_mixing": PredictorEntry("context_mixing", "ContextMixingPredictor"),
 }
 # of each published mixture, the honest predictor that is left of it when its probabilities are made to sum to one
 HONEST_COUNTERPARTS = {"hedge": "ngrams", "boost": "boost"}
@@ -38,11 +39,14 @@ class MixerSettings:
     published: Literal["none", "hedge", "boost"] = "none"
     """The submission's own mixture, for comparison, marked not legal: #688's five experts or #1014's logit boost."""
     honest: tuple[str, ...] = ()
-    """Normalised predictors, scored in this order: ngram_backoff, boost, bias, tilt, ngrams. The last is the run's score."""
+    """Normalised predictors, scored in this order: ngram_backoff, boost, bias, tilt, ngrams, context_mixing. The last is
+    the run's score."""
     orders: int = 4
     """Levels of the document-local n-gram back-off."""
     online_weights: bool = True
     """Learn the n-gram back-off's weights while scoring; off: only the table in the artifact."""
+    primer_tokens: int = 1_000_000
+    """Training tokens at most that the artifact carries for context_mixing to read before it scores, on the scoring clock."""
     granularity: int = 8
     """Counts and weights are fresh to within this many tokens."""
     eta: float = 0.1
@@ -53,6 +57,7 @@ class MixerSettings:
     """Processes that the submission ran on: its published mixture had weights of their own on each."""
 
     def validate(self) -> None:
+        between(0, 1 << 26, "evaluation.mixer", self, "primer_tokens")
         for name in self.honest:
             if name not in HONEST_PREDICTORS:
                 hint = nearest(name, HONEST_PREDICTORS) or f"; there are {', '.join(HONEST_PREDICTORS)}"

@@ -29,6 +29,7 @@ from pgolf.evaluation.top_predictions import TopPredictions, excerpts
 
 if TYPE_CHECKING:
     from pgolf.evaluation.predictors.ngram_backoff import Learnt
+    from pgolf.evaluation.primer import Primer
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def evaluate(
     bos: int,
     budget: Budget | None = None,
     ngram_table: "Learnt | None" = None,
+    primer: "Primer | None" = None,
     replay: dict | None = None,
     device="cpu",
     world: World | None = None,
@@ -84,6 +86,7 @@ def evaluate(
     """All results for `tokens` that the settings ask for, within what is left of the budget.
 
     ngram_table   what the n-gram back-off begins with
+    primer        what the context mixing reads first
     replay        the `plan` of an earlier evaluation, to be followed exactly instead of the clock
     report        is told the name of a pass and the share done
     """
@@ -92,8 +95,8 @@ def evaluate(
     stretches = excerpts(document_starts(tokens, bos), len(tokens) - 1, settings.top_predictions)
     observer = TopPredictions(stretches, settings.seconds / 50, budget.clock.now)
     scorer = Scorer(
-        model, tokens, byte_table, settings, bos=bos, ngram_table=ngram_table, budget=budget, device=device, world=world,
-        report=report, observer=observer,
+        model, tokens, byte_table, settings, bos=bos, ngram_table=ngram_table, primer=primer, budget=budget, device=device,
+        world=world, report=report, observer=observer,
     )  # fmt: skip
     unhurried = Steady(budget.clock, scorer.targets, settings.window)
     scorer.warm_up()
@@ -167,6 +170,7 @@ class Scorer:
         *,
         bos: int,
         ngram_table: "Learnt | None" = None,
+        primer: "Primer | None" = None,
         budget: Budget | None = None,
         device="cpu",
         world: World | None = None,
@@ -175,7 +179,7 @@ class Scorer:
         total_targets: int = 0,
     ):
         self.model, self.tokens, self.byte_table, self.settings = model.eval(), tokens, byte_table, settings
-        self.bos, self.ngram_table, self.device, self.report = bos, ngram_table, device, report
+        self.bos, self.ngram_table, self.primer, self.device, self.report = bos, ngram_table, primer, device, report
         self.budget, self.world, self.observer = budget or Budget(settings.seconds), world or World(), observer or Observer()
         self.vocab, self.targets = model.settings.vocab_size, len(tokens) - 1
         self.total_targets = total_targets
@@ -190,7 +194,7 @@ class Scorer:
         return box[0]
 
     def predictors(self, temperature: Temperature | None) -> list[Predictor]:
-        return predictors_of(self.settings, self.vocab, self.targets, temperature, self.ngram_table, self.device)
+        return predictors_of(self.settings, self.vocab, self.targets, temperature, self.ngram_table, self.device, self.primer)
 
     # ---- passes
 

@@ -21,7 +21,7 @@ from pgolf.config import (
     TemperatureSettings,
     TrainingSettings,
 )
-from pgolf.data import train_tokenizer
+from pgolf.data import load_tokenizer, train_tokenizer
 from pgolf.evaluation.codec import Codec, CodecError, prove
 from pgolf.evaluation.codec import codec as module
 from pgolf.evaluation.codec.coding import believable, decode, encode
@@ -29,6 +29,7 @@ from pgolf.evaluation.codec.stream import DIGEST, Stream, computer, varint
 from pgolf.evaluation.evaluate import evaluate
 from pgolf.evaluation.load import load_scorer
 from pgolf.evaluation.planner import Planner
+from pgolf.evaluation.primer import primer_to_bytes
 from pgolf.model import submission_state
 from pgolf.run import main
 from tests.model.common import SMALL, random_model
@@ -195,6 +196,22 @@ def test_what_the_clock_gave_up_is_coded_as_it_was_scored(path, codec, name, mon
         assert codec.decompress(packed, "stream") == tokens[: count + 1].astype("<u2").tobytes()
     # without its plan it would have another length
     assert abs(Codec(path, settings).compress_tokens(tokens)[1]["claimed_bits"] - recorded) > 1
+
+
+def test_context_mixing_codes_what_it_claims_after_the_text_that_the_artifact_carries(tmp_path, tokenizer):
+    settings = settings_with(dataclasses.replace(SCORING, mixer=MixerSettings(honest=("context_mixing",))))
+    state, coded = submission_state(random_model(MODEL, seed=3)), {}
+    for name, primer in {"with": TEXT, "without": ""}.items():
+        file, read_first = tmp_path / f"{name}.pgolf", np.array(load_tokenizer("it", tokenizer).encode(primer), np.int64)
+        write_artifact(file, state, settings, tokenizer, extra={"text": primer_to_bytes(read_first)})
+        mine = Codec(file)
+        tokens = np.array([1, *mine.tokenizer.encode(TEXT[:150])])
+        packed, coded[name] = mine.compress_tokens(tokens)
+        # the decoder's sums have another order, which the network's part in the mixture sees in steps of 1/256
+        assert coded[name]["claimed_bits"] == pytest.approx(mine.claim(tokens), rel=1e-3)
+        assert abs(coded[name]["code_bits"] - coded[name]["claimed_bits"]) < 64
+        assert mine.decompress(packed, "stream") == tokens.astype("<u2").tobytes()
+    assert coded["with"]["claimed_bits"] < 0.5 * coded["without"]["claimed_bits"]
 
 
 def test_settings_travel_only_where_they_are_not_the_artifacts_own(path, codec):

@@ -187,7 +187,7 @@ class Codec:
         loaded, options, bos = load_scorer(self.artifact, settings), coded_settings(settings.evaluation), self.tokenizer.bos
 
         def make_predictor() -> Predictor:
-            return coded_predictor(options, loaded.model.settings.vocab_size, targets, loaded.ngram_table)
+            return coded_predictor(options, loaded.model.settings.vocab_size, targets, loaded.ngram_table, loaded.primer)
 
         try:
             if options.adaptation.method == "lora":
@@ -223,6 +223,7 @@ class Codec:
             bos=self.tokenizer.bos,
             budget=Budget(NO_CLOCK),
             ngram_table=loaded.ngram_table,
+            primer=loaded.primer,
         )
         return evaluation.results[evaluation.main].score.nats / math.log(2)
 

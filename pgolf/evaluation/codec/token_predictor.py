@@ -13,7 +13,7 @@ import torch
 from pgolf.config import EvaluationSettings
 from pgolf.evaluation.codec.plan import Plan
 from pgolf.evaluation.planner import Decision
-from pgolf.evaluation.predictors.base import Predictor
+from pgolf.evaluation.predictors.base import Decisions, Predictor
 from pgolf.evaluation.predictors.ngram_backoff import Learnt
 from pgolf.evaluation.predictors.selection import main_predictor, predictors_of, wants_main_pass
 from pgolf.evaluation.predictors.temperature import Plain, Temperature, policy
@@ -32,11 +32,13 @@ def coded_settings(settings: EvaluationSettings) -> EvaluationSettings:
     return replace(settings, adaptation=fixed.adaptation, temperature=fixed.temperature, mixer=fixed.mixer)
 
 
-def coded_predictor(settings: EvaluationSettings, vocab: int, targets: int, ngram_table: Learnt | None = None) -> Predictor:
+def coded_predictor(
+    settings: EvaluationSettings, vocab: int, targets: int, ngram_table: Learnt | None = None, primer=None
+) -> Predictor:
     """The run's score: the main predictor of these settings, as it stands before a stream."""
     predictors: list[Predictor] = [Plain("non_overlapping")]
     if wants_main_pass(settings):
-        predictors += predictors_of(settings, vocab, targets, policy(settings.temperature), ngram_table)
+        predictors += predictors_of(settings, vocab, targets, policy(settings.temperature), ngram_table, primer=primer)
     main = main_predictor(predictors)
     assert main is not None  # the first one is always a code length
     return main
@@ -58,10 +60,12 @@ class StreamPredictor:
         self.neural = ChunkwiseNetwork(model, settings, byte_table, first, targets, plan)
         predictor.begin(first)
 
-    def predict(self) -> np.ndarray:
-        """(V,) log-probabilities of the next token."""
+    def predict(self) -> np.ndarray | Decisions:
+        """The next token's distribution: its log-probabilities (V,), or its decisions where the predictor makes it of some."""
         log_probs = self.neural.predict()
-        return log_probs if self.neural.first_pass_stands else self.predictor.predict(log_probs)
+        if self.neural.first_pass_stands:
+            return log_probs
+        return self.predictor.decisions(log_probs) or self.predictor.predict(log_probs)
 
     def observe(self, token: int) -> None:
         """The token that came after a `predict`."""

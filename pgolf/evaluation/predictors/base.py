@@ -1,9 +1,9 @@
 """What a predictor is: one way to turn the network's distribution and the past into the distribution that is scored."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -11,6 +11,10 @@ import torch
 from pgolf.config import MixerSettings
 from pgolf.evaluation.statistics import Statistics
 from pgolf.evaluation.windows import Window
+
+if TYPE_CHECKING:
+    from pgolf.evaluation.mixing.tree import Tree
+    from pgolf.evaluation.primer import Primer
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,20 @@ class Span:
     def __getitem__(self, part: slice) -> "Span":
         first = part.indices(len(self))[0]
         return Span(self.start + first, self.targets[part], self.starts[part])
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """A distribution as binary decisions: a code needs those on one token's path, and never the whole row."""
+
+    probability: Callable[[int, int], float]
+    """Of a 1, at a decision of the tree that is the n-th on its path; asked for in the path's order."""
+    tree: "Tree"
+
+    def path(self, token: int) -> list[tuple[int, int]]:
+        """(decision, bit) from the root to the token."""
+        steps = slice(self.tree.start[token], self.tree.start[token + 1])
+        return list(zip(self.tree.path[steps].tolist(), self.tree.bit[steps].tolist(), strict=True))
 
 
 class Predictor:
@@ -69,6 +87,14 @@ class Predictor:
     def create(cls, vocab: int, mixer: MixerSettings, ngram_table=None) -> Self:
         """As the settings want it; `ngram_table` is what an artifact carries for the n-gram back-off, if it does."""
         return cls()
+
+    def primed_with(self, primer: "Primer") -> Self:
+        """The same for an artifact with training text to read first; for most predictors that changes nothing."""
+        return self
+
+    def decisions(self, log_probs: np.ndarray) -> Decisions | None:
+        """What `predict` says, as binary decisions; None where only whole rows are known."""
+        return None
 
     def begin(self, token: int) -> None:
         """The stream's first token, which is not scored."""

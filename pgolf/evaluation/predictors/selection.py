@@ -12,6 +12,7 @@ from pgolf.evaluation.predictors.temperature import Plain, Temperature, Tempered
 
 if TYPE_CHECKING:
     from pgolf.evaluation.predictors.ngram_backoff import Learnt
+    from pgolf.evaluation.primer import Primer
 
 
 def wants_main_pass(settings: EvaluationSettings) -> bool:
@@ -27,6 +28,7 @@ def predictors_of(
     temperature: Temperature | None,
     ngram_table: "Learnt | None" = None,
     device: str = "cpu",
+    primer: "Primer | None" = None,
 ) -> list[Predictor]:
     """Those of the main pass: the network's own first, then those that build on it. `device`: where the Hedge mixer counts."""
     adaptation, published = settings.adaptation.method, settings.mixer.published
@@ -34,7 +36,8 @@ def predictors_of(
     predictors: list[Predictor] = [Plain(plain)]
     if temperature:
         predictors.append(Tempered(temperature))
-    predictors += [honest_class(name).create(vocab, settings.mixer, ngram_table) for name in settings.mixer.honest]
+    honest = [honest_class(name).create(vocab, settings.mixer, ngram_table) for name in settings.mixer.honest]
+    predictors += [predictor.primed_with(primer) if primer else predictor for predictor in honest]
     if adaptation == "lora":
         check_documents(settings, predictors, temperature)
         for predictor in predictors:

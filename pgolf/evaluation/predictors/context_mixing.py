@@ -1,0 +1,110 @@
+"""Context mixing over the bytes of each token, with the network's distribution as one input (pgolf.evaluation.mixing)."""
+
+import copy
+from functools import cached_property
+
+import numpy as np
+
+from pgolf.evaluation.mixing.model import append, cost_of, cumulate, follow, learn, new_model, probability, row_of
+from pgolf.evaluation.mixing.tree import token_tree
+from pgolf.evaluation.predictors.base import Decisions, Predictor, Span
+from pgolf.evaluation.primer import Primer
+from pgolf.evaluation.statistics import Statistics
+
+# tables of 2^n slots and runs, by the bytes that they are for
+LEAST_SLOTS, MOST_SLOTS, LEAST_RUNS, MOST_RUNS = 16, 22, 20, 26
+
+
+class ContextMixingPredictor(Predictor):
+    """p(token) = the product of p(bit) along the token's path through the tree of all tokens' bytes. Each p(bit) mixes, in
+    the logistic domain, what 44 contexts of bytes, words, lines and tokens have seen, three matches, and the network.
+
+    Nothing is learnt before a token is known, so the probability of any token can be asked for: about 20 decisions for one,
+    V - 1 for the whole row. Before the stream's first token it reads the primer's text, without a network.
+    """
+
+    name = "context_mixing"
+    needs_logits = True
+    document_local = False
+    local_candidates = False
+
+    def __init__(self, primer: Primer):
+        self.primer = primer
+        self.tree = token_tree(primer.pieces)
+        self.longest = max(map(len, primer.pieces))
+
+    @classmethod
+    def create(cls, vocab, mixer, ngram_table=None):
+        """Without a primer a token's bytes are those of its number."""
+        return cls(Primer([number.to_bytes(3, "big") for number in range(vocab)], np.empty(0, np.int64)))
+
+    def primed_with(self, primer):
+        return ContextMixingPredictor(primer)
+
+    def __deepcopy__(self, memo):
+        """Primer and tree are never changed."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model, memo)
+        other.before = self.before.copy()
+        return other
+
+    @cached_property
+    def model(self):
+        """After the primer."""
+        size = sum(len(self.primer.pieces[token]) for token in self.primer.tokens.tolist())
+        bits = size.bit_length()
+        slots, runs = min(max(bits, LEAST_SLOTS), MOST_SLOTS), min(max(bits + 4, LEAST_RUNS), MOST_RUNS)
+        model = new_model(self.tree, size + (1 << 16), runs, slots)
+        nothing = np.empty((0, len(self.primer.pieces)), np.float32)
+        follow(model, self.tree, self.primer.tokens, nothing, np.empty(len(self.primer.tokens)))
+        return model
+
+    @cached_property
+    def before(self):
+        return np.zeros(len(self.primer.pieces) + 1)
+
+    def begin(self, token):
+        self._reserve(1)
+        for byte in self.primer.pieces[token]:
+            append(self.model, byte)
+
+    def score(self, span: Span, statistics: Statistics) -> np.ndarray:
+        self._reserve(len(span))
+        nats = np.empty(len(span))
+        follow(self.model, self.tree, span.targets.astype(np.int64), np.ascontiguousarray(statistics.logits), nats)
+        return nats
+
+    def predict(self, log_probs):
+        cumulate(self.tree, log_probs, self.before)
+        row = np.empty(len(log_probs))
+        row_of(self.model, self.tree, self.before, True, row)
+        return row
+
+    def decisions(self, log_probs):
+        cumulate(self.tree, log_probs, self.before)
+        cost_of(self.model, self.tree, 0, self.before, True)  # a path begins
+        return Decisions(self._probability, self.tree)
+
+    def observe(self, token, start=False):
+        """The token after a `predict` or `decisions`."""
+        self._reserve(1)
+        cost_of(self.model, self.tree, token, self.before, True)
+        learn(self.model, self.tree, token)
+
+    def distributions(self, span, statistics, at, log_probs):
+        predictor, done, rows = copy.deepcopy(self), 0, []
+        for place, row in zip(at, log_probs, strict=True):
+            if done < place:
+                predictor.score(span[done:place], statistics[done:place])
+                done = place
+            rows.append(predictor.predict(row))
+        return np.stack(rows)
+
+    def _probability(self, node: int, step: int) -> float:
+        return float(probability(self.model, self.tree, node, step, self.before, True))
+
+    def _reserve(self, tokens):
+        """Room for the bytes of so many tokens, beside those of the paths on which the model looks ahead."""
+        needed = int(self.model.states[0, 0]) + (tokens + 2) * self.longest + 64
+        if needed > len(self.model.text):
+            self.model = self.model._replace(text=np.concatenate([self.model.text, np.zeros(needed, np.uint8)]))
