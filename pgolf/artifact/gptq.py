@@ -31,10 +31,11 @@ def standard(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float = 
     """The paper's: columns in descending order of their activations, errors spread by the upper Cholesky factor of the
     inverse. Columns whose input is always zero become zero.
 
-    Rows are clipped at steps.sigmas standard deviations; if that is 0, each of the five percentiles gets a pass of its own,
-    and the one with the least output error is taken, matrix by matrix.
+    Rows are clipped at steps.sigmas standard deviations, columns without input included (SDClip, #1394); if that is 0, each
+    of the five percentiles gets a pass of its own, and the one with the least output error is taken, matrix by matrix.
     """
     largest, weight = steps.largest, weight.float()
+    sigma = row_sigma(weight)
     dead = hessian.diagonal(dim1=-2, dim2=-1) == 0
     weight = weight.masked_fill(dead[..., None, :], 0.0)
     damped = _damped(hessian + torch.diag_embed(dead.to(hessian.dtype)), damping)
@@ -42,7 +43,7 @@ def standard(weight: Tensor, hessian: Tensor, steps: Steps, *, damping: float = 
     factor = torch.linalg.cholesky(_inverse(_permuted(damped, order)), upper=True)
     arranged = _columns(weight, order)
     if steps.sigmas:
-        clips = [steps.sigmas * row_sigma(weight)]
+        clips = [steps.sigmas * sigma]
     else:
         clips = [row_clip(weight, percentile) for percentile in PERCENTILES]
     best: Rounded | None = None

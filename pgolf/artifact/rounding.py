@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pgolf.artifact import gptq
-from pgolf.artifact.grid import PERCENTILES, Rounded, Steps, chosen, round_to, row_clip, row_sigma
+from pgolf.artifact.grid import GREATEST_SCALE, LEAST_SCALE, PERCENTILES, Rounded, Steps, chosen, round_to, row_clip, row_sigma
 
 EMBEDDING_QUANTILE = 0.9999984
-FACTOR_BITS = 8
+# LQER's factors: the least code of each, and how many entries of the right one share a scale
+LEFT_LEAST, RIGHT_LEAST, FACTOR_GROUP = -2, -8, 64
 
 
 def by_percentile(weight: Tensor, steps: Steps) -> Rounded:
@@ -119,21 +120,33 @@ class Correction(NamedTuple):
     """left^T right, (rank, rows) and (rank, columns), is added to a matrix's rounded values."""
 
     left: Rounded
+    """(rank, rows); every row has the same scale."""
     right: Rounded
+    """(groups, factor_group(rank, columns)): the right factor row after row, cut into groups that share a scale."""
 
     def values(self) -> Tensor:
-        return self.left.values().mT @ self.right.values()
+        return self.left.values().mT @ self.right.values().reshape(len(self.left.codes), -1)
+
+
+def factor_group(rank: int, columns: int) -> int:
+    """How many entries of the right factor share a scale: FACTOR_GROUP, or less where that does not divide them."""
+    return math.gcd(FACTOR_GROUP, rank * columns)
 
 
 def low_rank(error: Tensor, rank: int) -> Correction:
-    """The nearest matrix of a rank to the rounding error, by its singular values, as two factors of eight-bit codes: LQER,
-    arXiv:2402.02446, with a plain error instead of one scaled by activations."""
+    """The nearest matrix of a rank to the rounding error, by its singular values: LQER, arXiv:2402.02446, with a plain error
+    instead of one scaled by activations, and rounded as #1797 has it. The left factor carries the singular values and has
+    two bits, -2 to 1; the right one four, -8 to 7. A left scale is amax / 1.5, a right one amax / 7.5."""
     u, s, v = torch.linalg.svd(error.float(), full_matrices=False)
-    root = s[:rank].sqrt()[:, None]
-    return Correction(_factor(root * u[:, :rank].mT), _factor(root * v[:rank]))
+    left = (u[:, :rank] * s[:rank]).mT.contiguous()
+    right = v[:rank].reshape(-1, factor_group(rank, error.shape[-1]))
+    return Correction(
+        _factor(left, left.abs().amax().expand(rank), LEFT_LEAST), _factor(right, right.abs().amax(-1), RIGHT_LEAST)
+    )
 
 
-def _factor(rows: Tensor) -> Rounded:
-    steps = Steps(FACTOR_BITS)
-    scale = steps.of(rows.abs().amax(-1)).half()
-    return Rounded(round_to(rows, scale.float(), steps.largest).to(torch.int8), scale)
+def _factor(rows: Tensor, most: Tensor, least: int) -> Rounded:
+    """Codes from `least` to -least - 1, with the rows' largest magnitudes half a step beyond these."""
+    scale = (most / (-least - 0.5)).clamp(LEAST_SCALE, GREATEST_SCALE).half()
+    codes = (rows / scale.float()[:, None]).round().clamp(least, -least - 1)
+    return Rounded(codes.to(torch.int8), scale)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pgolf.artifact import rounding
 from pgolf.artifact.coder import Outline
-from pgolf.artifact.grid import Rounded, Steps, largest_code
+from pgolf.artifact.grid import Rounded, Steps
 from pgolf.artifact.rounding import Correction
 from pgolf.config import ArtifactSettings
 from pgolf.model.parameters import parameter, without_layer
@@ -47,10 +47,11 @@ def outlines_of(
         if feeder is not None and feeder > places[name]:
             feeder = None
         outlines.append(Outline(kind, shape, steps_of(role, settings).largest, DIRECTIONS[role], feeder=feeder))
-    largest = largest_code(rounding.FACTOR_BITS)
     for name, rank in correction_ranks.items():
         rows, columns = shapes[name]
-        outlines += [Outline("left", (rank, rows), largest), Outline("right", (rank, columns), largest)]
+        group = rounding.factor_group(rank, columns)
+        outlines.append(Outline("left", (rank, rows), -rounding.LEFT_LEAST))
+        outlines.append(Outline("right", (rank * columns // group, group), -rounding.RIGHT_LEAST))
     return outlines
 
 

@@ -58,3 +58,33 @@ def published(w, h, c, damping=0.01, prune=0.03):
     result = np.zeros_like(codes)
     result[:, order] = codes
     return result.astype(np.int8), scale.astype(np.float16)
+
+
+def sdclip_gptq(w, h, c, k, damping=0.01):
+    """#1394's GPTQ in float64 apart from the scales: k sigma of the row, columns by falling activation, the upper Cholesky
+    factor of the inverse, one column after another without blocks."""
+    scale = np.maximum(k * w.std(1, ddof=1) / c, 1e-10).astype(np.float16).astype(np.float64)
+    h, left = h.astype(np.float64), w.astype(np.float64)
+    dead = np.diag(h) == 0
+    h[dead, dead], left[:, dead] = 1, 0
+    h += damping * np.mean(np.diag(h)) * np.eye(len(h))
+    order = np.argsort(-np.diag(h), kind="stable")
+    upper = np.linalg.cholesky(np.linalg.inv(h[order][:, order])).T
+    left, codes = left[:, order], np.zeros(w.shape)
+    for j in range(w.shape[1]):
+        codes[:, j] = np.clip(np.round(left[:, j] / scale), -c, c)
+        left[:, j + 1 :] -= np.outer((left[:, j] - codes[:, j] * scale) / upper[j, j], upper[j, j + 1 :])
+    result = np.zeros_like(codes)
+    result[:, order] = codes
+    return result.astype(np.int8), scale.astype(np.float16)
+
+
+def asymmetric_factors(error, rank, group=64):
+    """#1797's: A = U S with one scale and codes -2 to 1, B = V^T in groups of 64 with codes -8 to 7; and A B."""
+    # the library's decomposition is taken, as singular vectors have no sign of their own and the codes are not symmetric
+    u, s, v = (part.double().numpy() for part in torch.linalg.svd(torch.from_numpy(error), full_matrices=False))
+    a, b = u[:, :rank] * s[:rank], v[:rank].reshape(-1, group)
+    a_scale = np.float64(np.float16(np.abs(a).max() / 1.5))
+    b_scale = (np.abs(b).max(1) / 7.5).astype(np.float16).astype(np.float64)[:, None]
+    a, b = np.clip(np.round(a / a_scale), -2, 1), np.clip(np.round(b / b_scale), -8, 7)
+    return a, b, (a * a_scale) @ (b * b_scale).reshape(rank, -1)
