@@ -17,7 +17,7 @@ from pathlib import Path
 from pgolf.artifact.errors import ArtifactError
 
 MAGIC = b"pgolf\n"
-VERSION = 2
+VERSION = 3
 DIGEST = 32
 
 
