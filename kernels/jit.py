@@ -15,6 +15,8 @@ OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 exact = njit(**OPTIONS)
 exact_inlined = njit(**OPTIONS, inline="always")
+# the same for numbers, by LLVM: numba takes an argument that is assigned in a loop for a constant
+exact_merged = njit(**OPTIONS, forceinline=True)
 reordered = njit(**OPTIONS, fastmath=REORDERED)
 reordered_inlined = njit(**OPTIONS, fastmath=REORDERED, forceinline=True)
 # products and sums may fuse, but keep their order

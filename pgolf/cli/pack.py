@@ -32,6 +32,8 @@ from pgolf.summary import ArtifactSize, Train
 Options = DeviceOptions
 # parts of packing that are on the training clock
 PACKING = ("calibration", "rounding", "n-gram table", "primer")
+# the share of the scoring clock in which context mixing may read training text
+READING = 0.45
 
 
 def main(words: list[str]) -> int:
@@ -187,6 +189,7 @@ def primer_section(settings: Settings, dataset: Dataset, display: Display) -> di
     wanted = settings.evaluation.mixer.primer_tokens
     if "context_mixing" not in settings.evaluation.mixer.honest or not wanted:
         return {}
+    from pgolf.evaluation.predictors.context_mixing import seconds_per_token
     from pgolf.evaluation.primer import SECTION, primer_to_bytes
 
     shards: list[np.ndarray] = []
@@ -194,6 +197,11 @@ def primer_section(settings: Settings, dataset: Dataset, display: Display) -> di
         if (missing := wanted - sum(map(len, shards))) > 0:
             shards.insert(0, np.asarray(open_shard(path)[-missing:]))
     tokens = np.concatenate(shards) if shards else np.empty(0, np.uint16)
+    # reading it is on the scoring clock
+    affordable = int(settings.evaluation.seconds * READING / seconds_per_token(dataset.tokenizer.pieces, tokens))
+    if affordable < len(tokens):
+        display.say(f"context mixing: the scoring clock allows {affordable:,} of {len(tokens):,} tokens of training text")
+        tokens = tokens[len(tokens) - affordable :]
     section = primer_to_bytes(tokens)
     display.say(f"context mixing: {len(tokens):,} tokens of training text in {len(section):,} bytes")
     return {SECTION: section}

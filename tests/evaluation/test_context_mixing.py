@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pgolf.evaluation.codec.coding import Decoder, Encoder
+from pgolf.evaluation.mixing import history
 from pgolf.evaluation.mixing.tree import token_tree
 from pgolf.evaluation.predictors.base import Span
 from pgolf.evaluation.predictors.context_mixing import ContextMixingPredictor
@@ -109,3 +110,18 @@ def test_the_section_comes_back_and_a_damaged_one_is_one_line():
     for damaged in (packed[:-3], packed + b"!", b"\xff" + packed[1:], primer_to_bytes(np.array([VOCAB]))):
         with pytest.raises(PrimerError, match="^x is damaged: [^\n]+$"):
             primer_from_bytes(damaged, VOCAB, "x")
+
+
+def test_a_context_tells_apart_what_it_looks_at():
+    found = []
+    for text in (b"the then", b"the than", b"She then"):
+        state, before = history.new_state(), np.zeros(64, np.uint8)
+        for byte in text:
+            history.advance(state, before, byte)
+        contexts = np.zeros(history.CONTEXTS, np.int64)
+        history.contexts_of(state, before, np.zeros(256, np.int64), np.zeros(1 << 16, np.int64), 0, contexts)
+        assert len(set(contexts.tolist())) == history.CONTEXTS
+        found.append(contexts[1 : len(history.BY_LENGTH) + 1])
+    then, than, she = found
+    assert (then == than).tolist() == [length < 2 for length in history.BY_LENGTH]
+    assert (then == she).tolist() == [length < 8 for length in history.BY_LENGTH]

@@ -10,12 +10,12 @@ import numpy as np
 
 from pgolf.evaluation.mixing.history import mixed
 from pgolf.evaluation.mixing.tree import END
-from pgolf.kernels.jit import exact, exact_inlined
+from pgolf.kernels.jit import exact, exact_inlined, exact_merged
 
 f32, i32, u32 = np.float32, np.int32, np.uint32
 
 # a run is counted up to so many; in a table of runs or slots an entry is looked for at so many places
-MOST_RUN, RUN_PLACES, SLOT_PLACES = 127, 4, 3
+MOST_RUN, RUN_PLACES, SLOT_PLACES = 127, 4, 2
 ENDS = 256  # the symbol of a token's end
 
 
@@ -25,7 +25,8 @@ def _histories(most: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     limits = {0: most, 1: 30, 2: 20, 3: 14, 4: 10, 5: 10}
     # the other kind is remembered less the more often it came
     fewer = [0, 1, 2, 2, 3, 3, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5, 6] + [6] * 14 + [7] * (most - 30)
-    numbers, order, after = {(0, 0, 0): 0}, [(0, 0, 0)], []
+    order: list[tuple[int, ...]] = [(0, 0, 0)]
+    numbers, after = {order[0]: 0}, []
     for zeros, ones, last in order:
         row = []
         for bit in (0, 1):
@@ -81,6 +82,13 @@ def room_for_run(runs, key):
 
 
 @exact_inlined
+def glance(slots, key):
+    """Reads where a slot may be, so that whoever looks for it later does not wait: memory answers many such reads at once."""
+    first = (key >> 20) & (len(slots) - 1)
+    return np.int64(slots[first, 0] ^ slots[first ^ 1, 0])
+
+
+@exact_inlined
 def slot_of(slots, key):
     """Which slot a key has, or -1."""
     first, check, at = (key >> 20) & (len(slots) - 1), u32((key >> 48) & 0xFFFF | 1), np.int64(-1)
@@ -113,7 +121,7 @@ def room_for_slot(slots, key):
     return best
 
 
-@exact_inlined
+@exact_merged
 def cell_of(part, shift):
     """A decision's place within the slot of its half byte; an end's is the first."""
     cell = part
@@ -124,7 +132,16 @@ def cell_of(part, shift):
     return cell
 
 
-@exact_inlined
+@exact_merged
+def half_of(part, shift):
+    """The first half byte behind a 1 where a decision is of the second one, else 0."""
+    high = part
+    while high > 31:
+        high >>= 1
+    return high if shift < 4 else np.int64(0)
+
+
+@exact_merged
 def low_key(key, high):
     """The key of the second half byte's slot; `high` is the first half behind a 1."""
     return mixed(key, high + 1000)

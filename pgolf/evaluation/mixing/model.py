@@ -23,7 +23,6 @@ from pgolf.evaluation.mixing.history import (
     MARGIN,
     TOKEN_1,
     TOKEN_2,
-    TOKEN_3,
     WORD,
     advance,
     contexts_of,
@@ -41,6 +40,8 @@ from pgolf.evaluation.mixing.memory import (
     cell_of,
     count_bit,
     f32,
+    glance,
+    half_of,
     i32,
     low_key,
     room_for_run,
@@ -50,7 +51,7 @@ from pgolf.evaluation.mixing.memory import (
     spell,
     u32,
 )
-from pgolf.evaluation.mixing.tree import END, Tree
+from pgolf.evaluation.mixing.tree import END, Tree, cumulate
 from pgolf.kernels.jit import exact
 
 # inputs: of each context four, of each match two, a constant, and two of the network; filled up to whole vectors
@@ -101,7 +102,7 @@ class Model(NamedTuple):
     # along the path at hand, by the number of a decision on it
     inputs: np.ndarray
     history: np.ndarray
-    count: np.ndarray
+    bits_seen: np.ndarray
     shown: np.ndarray
     run: np.ndarray  # which entry of of_run was used, and what it said; -1 for none
     match: np.ndarray
@@ -111,6 +112,7 @@ class Model(NamedTuple):
     mixture: np.ndarray
     map_rows: np.ndarray
     node: np.ndarray
+    said: np.ndarray  # the probability of a 1
 
 
 def new_model(tree: Tree, capacity: int, run_bits: int, slot_bits: int) -> Model:
@@ -136,10 +138,10 @@ def new_model(tree: Tree, capacity: int, run_bits: int, slot_bits: int) -> Model
         place=np.full(levels, -1), loaded=whole(levels), half=whole(levels), keys=whole(levels, CONTEXTS),
         run_at=whole(levels, CONTEXTS), run_symbol=whole(levels, CONTEXTS), run_count=whole(levels, CONTEXTS),
         slot=whole(levels, CONTEXTS),
-        inputs=np.zeros(steps * INPUTS, i32), history=whole(steps, CONTEXTS), count=whole(steps, CONTEXTS),
+        inputs=np.zeros(steps * INPUTS, i32), history=whole(steps, CONTEXTS), bits_seen=whole(steps, CONTEXTS),
         shown=whole(steps, CONTEXTS), run=whole(steps, CONTEXTS), match=whole(steps, MATCHES), rows=whole(steps, SETS),
         logits=whole(steps, SETS), last_row=whole(steps), mixture=np.zeros(steps, f32), map_rows=whole(steps, MAPS + 1),
-        node=whole(steps),
+        node=whole(steps), said=np.zeros(steps, f32),
     )  # fmt: skip
 
 
@@ -181,7 +183,7 @@ def reach(model, tree, place):
     keys, runs = model.keys[depth], model.runs
     run_at, symbols, counts = model.run_at[depth], model.run_symbol[depth], model.run_count[depth]
     contexts_of(states[depth], text, model.after_one, model.after_two, place, keys)
-    for i in range(CONTEXTS):  # reads ahead of all looks, so that none waits for another
+    for i in range(CONTEXTS):  # a glance before all looks
         run_at[i] = np.int64(runs[(keys[i] >> 21) & (len(runs) - 1)])
     for i in range(CONTEXTS):
         at = run_of(runs, keys[i])
@@ -194,125 +196,132 @@ def reach(model, tree, place):
 @exact
 def load_half(model, depth, part, shift):
     """The slots of a place's half byte."""
-    low = shift < 4
-    high = part
-    while high > 31:
-        high >>= 1
-    wanted = high if low else 0
-    if model.half[depth] == wanted:
-        return
-    model.half[depth] = wanted
+    high, low = half_of(part, shift), shift < 4
+    model.half[depth] = high
     slots, keys, slot, counts = model.slots, model.keys[depth], model.slot[depth], model.run_count[depth]
     for i in range(CONTEXTS):
         slot[i] = -1
+        if counts[i] == 0:
+            slot[i] = glance(slots, low_key(keys[i], high) if low else keys[i])
+    for i in range(CONTEXTS):
         if counts[i] == 0:
             slot[i] = slot_of(slots, low_key(keys[i], high) if low else keys[i])
 
 
 @exact
-def probability(model, tree, node, step, before, has_network):
-    """That decision `node`, number `step` on its path, is 1. `before`: the network's probability of all leaves before each."""
-    part, shift, place = tree.part[node], tree.shift[node], tree.place[node]
-    depth = tree.depth[place]
-    reach(model, tree, place)
-    load_half(model, depth, part, shift)
-    state, text = model.states[depth], model.text
-    symbols, counts, slot, slots = model.run_symbol[depth], model.run_count[depth], model.slot[depth], model.slots
-    of_history, of_count, of_run = model.of_history, model.of_count, model.of_run
-    history, count, shown, run = model.history[step], model.count[step], model.shown[step], model.run[step]
-    x = model.inputs[step * INPUTS : (step + 1) * INPUTS]
-    model.node[step] = node
-    cell, longest = cell_of(part, shift), 0
-    for i in range(CONTEXTS):
-        at = PER_CONTEXT * i
-        history[i], run[i] = -1, -1
-        x[at], x[at + 1], x[at + 2], x[at + 3] = 0, 0, 0, 0
-        if counts[i] > 0:
-            symbol = symbols[i]
-            if shift == END:
-                bit, kind = np.int64(symbol == ENDS), np.int64(symbol == ENDS)
-            elif symbol != ENDS and (symbol | 256) >> (shift + 1) == part:
-                bit, kind = symbol >> shift & 1, np.int64(3 if shift < 4 else 2)
+def probabilities(model, tree, nodes, step, stay, before, has_network, out):
+    """That each of some decisions is 1, which follow one another on a path; the first is its number `step`. `before`: the
+    network's probability of all leaves before each. With `stay` = 1 all are noted as that number: asked, but not learnt."""
+    parts, shifts, tree_places, depths, bounds = tree.part, tree.shift, tree.place, tree.depth, tree.bounds
+    places, loaded, halves, states, text, slots = model.place, model.loaded, model.half, model.states, model.text, model.slots
+    symbols, counts, slot = model.run_symbol, model.run_count, model.slot
+    of_history, of_count, of_run, of_match = model.of_history, model.of_count, model.of_run, model.of_match
+    history, count, shown, run, match = model.history, model.bits_seen, model.shown, model.run, model.match
+    inputs, rows, logits, map_rows, maps = model.inputs, model.rows, model.logits, model.map_rows, model.maps
+    model_node, last_rows, mixture, weights = model.node, model.last_row, model.mixture, model.weights
+    last_weights, matches, lengths = model.last_weights, model.matches, model.lengths
+    for number in range(len(nodes)):
+        node = nodes[number]
+        part, shift, place = parts[node], shifts[node], tree_places[node]
+        depth = depths[place]
+        if places[depth] != place or not loaded[depth]:
+            reach(model, tree, place)
+        if halves[depth] != half_of(part, shift):
+            load_half(model, depth, part, shift)
+        base = step * INPUTS
+        model_node[step] = node
+        cell, longest = cell_of(part, shift), 0
+        for i in range(CONTEXTS):
+            at = PER_CONTEXT * i
+            history[step, i], run[step, i] = -1, -1
+            inputs[base + at], inputs[base + at + 1], inputs[base + at + 2], inputs[base + at + 3] = 0, 0, 0, 0
+            if counts[depth, i] > 0:
+                symbol = symbols[depth, i]
+                if shift == END:
+                    bit, kind = np.int64(symbol == ENDS), np.int64(symbol == ENDS)
+                elif symbol != ENDS and (symbol | 256) >> (shift + 1) == part:
+                    bit, kind = symbol >> shift & 1, np.int64(3 if shift < 4 else 2)
+                else:
+                    continue
+                p, sign = of_run[i, kind, counts[depth, i]], 2 * bit - 1
+                run[step, i] = 2 * kind + bit
+                inputs[base + at], inputs[base + at + 2] = sign * stretch(p), sign * int((p - f32(0.5)) * f32(512))
+                inputs[base + at + 3] = sign * (256 if counts[depth, i] > 3 else 102)
+            elif slot[depth, i] >= 0:
+                entry = slots[slot[depth, i], cell]
+                if cell == 0:
+                    seen = np.int64(entry >> u32(16)) & 255
+                    if seen == 0:
+                        continue
+                    p = of_history[CONTEXTS + i, seen]
+                else:
+                    seen, bits = np.int64(entry & u32(255)), np.int64(entry >> u32(8)) & 255
+                    if bits == 0:
+                        continue
+                    p = of_history[i, seen]
+                    own = stretch((f32(entry >> u32(16)) + f32(0.5)) * f32(1 / 65536))
+                    count[step, i], shown[step, i] = bits, min(max((own + 64 >> 7) + 16, 0), 32)
+                    inputs[base + at + 1] = stretch(of_count[i, bits, shown[step, i]])
+                history[step, i] = seen
+                inputs[base + at], inputs[base + at + 2] = stretch(p), int((p - f32(0.5)) * f32(512))
+                inputs[base + at + 3] = CERTAINTY[seen]
             else:
                 continue
-            p, sign = of_run[i, kind, counts[i]], 2 * bit - 1
-            run[i] = 2 * kind + bit
-            x[at], x[at + 2] = sign * stretch(p), sign * int((p - f32(0.5)) * f32(512))
-            x[at + 3] = sign * (256 if counts[i] > 3 else 102)
-        elif slot[i] >= 0:
-            entry = slots[slot[i], cell]
-            if cell == 0:
-                seen = np.int64(entry >> u32(16)) & 255
-                if seen == 0:
-                    continue
-                p = of_history[CONTEXTS + i, seen]
-            else:
-                seen, bits = np.int64(entry & u32(255)), np.int64(entry >> u32(8)) & 255
-                if bits == 0:
-                    continue
-                p = of_history[i, seen]
-                own = stretch((f32(entry >> u32(16)) + f32(0.5)) * f32(1 / 65536))
-                count[i], shown[i] = bits, min(max((own + 64 >> 7) + 16, 0), 32)
-                x[at + 1] = stretch(of_count[i, bits, shown[i]])
-            history[i] = seen
-            x[at], x[at + 2], x[at + 3] = stretch(p), int((p - f32(0.5)) * f32(512)), CERTAINTY[seen]
-        else:
-            continue
-        if 1 <= i <= len(BY_LENGTH):
-            longest = i
-    length = 0
-    for j in range(MATCHES):
-        at, to = model.matches[depth, j], MATCH_INPUTS + 2 * j
-        x[to], x[to + 1], model.match[step, j] = 0, 0, -1
-        if at and shift != END and (np.int64(text[at]) | 256) >> (shift + 1) == part:
-            bytes_ = model.lengths[j] + depth
-            known = min(bytes_ if bytes_ < 16 else 16 + (bytes_ - 16) // 4, 31)
-            bit = np.int64(text[at]) >> shift & 1
-            sign = 2 * bit - 1
-            model.match[step, j] = 2 * known + bit
-            x[to], x[to + 1] = sign * stretch(model.of_match[j, known]), sign * 256
-            length = max(length, known + 1)
-    x[CONSTANT], x[NETWORK], x[NETWORK + 1] = 102, 0, 0
-    confidence = 0
-    if has_network:
-        low, middle, high = tree.bounds[node, 0], tree.bounds[node, 1], tree.bounds[node, 2]
-        odds = math.log((before[high] - before[middle] + 1e-9) / (before[middle] - before[low] + 1e-9))
-        logit = int(min(max(odds * 256, -WIDEST), WIDEST))
-        x[NETWORK], x[NETWORK + 1] = logit, int((squash(logit) - f32(0.5)) * f32(512))
-        confidence = 1 + min(abs(logit) // 128, 14)
-    # which weights
-    a, b = np.int64(text[state[LENGTH] - 1]), np.int64(text[state[LENGTH] - 2])
-    inside = 1 if depth else 0
-    kind = part + 256 * inside if shift != END else 512 + inside
-    letters = 0 if 97 <= a <= 122 else 1 if a == 32 else 2 if a == 10 else 3 if 65 <= a <= 90 else 4 if 48 <= a <= 57 else 5
-    rows = model.rows[step]
-    rows[0], rows[1], rows[2] = length, kind, a * 9 + shift
-    rows[3] = (longest * 9 + shift) * 2 + (1 if length else 0) + 256 * inside
-    rows[4] = b * 9 + shift
-    rows[5] = (state[AT_INDENT] + 2 * min(state[COLUMN], 15) + 32 * letters) * 9 + shift
-    rows[6], rows[7] = node % MOST_ROWS, confidence * 9 + shift
-    last_row = (longest * 16 + (1 + length // 4 if length else 0)) * 16 + confidence
-    model.last_row[step] = last_row
-    total = f32(0)
-    for k in range(SETS):
-        logit = min(max(np.int64(product(model.weights, (k * MOST_ROWS + rows[k]) * INPUTS, x)) >> 6, -WIDEST), WIDEST)
-        model.logits[step, k] = logit
-        total += model.last_weights[last_row, k] * f32(logit)
-    total = min(max(total, f32(-WIDEST)), f32(WIDEST))
-    p = squash(int(total))
-    model.mixture[step] = p
-    # the maps
-    position = (min(max(total, f32(-2046)), f32(2046)) + f32(2048)) * f32(1 / 128)
-    left = int(position)
-    share = position - f32(left)
-    map_rows = model.map_rows[step]
-    map_rows[0], map_rows[1] = (a << 8 | part) & 0xFFFF, mixed(a << 8 | b, kind) >> 9 & 0xFFFF
-    map_rows[2], map_rows[MAPS] = mixed(mixed(state[WORD], 3), kind) >> 9 & 0xFFFF, left
-    p *= f32(0.4)
-    for j in range(MAPS):
-        row = model.maps[j, map_rows[j]]
-        p += f32(0.2) * (row[left] * (f32(1) - share) + row[left + 1] * share)
-    return min(max(p, f32(1e-5)), f32(1 - 1e-5))
+            if 1 <= i <= len(BY_LENGTH):
+                longest = i
+        length = 0
+        for j in range(MATCHES):
+            at, to = matches[depth, j], MATCH_INPUTS + 2 * j
+            inputs[base + to], inputs[base + to + 1], match[step, j] = 0, 0, -1
+            if at and shift != END and (np.int64(text[at]) | 256) >> (shift + 1) == part:
+                bytes_ = lengths[j] + depth
+                known = min(bytes_ if bytes_ < 16 else 16 + (bytes_ - 16) // 4, 31)
+                bit = np.int64(text[at]) >> shift & 1
+                sign = 2 * bit - 1
+                match[step, j] = 2 * known + bit
+                inputs[base + to], inputs[base + to + 1] = sign * stretch(of_match[j, known]), sign * 256
+                length = max(length, known + 1)
+        inputs[base + CONSTANT], inputs[base + NETWORK], inputs[base + NETWORK + 1] = 102, 0, 0
+        confidence = 0
+        if has_network:
+            low, middle, high = bounds[node, 0], bounds[node, 1], bounds[node, 2]
+            odds = math.log((before[high] - before[middle] + 1e-9) / (before[middle] - before[low] + 1e-9))
+            logit = int(min(max(odds * 256, -WIDEST), WIDEST))
+            inputs[base + NETWORK], inputs[base + NETWORK + 1] = logit, int((squash(logit) - f32(0.5)) * f32(512))
+            confidence = 1 + min(abs(logit) // 128, 14)
+        # which weights
+        a, b = np.int64(text[states[depth, LENGTH] - 1]), np.int64(text[states[depth, LENGTH] - 2])
+        inside = 1 if depth else 0
+        kind = part + 256 * inside if shift != END else 512 + inside
+        shape = 0 if 97 <= a <= 122 else 1 if a == 32 else 2 if a == 10 else 3 if 65 <= a <= 90 else 4 if 48 <= a <= 57 else 5
+        rows[step, 0], rows[step, 1], rows[step, 2] = length, kind, a * 9 + shift
+        rows[step, 3] = (longest * 9 + shift) * 2 + (1 if length else 0) + 256 * inside
+        rows[step, 4] = b * 9 + shift
+        rows[step, 5] = (states[depth, AT_INDENT] + 2 * min(states[depth, COLUMN], 15) + 32 * shape) * 9 + shift
+        rows[step, 6], rows[step, 7] = node % MOST_ROWS, confidence * 9 + shift
+        last_row = (longest * 16 + (1 + length // 4 if length else 0)) * 16 + confidence
+        last_rows[step] = last_row
+        total = f32(0)
+        for k in range(SETS):
+            weighed = np.int64(product(weights, (k * MOST_ROWS + rows[step, k]) * INPUTS, inputs, base, INPUTS)) >> 6
+            logit = min(max(weighed, -WIDEST), WIDEST)
+            logits[step, k] = logit
+            total += last_weights[last_row, k] * f32(logit)
+        total = min(max(total, f32(-WIDEST)), f32(WIDEST))
+        p = squash(int(total))
+        mixture[step] = p
+        # the maps
+        position = (min(max(total, f32(-2046)), f32(2046)) + f32(2048)) * f32(1 / 128)
+        left = int(position)
+        share = position - f32(left)
+        map_rows[step, 0], map_rows[step, 1] = (a << 8 | part) & 0xFFFF, mixed(a << 8 | b, kind) >> 9 & 0xFFFF
+        map_rows[step, 2], map_rows[step, MAPS] = mixed(mixed(states[depth, WORD], 3), kind) >> 9 & 0xFFFF, left
+        p *= f32(0.4)
+        for j in range(MAPS):
+            at = map_rows[step, j]
+            p += f32(0.2) * (maps[j, at, left] * (f32(1) - share) + maps[j, at, left + 1] * share)
+        out[number] = min(max(p, f32(1e-5)), f32(1 - 1e-5))
+        step += 1 - stay
 
 
 # ---- tokens
@@ -322,10 +331,12 @@ def probability(model, tree, node, step, before, has_network):
 def cost_of(model, tree, token, before, has_network):
     """What a token costs, in nats. Nothing is learnt."""
     begin(model)
+    start, end, said, bits = tree.start[token], tree.start[token + 1], model.said, tree.bit
+    probabilities(model, tree, tree.path[start:end], 0, 0, before, has_network, said)
     nats = 0.0
-    for at in range(tree.start[token], tree.start[token + 1]):
-        p = probability(model, tree, tree.path[at], at - tree.start[token], before, has_network)
-        nats -= math.log(np.float64(p) if tree.bit[at] else 1.0 - np.float64(p))
+    for at in range(start, end):
+        p = np.float64(said[at - start])
+        nats -= math.log(p if bits[at] else 1.0 - p)
     return nats
 
 
@@ -333,11 +344,12 @@ def cost_of(model, tree, token, before, has_network):
 def row_of(model, tree, before, has_network, log_probs):
     """The log-probabilities of all tokens, (V,)."""
     begin(model)
-    so_far = np.zeros(len(tree.part))
+    so_far, said = np.zeros(len(tree.part)), np.empty(len(tree.part), f32)
+    probabilities(model, tree, np.arange(len(tree.part)), 0, 1, before, has_network, said)
     for node in range(len(tree.part)):
-        p = probability(model, tree, node, 0, before, has_network)
+        p = np.float64(said[node])
         for bit in range(2):
-            nats, child = so_far[node] + math.log(np.float64(p) if bit else 1.0 - np.float64(p)), tree.child[node, bit]
+            nats, child = so_far[node] + math.log(p if bit else 1.0 - p), tree.child[node, bit]
             if child < 0:
                 log_probs[-1 - child] = nats
             else:
@@ -351,8 +363,7 @@ def learn(model, tree, token):
     rate = f32(LEARNING_RATES[0]) + (f32(LEARNING_RATES[1]) - f32(LEARNING_RATES[0])) * progress
     start = tree.start[token]
     steps = tree.start[token + 1] - start
-    for step in range(steps):
-        learn_decision(model, tree, step, tree.bit[start + step], rate * f32(1 << 22))
+    learn_decisions(model, tree, tree.bit[start : start + steps], rate * f32(1 << 22))
     step = 0
     while step < steps:
         place = tree.place[model.node[step]]
@@ -366,48 +377,50 @@ def learn(model, tree, token):
     for at in range(tree.first[token], tree.first[token + 1]):
         append(model, np.int64(tree.bytes[at]))
     state = model.states[0]
-    state[TOKEN_3], state[TOKEN_2], state[TOKEN_1] = state[TOKEN_2], state[TOKEN_1], token + 1
+    state[TOKEN_2], state[TOKEN_1] = state[TOKEN_1], token + 1
 
 
 @exact
-def learn_decision(model, tree, step, bit, rate):
-    """Weights, maps, and what histories, counts, runs and matches are worth."""
-    goal, node = f32(bit), model.node[step]
-    depth = tree.depth[tree.place[node]]
+def learn_decisions(model, tree, bits, rate):
+    """Weights, maps, and what histories, counts, runs and matches are worth, from the decisions of a path."""
+    tree_places, depths, shifts, nodes, mixture = tree.place, tree.depth, tree.shift, model.node, model.mixture
     of_history, seen_history, of_count, of_run = model.of_history, model.seen_history, model.of_count, model.of_run
-    weights, rows, last_row = model.weights, model.rows[step], model.last_row[step]
-    x = model.inputs[step * INPUTS : (step + 1) * INPUTS]
-    error = (goal - model.mixture[step]) * f32(0.002 / 256)
-    for k in range(SETS):
-        logit = model.logits[step, k]
-        move, at = i32((goal - squash(logit)) * rate), (k * MOST_ROWS + rows[k]) * INPUTS
-        for j in range(INPUTS):
-            weights[at + j] += i32(i32(i32(x[j] * move) + i32(8192)) >> i32(14))
-        model.last_weights[last_row, k] += error * f32(logit)
-    left = model.map_rows[step, MAPS]
-    for j in range(MAPS):
-        row = model.maps[j, model.map_rows[step, j]]
-        for q in range(left, left + 2):
-            row[q] += f32(0.02) * (goal - row[q])
-    for j in range(MATCHES):
-        known = model.match[step, j]
-        if known >= 0:
-            right = f32((known & 1) == bit)
-            model.of_match[j, known >> 1] = towards(model.of_match[j, known >> 1], right, f32(0.004), f32(0.0003))
-    history, run, counts = model.history[step], model.run[step], model.run_count[depth]
-    end = tree.shift[node] == END
-    for i in range(CONTEXTS):
-        if run[i] >= 0:
-            kind, right = run[i] >> 1, f32((run[i] & 1) == bit)
-            of_run[i, kind, counts[i]] = towards(of_run[i, kind, counts[i]], right, f32(0.005), f32(0.0003))
-        elif history[i] >= 0:
-            row, seen = CONTEXTS + i if end else i, history[i]
-            times = seen_history[row, seen]
-            of_history[row, seen] = towards(of_history[row, seen], goal, f32(1) / (f32(times) + f32(1.5)), f32(0.0005))
-            seen_history[row, seen] = min(times + 1, 250)
-            if not end:
-                bits, shown = model.count[step, i], model.shown[step, i]
-                of_count[i, bits, shown] = towards(of_count[i, bits, shown], goal, f32(0.015), f32(0.0005))
+    weights, last_weights, inputs, rows, logits = model.weights, model.last_weights, model.inputs, model.rows, model.logits
+    last_rows, maps, map_rows, match, of_match = model.last_row, model.maps, model.map_rows, model.match, model.of_match
+    history, run, counts, bits_seen, shown = model.history, model.run, model.run_count, model.bits_seen, model.shown
+    for step in range(len(bits)):
+        bit, node, last_row, base = bits[step], nodes[step], last_rows[step], step * INPUTS
+        goal, depth = f32(bit), depths[tree_places[node]]
+        error = (goal - mixture[step]) * f32(0.002 / 256)
+        for k in range(SETS):
+            logit = logits[step, k]
+            move, at = i32((goal - squash(logit)) * rate), (k * MOST_ROWS + rows[step, k]) * INPUTS
+            for j in range(INPUTS):
+                weights[at + j] += i32(i32(i32(inputs[base + j] * move) + i32(8192)) >> i32(14))
+            last_weights[last_row, k] += error * f32(logit)
+        left = map_rows[step, MAPS]
+        for j in range(MAPS):
+            at = map_rows[step, j]
+            for q in range(left, left + 2):
+                maps[j, at, q] += f32(0.02) * (goal - maps[j, at, q])
+        for j in range(MATCHES):
+            known = match[step, j]
+            if known >= 0:
+                right = f32((known & 1) == bit)
+                of_match[j, known >> 1] = towards(of_match[j, known >> 1], right, f32(0.004), f32(0.0003))
+        end = shifts[node] == END
+        for i in range(CONTEXTS):
+            if run[step, i] >= 0:
+                kind, right, length = run[step, i] >> 1, f32((run[step, i] & 1) == bit), counts[depth, i]
+                of_run[i, kind, length] = towards(of_run[i, kind, length], right, f32(0.005), f32(0.0003))
+            elif history[step, i] >= 0:
+                row, seen = CONTEXTS + i if end else i, history[step, i]
+                times = seen_history[row, seen]
+                of_history[row, seen] = towards(of_history[row, seen], goal, f32(1) / (f32(times) + f32(1.5)), f32(0.0005))
+                seen_history[row, seen] = min(times + 1, 250)
+                if not end:
+                    many, was = bits_seen[step, i], shown[step, i]
+                    of_count[i, many, was] = towards(of_count[i, many, was], goal, f32(0.015), f32(0.0005))
 
 
 @exact
@@ -415,6 +428,11 @@ def remember(model, tree, depth, symbol, nodes, bits):
     """A place's symbol, in runs and slots of all its contexts."""
     runs, slots, keys = model.runs, model.slots, model.keys[depth]
     counts, symbols, run_at = model.run_count[depth], model.run_symbol[depth], model.run_at[depth]
+    slot, parts, shifts = model.slot[depth], tree.part, tree.shift
+    for i in range(CONTEXTS):
+        if counts[i] > 0 and symbols[i] != symbol:
+            was = low_key(keys[i], symbols[i] >> 4 | 16)
+            slot[i] = glance(slots, keys[i]) ^ glance(slots, was) ^ glance(slots, low_key(keys[i], symbol >> 4 | 16))
     for i in range(CONTEXTS):
         key = keys[i]
         if counts[i] < 0:
@@ -429,7 +447,7 @@ def remember(model, tree, depth, symbol, nodes, bits):
             runs[run_at[i]] &= u32(0xFFFF0000)
         high, low = np.int64(-1), np.int64(-1)
         for q in range(len(nodes)):
-            part, shift = tree.part[nodes[q]], tree.shift[nodes[q]]
+            part, shift = parts[nodes[q]], shifts[nodes[q]]
             if shift < 4:
                 if low < 0:
                     low = room_for_slot(slots, low_key(key, symbol >> 4 | 16))
@@ -477,18 +495,3 @@ def follow(model, tree, tokens, logits, nats):
             cumulate(tree, logits[t], before)
         nats[t] = cost_of(model, tree, tokens[t], before, len(logits) > 0)
         learn(model, tree, tokens[t])
-
-
-@exact
-def cumulate(tree, logits, before):
-    """Of softmax(logits): the probability of all leaves before each."""
-    peak = logits[0]
-    for v in range(len(tree.leaf)):
-        peak = max(peak, logits[v])
-    for v in range(len(tree.leaf)):
-        before[tree.leaf[v] + 1] = math.exp(np.float64(logits[v]) - np.float64(peak))
-    for v in range(len(tree.leaf)):
-        before[v + 1] += before[v]
-    total = before[len(tree.leaf)]
-    for v in range(len(tree.leaf)):
-        before[v + 1] /= total

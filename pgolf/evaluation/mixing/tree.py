@@ -5,11 +5,14 @@ beginning of longer ones, first: does it end here? Then the next byte's bits, mo
 bytes which may follow have in common. V tokens take V - 1 decisions in all, numbered in depth-first order.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from pgolf.kernels.jit import exact
 
 # the shift of a decision that is no bit: does the token end
 END = 8
@@ -118,3 +121,18 @@ def token_tree(pieces: Sequence[bytes]) -> Tree:
 
 def _offsets(parts: Sequence) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+
+
+@exact
+def cumulate(tree, logits, before):
+    """Of softmax(logits): the probability of all leaves before each."""
+    peak = logits[0]
+    for v in range(len(tree.leaf)):
+        peak = max(peak, logits[v])
+    for v in range(len(tree.leaf)):
+        before[tree.leaf[v] + 1] = math.exp(np.float64(logits[v]) - np.float64(peak))
+    for v in range(len(tree.leaf)):
+        before[v + 1] += before[v]
+    total = before[len(tree.leaf)]
+    for v in range(len(tree.leaf)):
+        before[v + 1] /= total

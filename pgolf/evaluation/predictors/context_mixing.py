@@ -1,23 +1,27 @@
 """Context mixing over the bytes of each token, with the network's distribution as one input (pgolf.evaluation.mixing)."""
 
 import copy
-from functools import cached_property
+import time
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
 
-from pgolf.evaluation.mixing.model import append, cost_of, cumulate, follow, learn, new_model, probability, row_of
-from pgolf.evaluation.mixing.tree import token_tree
+from pgolf.evaluation.mixing.model import Model, append, cost_of, follow, learn, new_model, probabilities, row_of
+from pgolf.evaluation.mixing.tree import Tree, cumulate, token_tree
 from pgolf.evaluation.predictors.base import Decisions, Predictor, Span
 from pgolf.evaluation.primer import Primer
 from pgolf.evaluation.statistics import Statistics
 
 # tables of 2^n slots and runs, by the bytes that they are for
-LEAST_SLOTS, MOST_SLOTS, LEAST_RUNS, MOST_RUNS = 16, 22, 20, 26
+LEAST_SLOTS, MOST_SLOTS, LEAST_RUNS, MOST_RUNS = 16, 22, 20, 25
+# tokens whose time is taken
+PROBED = 8192
 
 
 class ContextMixingPredictor(Predictor):
     """p(token) = the product of p(bit) along the token's path through the tree of all tokens' bytes. Each p(bit) mixes, in
-    the logistic domain, what 44 contexts of bytes, words, lines and tokens have seen, three matches, and the network.
+    the logistic domain, what 28 contexts of bytes, words, lines and tokens have seen, three matches, and the network.
 
     Nothing is learnt before a token is known, so the probability of any token can be asked for: about 20 decisions for one,
     V - 1 for the whole row. Before the stream's first token it reads the primer's text, without a network.
@@ -30,7 +34,7 @@ class ContextMixingPredictor(Predictor):
 
     def __init__(self, primer: Primer):
         self.primer = primer
-        self.tree = token_tree(primer.pieces)
+        self.tree = tree_of(tuple(primer.pieces))
         self.longest = max(map(len, primer.pieces))
 
     @classmethod
@@ -51,13 +55,7 @@ class ContextMixingPredictor(Predictor):
     @cached_property
     def model(self):
         """After the primer."""
-        size = sum(len(self.primer.pieces[token]) for token in self.primer.tokens.tolist())
-        bits = size.bit_length()
-        slots, runs = min(max(bits, LEAST_SLOTS), MOST_SLOTS), min(max(bits + 4, LEAST_RUNS), MOST_RUNS)
-        model = new_model(self.tree, size + (1 << 16), runs, slots)
-        nothing = np.empty((0, len(self.primer.pieces)), np.float32)
-        follow(model, self.tree, self.primer.tokens, nothing, np.empty(len(self.primer.tokens)))
-        return model
+        return copy.deepcopy(primed(tuple(self.primer.pieces), self.primer.tokens.tobytes()))
 
     @cached_property
     def before(self):
@@ -101,10 +99,47 @@ class ContextMixingPredictor(Predictor):
         return np.stack(rows)
 
     def _probability(self, node: int, step: int) -> float:
-        return float(probability(self.model, self.tree, node, step, self.before, True))
+        said = np.empty(1, np.float32)
+        probabilities(self.model, self.tree, np.array([node]), step, 0, self.before, True, said)
+        return float(said[0])
 
     def _reserve(self, tokens):
         """Room for the bytes of so many tokens, beside those of the paths on which the model looks ahead."""
         needed = int(self.model.states[0, 0]) + (tokens + 2) * self.longest + 64
         if needed > len(self.model.text):
             self.model = self.model._replace(text=np.concatenate([self.model.text, np.zeros(needed, np.uint8)]))
+
+
+@lru_cache(2)
+def tree_of(pieces: tuple[bytes, ...]) -> Tree:
+    return token_tree(pieces)
+
+
+@lru_cache(1)
+def primed(pieces: tuple[bytes, ...], text: bytes) -> Model:
+    """A model that has read the text (its tokens as int64). An audit begins many streams with it: whoever goes on takes a
+    copy."""
+    tokens, tree = np.frombuffer(text, np.int64), tree_of(pieces)
+    size = int(np.diff(tree.first)[tokens].sum())
+    bits = size.bit_length()
+    slots, runs = min(max(bits, LEAST_SLOTS), MOST_SLOTS), min(max(bits + 4, LEAST_RUNS), MOST_RUNS)
+    model = new_model(tree, size + (1 << 16), runs, slots)
+    read(model, tree, tokens)
+    return model
+
+
+def read(model: Model, tree: Tree, tokens: np.ndarray) -> None:
+    """Learn from tokens without a network."""
+    follow(model, tree, tokens, np.empty((0, len(tree.leaf)), np.float32), np.empty(len(tokens)))
+
+
+def seconds_per_token(pieces: Sequence[bytes], tokens: np.ndarray) -> float:
+    """What reading takes with the largest tables, measured on the end of the text after numba has compiled."""
+    tree, part, pace = tree_of(tuple(pieces)), tokens[-PROBED:].astype(np.int64), 1.0
+    model = new_model(tree, 2 * int(np.diff(tree.first)[part].sum()), MOST_RUNS, MOST_SLOTS)
+    # the first time numba compiles, and the tables get their memory
+    for _ in range(2):
+        begun = time.perf_counter()
+        read(model, tree, part)
+        pace = (time.perf_counter() - begun) / max(len(part), 1)
+    return pace
