@@ -33,7 +33,7 @@ Options = DeviceOptions
 # parts of packing that are on the training clock
 PACKING = ("calibration", "rounding", "n-gram table", "primer")
 # the share of the scoring clock in which context mixing may read training text
-READING = 0.45
+READING = 0.5
 
 
 def main(words: list[str]) -> int:

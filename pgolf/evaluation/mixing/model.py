@@ -23,6 +23,7 @@ from pgolf.evaluation.mixing.history import (
     MARGIN,
     TOKEN_1,
     TOKEN_2,
+    TOKEN_3,
     WORD,
     advance,
     contexts_of,
@@ -66,7 +67,7 @@ LONGEST_MATCH = 40
 # sets of weights, rows of each at most, maps at the end, and rows of them
 SETS, MAPS, MAP_ROWS = 8, 3, 1 << 16
 MOST_ROWS = 4608
-LEARNING_RATES, SETTLED = (0.01, 0.002), 300_000  # from the first byte to this one, linearly
+LEARNING_RATES, SETTLED = (0.01, 0.004), 300_000  # from the first byte to this one, linearly
 
 
 # ---- what is learnt
@@ -120,7 +121,7 @@ def new_model(tree: Tree, capacity: int, run_bits: int, slot_bits: int) -> Model
     levels, steps = int(tree.depth.max()) + 2, int(np.diff(tree.start).max())
     weights = np.zeros((SETS, MOST_ROWS, INPUTS), i32)
     weights[:, :, 0:MATCH_INPUTS:PER_CONTEXT], weights[:, :, 1:MATCH_INPUTS:PER_CONTEXT] = 7864, 5243
-    weights[:, :, NETWORK] = 9830
+    weights[:, :, NETWORK] = 19660
     grid = SQUASH[WIDEST + 1 + 128 * (np.arange(33) - 16)]
 
     def whole(*shape):
@@ -314,7 +315,10 @@ def probabilities(model, tree, nodes, step, stay, before, has_network, out):
         position = (min(max(total, f32(-2046)), f32(2046)) + f32(2048)) * f32(1 / 128)
         left = int(position)
         share = position - f32(left)
-        map_rows[step, 0], map_rows[step, 1] = (a << 8 | part) & 0xFFFF, mixed(a << 8 | b, kind) >> 9 & 0xFFFF
+        map_rows[step, 0], map_rows[step, 1] = (
+            (a << 8 | part) & 0xFFFF,
+            mixed(confidence << 8 | longest, mixed(node, 5)) >> 9 & 0xFFFF,
+        )
         map_rows[step, 2], map_rows[step, MAPS] = mixed(mixed(states[depth, WORD], 3), kind) >> 9 & 0xFFFF, left
         p *= f32(0.4)
         for j in range(MAPS):
@@ -377,7 +381,7 @@ def learn(model, tree, token):
     for at in range(tree.first[token], tree.first[token + 1]):
         append(model, np.int64(tree.bytes[at]))
     state = model.states[0]
-    state[TOKEN_2], state[TOKEN_1] = state[TOKEN_1], token + 1
+    state[TOKEN_3], state[TOKEN_2], state[TOKEN_1] = state[TOKEN_2], state[TOKEN_1], token + 1
 
 
 @exact
@@ -391,7 +395,7 @@ def learn_decisions(model, tree, bits, rate):
     for step in range(len(bits)):
         bit, node, last_row, base = bits[step], nodes[step], last_rows[step], step * INPUTS
         goal, depth = f32(bit), depths[tree_places[node]]
-        error = (goal - mixture[step]) * f32(0.002 / 256)
+        error = (goal - mixture[step]) * f32(0.0005 / 256)
         for k in range(SETS):
             logit = logits[step, k]
             move, at = i32((goal - squash(logit)) * rate), (k * MOST_ROWS + rows[step, k]) * INPUTS

@@ -14,14 +14,14 @@ from pgolf.evaluation.primer import Primer
 from pgolf.evaluation.statistics import Statistics
 
 # tables of 2^n slots and runs, by the bytes that they are for
-LEAST_SLOTS, MOST_SLOTS, LEAST_RUNS, MOST_RUNS = 16, 22, 20, 25
+LEAST_SLOTS, MOST_SLOTS, LEAST_RUNS, MOST_RUNS = 16, 23, 20, 26
 # tokens whose time is taken
 PROBED = 8192
 
 
 class ContextMixingPredictor(Predictor):
     """p(token) = the product of p(bit) along the token's path through the tree of all tokens' bytes. Each p(bit) mixes, in
-    the logistic domain, what 28 contexts of bytes, words, lines and tokens have seen, three matches, and the network.
+    the logistic domain, what 44 contexts of bytes, words, lines and tokens have seen, three matches, and the network.
 
     Nothing is learnt before a token is known, so the probability of any token can be asked for: about 20 decisions for one,
     V - 1 for the whole row. Before the stream's first token it reads the primer's text, without a network.
@@ -122,7 +122,7 @@ def primed(pieces: tuple[bytes, ...], text: bytes) -> Model:
     tokens, tree = np.frombuffer(text, np.int64), tree_of(pieces)
     size = int(np.diff(tree.first)[tokens].sum())
     bits = size.bit_length()
-    slots, runs = min(max(bits, LEAST_SLOTS), MOST_SLOTS), min(max(bits + 4, LEAST_RUNS), MOST_RUNS)
+    slots, runs = min(max(bits + 1, LEAST_SLOTS), MOST_SLOTS), min(max(bits + 4, LEAST_RUNS), MOST_RUNS)
     model = new_model(tree, size + (1 << 16), runs, slots)
     read(model, tree, tokens)
     return model
