@@ -315,11 +315,9 @@ def probabilities(model, tree, nodes, step, stay, before, has_network, out):
         position = (min(max(total, f32(-2046)), f32(2046)) + f32(2048)) * f32(1 / 128)
         left = int(position)
         share = position - f32(left)
-        map_rows[step, 0], map_rows[step, 1] = (
-            (a << 8 | part) & 0xFFFF,
-            mixed(confidence << 8 | longest, mixed(node, 5)) >> 9 & 0xFFFF,
-        )
-        map_rows[step, 2], map_rows[step, MAPS] = mixed(mixed(states[depth, WORD], 3), kind) >> 9 & 0xFFFF, left
+        map_rows[step, 0], map_rows[step, MAPS] = (a << 8 | part) & 0xFFFF, left
+        map_rows[step, 1] = mixed(confidence << 8 | longest, mixed(node, 5)) >> 9 & 0xFFFF
+        map_rows[step, 2] = mixed(mixed(states[depth, WORD], 3), kind) >> 9 & 0xFFFF
         p *= f32(0.4)
         for j in range(MAPS):
             at = map_rows[step, j]
@@ -365,8 +363,7 @@ def learn(model, tree, token):
     """A token has come: `cost_of` was asked for it just before."""
     progress = f32(min(model.states[0, LENGTH], SETTLED)) / f32(SETTLED)
     rate = f32(LEARNING_RATES[0]) + (f32(LEARNING_RATES[1]) - f32(LEARNING_RATES[0])) * progress
-    start = tree.start[token]
-    steps = tree.start[token + 1] - start
+    start, steps = tree.start[token], tree.start[token + 1] - tree.start[token]
     learn_decisions(model, tree, tree.bit[start : start + steps], rate * f32(1 << 22))
     step = 0
     while step < steps:
