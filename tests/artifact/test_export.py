@@ -39,7 +39,7 @@ def test_the_readable_script_carries_every_source_as_it_is():
     for path, text in code.needed_sources(settings).values():
         assert files[path] == text
     assert {"pgolf/run.py", "pgolf/kernels/__init__.py", "pgolf/training/loop.py", "pgolf/model/network.py"} <= files.keys()
-    assert not any("report/pictures" in path or "artifact/export" in path for path in files)
+    assert not any("report/page" in path or "artifact/export" in path for path in files)
     assert script == code.readable_script(dataclasses.replace(settings, seed=8), "cpu")
     readable = [line for line in script.splitlines() if line.startswith(("def ", "class "))]
     assert len(readable) > 300
