@@ -34,6 +34,8 @@ Options = DeviceOptions
 PACKING = ("calibration", "rounding", "n-gram table", "primer")
 # the share of the scoring clock in which context mixing may read training text
 READING = 0.5
+# tokens that are read in a second or two anywhere
+SOON_READ = 20_000
 
 
 def main(words: list[str]) -> int:
@@ -197,9 +199,11 @@ def primer_section(settings: Settings, dataset: Dataset, budget: Budget, display
             shards.insert(0, np.asarray(open_shard(path)[-missing:]))
     tokens = np.concatenate(shards) if shards else np.empty(0, np.uint16)
     # reading it is on the scoring clock; of this measure the most is what numba compiles
-    with budget.outside("warm-up"):
-        pace = seconds_per_token(dataset.tokenizer.pieces, tokens)
-    affordable = int(settings.evaluation.seconds * READING / pace)
+    affordable = len(tokens)
+    if len(tokens) > SOON_READ:
+        with budget.outside("warm-up"):
+            pace = seconds_per_token(dataset.tokenizer.pieces, tokens)
+        affordable = int(settings.evaluation.seconds * READING / pace)
     if affordable < len(tokens):
         display.say(f"context mixing: the scoring clock allows {affordable:,} of {len(tokens):,} tokens of training text")
         tokens = tokens[len(tokens) - affordable :]
