@@ -45,8 +45,6 @@ class MixerSettings:
     """Levels of the document-local n-gram back-off."""
     online_weights: bool = True
     """Learn the n-gram back-off's weights while scoring; off: only the table in the artifact."""
-    primer_tokens: int = 1_000_000
-    """Training tokens at most that the artifact carries for context_mixing to read before it scores, on the scoring clock."""
     granularity: int = 8
     """Counts and weights are fresh to within this many tokens."""
     eta: float = 0.1
@@ -55,6 +53,8 @@ class MixerSettings:
     """Step of #1014's online bias; 0 switches it off."""
     ranks: int = 8
     """Processes that the submission ran on: its published mixture had weights of their own on each."""
+    primer_tokens: int = 1_000_000
+    """Training tokens at most that the artifact carries for context_mixing to read before it scores, on the scoring clock."""
 
     def validate(self) -> None:
         between(0, 1 << 26, "evaluation.mixer", self, "primer_tokens")
