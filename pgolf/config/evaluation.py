@@ -47,3 +47,9 @@ class EvaluationSettings:
             raise SettingsError(f"evaluation.stride {self.stride} must be from 1 to the window's {self.window}")
         for section in (self.adaptation, self.lora, self.mixer):
             section.validate()
+        if self.mixer.published == "boost" and self.temperature.method == "online":
+            # a decoder's spans are those of the score alone, so the temperature would be learnt at other places
+            raise SettingsError(
+                "evaluation.mixer.published boost ends spans with its batches, between which an online temperature learns: "
+                "choose another evaluation.temperature.method"
+            )
