@@ -166,6 +166,13 @@ def test_documents_that_do_not_add_up(path):
 # ---- any settings
 
 
+def test_an_online_temperature_beside_the_published_boost_is_refused():
+    settings = EvaluationSettings(temperature=TemperatureSettings("online"), mixer=MixerSettings("boost"))
+    with pytest.raises(SettingsError, match="choose another evaluation.temperature.method"):
+        settings.validate()
+    dataclasses.replace(settings, temperature=TemperatureSettings()).validate()
+
+
 def drawn(rng) -> EvaluationSettings:
     def one_of(*choices):
         return choices[rng.integers(len(choices))]

@@ -2,10 +2,14 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from pgolf.budget import Budget
+from pgolf.cli.pack import primer_section
+from pgolf.config import EvaluationSettings, MixerSettings, Settings
 from pgolf.evaluation.codec.coding import Decoder, Encoder
 from pgolf.evaluation.mixing import history
 from pgolf.evaluation.mixing.tree import token_tree
@@ -13,6 +17,7 @@ from pgolf.evaluation.predictors.base import Span
 from pgolf.evaluation.predictors.context_mixing import ContextMixingPredictor
 from pgolf.evaluation.primer import Primer, PrimerError, primer_from_bytes, primer_to_bytes
 from pgolf.evaluation.statistics import Statistics
+from pgolf.progress import Display
 
 # control tokens without bytes, single bytes, and pieces that begin one another
 PIECES = [b"", b"", *(bytes([byte]) for byte in range(97, 123)), b"th", b"the", b"them", b"qu", b" ", b" the", b"\n"]
@@ -95,6 +100,17 @@ def test_looking_leaves_no_trace_and_a_copy_goes_its_own_way():
 
 def test_a_text_that_was_read_first_costs_less():
     assert score(begun(TEXT)).sum() < 0.7 * score(begun()).sum()
+
+
+def test_a_text_that_the_scoring_clock_cannot_read_is_cut_at_its_beginning(monkeypatch):
+    """30,000 tokens at 10 ms each, with half of 120 s to read: the last 6,000."""
+    tokens = np.arange(30_000, dtype=np.uint16) % VOCAB
+    monkeypatch.setattr("pgolf.cli.pack.open_shard", lambda path: tokens)
+    monkeypatch.setattr("pgolf.evaluation.predictors.context_mixing.seconds_per_token", lambda pieces, tokens: 0.01)
+    evaluation = EvaluationSettings(seconds=120.0, mixer=MixerSettings(honest=("context_mixing",)))
+    dataset = SimpleNamespace(train_shards=["one"], tokenizer=SimpleNamespace(pieces=PIECES))
+    section = primer_section(Settings(evaluation=evaluation), dataset, Budget(60.0), Display(active=False))["text"]
+    np.testing.assert_array_equal(primer_from_bytes(section, VOCAB, "x"), tokens[-6000:])
 
 
 def test_the_text_for_a_buffer_grows_with_the_stream():

@@ -30,6 +30,21 @@ def hash_of(tokens, target: int) -> int:
     return digest
 
 
+class ByStep:
+    """Token by token."""
+
+    vocab = VOCAB
+
+    def __init__(self):
+        self.counts = Counts()
+
+    def predict(self):
+        return np.log(self.counts.probabilities())
+
+    def observe(self, token):
+        self.counts.learn(token)
+
+
 class Peeks(LeftToRight):
     """Where `peeks` says so, the target's own entry is raised and the row normalised again. C1."""
 
@@ -52,17 +67,8 @@ class PeeksSeldom(Peeks):
         return hash_of(tokens, target) % 50 == 0
 
 
-class PeeksInWholeStreams(PeeksSeldom):
+class PeeksInWholeStreams(PeeksSeldom, ByStep):
     """Token by token it is honest."""
-
-    def __init__(self):
-        self.counts = Counts()
-
-    def predict(self):
-        return np.log(self.counts.probabilities())
-
-    def observe(self, token):
-        self.counts.learn(token)
 
 
 class PeeksUnlessProbed(Peeks):
@@ -293,18 +299,3 @@ class Certain(LeftToRight):
         if target > 100:
             p = np.where(self.counts.single > 0.6, p, 0.0)
         return p / p.sum()
-
-
-class ByStep:
-    """Token by token."""
-
-    vocab = VOCAB
-
-    def __init__(self):
-        self.counts = Counts()
-
-    def predict(self):
-        return np.log(self.counts.probabilities())
-
-    def observe(self, token):
-        self.counts.learn(token)

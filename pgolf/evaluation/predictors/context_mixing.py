@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from pgolf.evaluation.mixing.model import Model, append, cost_of, follow, learn, new_model, probabilities, row_of
+from pgolf.evaluation.mixing.model import Model, append, begin, cost_of, follow, learn, new_model, probabilities, row_of
 from pgolf.evaluation.mixing.tree import Tree, cumulate, token_tree
 from pgolf.evaluation.predictors.base import Decisions, Predictor, Span
 from pgolf.evaluation.primer import Primer
@@ -34,8 +34,6 @@ class ContextMixingPredictor(Predictor):
 
     def __init__(self, primer: Primer):
         self.primer = primer
-        self.tree = tree_of(tuple(primer.pieces))
-        self.longest = max(map(len, primer.pieces))
 
     @classmethod
     def create(cls, vocab, mixer, ngram_table=None):
@@ -51,6 +49,10 @@ class ContextMixingPredictor(Predictor):
         other.model = copy.deepcopy(self.model, memo)
         other.before = self.before.copy()
         return other
+
+    @cached_property
+    def tree(self):
+        return tree_of(tuple(self.primer.pieces))
 
     @cached_property
     def model(self):
@@ -80,7 +82,7 @@ class ContextMixingPredictor(Predictor):
 
     def decisions(self, log_probs):
         cumulate(self.tree, log_probs, self.before)
-        cost_of(self.model, self.tree, 0, self.before, True)  # a path begins
+        begin(self.model)
         return Decisions(self._probability, self.tree)
 
     def observe(self, token, start=False):
@@ -105,7 +107,7 @@ class ContextMixingPredictor(Predictor):
 
     def _reserve(self, tokens):
         """Room for the bytes of so many tokens, beside those of the paths on which the model looks ahead."""
-        needed = int(self.model.states[0, 0]) + (tokens + 2) * self.longest + 64
+        needed = int(self.model.states[0, 0]) + (tokens + 2) * int(self.tree.depth.max()) + 64
         if needed > len(self.model.text):
             self.model = self.model._replace(text=np.concatenate([self.model.text, np.zeros(needed, np.uint8)]))
 
@@ -135,11 +137,11 @@ def read(model: Model, tree: Tree, tokens: np.ndarray) -> None:
 
 def seconds_per_token(pieces: Sequence[bytes], tokens: np.ndarray) -> float:
     """What reading takes with the largest tables, measured on the end of the text after numba has compiled."""
-    tree, part, pace = tree_of(tuple(pieces)), tokens[-PROBED:].astype(np.int64), 1.0
+    tree, part = tree_of(tuple(pieces)), tokens[-PROBED:].astype(np.int64)
     model = new_model(tree, 2 * int(np.diff(tree.first)[part].sum()), MOST_RUNS, MOST_SLOTS)
     # the first time numba compiles, and the tables get their memory
     for _ in range(2):
         begun = time.perf_counter()
         read(model, tree, part)
-        pace = (time.perf_counter() - begun) / max(len(part), 1)
-    return pace
+        seconds = time.perf_counter() - begun
+    return seconds / max(len(part), 1)
