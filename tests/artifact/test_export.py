@@ -106,8 +106,9 @@ def test_rooms_are_carried_where_the_settings_enter_them():
         carried = lambda chosen, room=room: any(name.endswith(f".{room}") for name in code.needed_sources(chosen))
         assert carried(entering) and not carried(plain), room
     rooms = {name.rpartition(".")[0] for name in code.needed_sources(settings["lora.op"])}
-    assert not {"pgolf.kernels.packed", "pgolf.report.html", "pgolf.evaluation.codec"} & rooms
-    assert not any(name.startswith(("pgolf.kernels.packed", "pgolf.kernels.lora")) for name in code.needed_sources(plain))
+    assert "pgolf.kernels.packed" in rooms  # on a GPU every run reads its matrices as codes
+    assert not {"pgolf.report.html", "pgolf.evaluation.codec"} & rooms
+    assert not any(name.startswith("pgolf.kernels.lora") for name in code.needed_sources(plain))
 
 
 with_ = dataclasses.replace
