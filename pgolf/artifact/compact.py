@@ -12,6 +12,7 @@ import re
 import tokenize
 import zlib
 from dataclasses import replace
+from functools import cache
 
 from pgolf.artifact.context_mixing import compressed
 from pgolf.artifact.emit import Emitter
@@ -45,19 +46,20 @@ def compact_script(settings: Settings, device: str) -> bytes:
 def packed(module: bytes) -> bytes:
     """A script that unpacks the module and calls its main function."""
     payload = compressed(module)
+    values = {"checksum": str(zlib.crc32(payload)), "size": str(len(module)), **decoder()}
+    stub = re.sub(r"{(\w+)}", lambda match: values[match[1]], STUB)
+    return stub.encode("latin-1") + payload
+
+
+@cache
+def decoder() -> dict[str, str]:
+    """The decoder's source for the stub, and what the stub calls it."""
     merger = Merger(Fold(Settings(), "cpu"), "cpu")
     merger.reach(DECODER[0], [DECODER[1]])
     emitter = Emitter(merger)
-    decoder = squeezed(emitter.text()).replace("(cache=True)", "")
-    values = {
-        "checksum": str(zlib.crc32(payload)),
-        "decoder": as_literal(zlib.compress(decoder.encode(), 9)),
-        "name": emitter.globals[DECODER],
-        "array": emitter.globals["import numpy", ""] + ".frombuffer",
-        "size": str(len(module)),
-    }
-    stub = re.sub(r"{(\w+)}", lambda match: values[match[1]], STUB)
-    return stub.encode("latin-1") + payload
+    source = squeezed(emitter.text()).replace("(cache=True)", "")
+    array = emitter.globals["import numpy", ""] + ".frombuffer"
+    return {"decoder": as_literal(zlib.compress(source.encode(), 9)), "name": emitter.globals[DECODER], "array": array}
 
 
 def as_literal(data: bytes) -> str:
@@ -69,10 +71,15 @@ def as_literal(data: bytes) -> str:
 
 def merged_module(settings: Settings, device: str) -> str:
     """The module that a script unpacks."""
+    emitter = Emitter(merged(settings, device))
+    return squeezed(emitter.text()) + f"main={emitter.globals[ENTRY]}\n"
+
+
+def merged(settings: Settings, device: str) -> Merger:
+    """What of the package a run with these settings reaches."""
     merger = Merger(Fold(quiet(settings), device), device, replacements(settings))
     merger.reach(ENTRY[0], [ENTRY[1]])
-    emitter = Emitter(merger)
-    return squeezed(emitter.text()) + f"main={emitter.globals[ENTRY]}\n"
+    return merger
 
 
 def quiet(settings: Settings) -> Settings:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pgolf.artifact.merge import Binding, Merger, Source, import_target
+from pgolf.artifact.syntax import children, cloned, walk
 
 # parameters that torch hands over by name
 BY_NAME = {"ctx", "inputs", "output", "self"}
@@ -21,24 +22,20 @@ class Emitter:
         self.merger = merger
         self.order = list(execution_order(merger))
         self.statements = [(source, statement) for source in self.order for statement in kept_statements(merger, source)]
-        self.keywords, self.used, self.strings = set(BY_NAME), Counter[str](), set[str]()
+        self.keywords, self.strings = set(BY_NAME), set[str]()
         for _, statement in self.statements:
-            for node in ast.walk(statement):
+            for node in walk(statement):
                 if isinstance(node, ast.keyword) and node.arg:
                     self.keywords.add(node.arg)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     self.strings.add(node.value)
-                elif isinstance(node, ast.Attribute):
-                    self.used[node.attr] += 1
-                elif isinstance(node, ast.Name):
-                    self.used[node.id] += 1
         self.globals = self._global_names()
 
     def _global_names(self) -> dict[Binding, str]:
         """Every kept binding and every foreign import, the most used first, under the shortest names."""
         counts: Counter[Binding] = Counter()
         for source, statement in self.statements:
-            for node in ast.walk(statement):
+            for node in walk(statement):
                 if isinstance(node, ast.Name):
                     used = self.binding_of(source, node.id)
                     if used:
@@ -64,12 +61,12 @@ class Emitter:
     def text(self) -> str:
         body: list[ast.stmt] = []
         for source, statement in self.statements:
-            renamed = Rename(self, source).visit(copy.deepcopy(statement))
+            renamed = Rename(self, source).visit(cloned(statement))
             body += renamed if isinstance(renamed, list) else [renamed]
         imports = [
             import_statement(binding, name) for binding, name in self.globals.items() if binding[0].startswith("import ")
         ]
-        used = {node.id for part in body for node in ast.walk(part) if isinstance(node, ast.Name)}
+        used = {node.id for part in body for node in walk(part) if isinstance(node, ast.Name)}
         tree = ast.Module([part for part in imports if part.names[0].asname in used] + body, [])
         return ast.unparse(ast.fix_missing_locations(tree))
 
@@ -91,7 +88,7 @@ def execution_order(merger: Merger) -> Iterator[Source]:
             return
         done.add(name)
         for statement in source.tree.body:
-            for node in ast.walk(statement) if not isinstance(statement, (ast.FunctionDef, ast.ClassDef)) else ():
+            for node in walk(statement) if not isinstance(statement, (ast.FunctionDef, ast.ClassDef)) else ():
                 if isinstance(node, (ast.Import, ast.ImportFrom)):
                     for alias in node.names:
                         target = import_target(node, alias.asname or alias.name.partition(".")[0], source.package)
@@ -203,12 +200,10 @@ class Rename(ast.NodeTransformer):
 
     def _enter(self, node: ast.AST, arguments: ast.arguments | None, body: list[ast.AST]) -> Scope:
         parameters = [] if arguments is None else all_arguments(arguments)
-        jit = isinstance(node, ast.FunctionDef) and any(
-            "triton.jit" in ast.unparse(d) or "jit" in ast.unparse(d) for d in node.decorator_list
-        )
+        jit = isinstance(node, ast.FunctionDef) and any("triton" in ast.unparse(part) for part in node.decorator_list)
         bound, imports, declared = names_bound(body)
         scope = Scope({})
-        free = {name for part in body for n in ast.walk(part) if isinstance(n, ast.Name) for name in [n.id]}
+        free = {name for part in body for n in walk(part) if isinstance(n, ast.Name) for name in [n.id]}
         outer = {new for one in self.scopes for new in one.names.values()}
         taken = set(outer) | set(keyword.kwlist) | {"self", "_"} | (set(dir(builtins)) & free) | {p for p in parameters}
         taken |= set(self.emitter.globals.values())
@@ -287,8 +282,8 @@ class Rename(ast.NodeTransformer):
     def _comprehension(self, node: ast.expr, parts: list[str]) -> ast.AST:
         generators = node.generators  # type: ignore[attr-defined]
         generators[0].iter = self.visit(generators[0].iter)
-        targets = {n.id for g in generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
-        used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        targets = {n.id for g in generators for n in walk(g.target) if isinstance(n, ast.Name)}
+        used = {n.id for n in walk(node) if isinstance(n, ast.Name)}
         outer = {new for one in self.scopes for new in one.names.values()}
         taken = outer | set(keyword.kwlist) | (set(dir(builtins)) & used) | {"self", "_"} | set(self.emitter.globals.values())
         short = (name for name in short_names(1) if name not in taken)
@@ -368,7 +363,7 @@ class Rename(ast.NodeTransformer):
 def in_order(body: list) -> list[str]:
     """Names in the order in which they come first."""
     placed = sorted(
-        ((n.lineno, n.col_offset, getattr(n, "id", getattr(n, "name", ""))) for part in body for n in ast.walk(part)
+        ((n.lineno, n.col_offset, getattr(n, "id", getattr(n, "name", ""))) for part in body for n in walk(part)
          if isinstance(n, (ast.Name, ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)) and hasattr(n, "lineno")),
     )  # fmt: skip
     return list(dict.fromkeys(str(name) for _, _, name in placed if name))
@@ -403,7 +398,7 @@ def names_bound(body: list) -> tuple[set[str], dict[str, ast.stmt], set[str]]:
         if isinstance(node, ast.Lambda):
             continue
         if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
-            bound |= {part.target.id for part in ast.walk(node) if isinstance(part, ast.NamedExpr)}
+            bound |= {part.target.id for part in walk(node) if isinstance(part, ast.NamedExpr)}
             continue
         if isinstance(node, (ast.Global, ast.Nonlocal)):
             declared |= set(node.names)
@@ -414,5 +409,5 @@ def names_bound(body: list) -> tuple[set[str], dict[str, ast.stmt], set[str]]:
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
                 imports[alias.asname or alias.name.partition(".")[0]] = node
-        waiting += ast.iter_child_nodes(node)
+        waiting += children(node)
     return bound - set(imports), imports, declared

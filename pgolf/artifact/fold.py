@@ -9,6 +9,7 @@ import ast
 from typing import Any
 
 from pgolf.artifact.rounding import FORMS
+from pgolf.artifact.syntax import walk
 from pgolf.config import Settings
 
 # settings whose value no run of a script changes, and that nothing computes with other values of
@@ -51,23 +52,42 @@ def known_settings(settings: Settings) -> dict[str, Any]:
     return known
 
 
-def known_arguments(settings: Settings) -> dict[str, Any]:
-    """Parameters that are handed one value by all who call."""
-    adapted = settings.evaluation.adaptation.method == "lora"
-    return {"compressor": settings.artifact.compressor} | ({} if adapted else {"adapters": None})
+def facts_of(settings: Settings, device: str) -> dict[str, Any]:
+    """What is known, each by its kind and its name: a "setting", a field of the rounding's "form", an "argument" to which all
+    callers give one value, an "object" with an attribute that settings decide, a class that is "absent" from the run."""
+    facts: dict[str, Any] = {f"setting {name}": value for name, value in known_settings(settings).items()}
+    facts["device"] = device
+    form = FORMS[settings.artifact.rounding]
+    for name in dir(form):
+        if getattr(form, name) is None or isinstance(getattr(form, name), bool):
+            facts[f"form {name}"] = getattr(form, name)
+    facts["argument compressor"] = settings.artifact.compressor
+    if settings.evaluation.adaptation.method != "lora":
+        facts["argument adapters"] = facts["object self.adapters"] = None
+    if not settings.model.scan_layers:
+        facts |= {"absent Mamba2Block": True, "object layer.mamba": False}
+    return facts
 
 
 class Fold(ast.NodeTransformer):
+    """
+    asked  what the fold of a tree has asked of the facts, and what it was told: the same answers give the same tree
+    """
+
     def __init__(self, settings: Settings, device: str):
-        self.known, self.device = known_settings(settings), device
-        self.form = FORMS[settings.artifact.rounding]
-        self.arguments = known_arguments(settings)
-        # classes that no object is of
-        self.absent = set() if settings.model.scan_layers else {"Mamba2Block"}
-        # attributes of other objects that settings decide
-        self.attributes: dict[str, Any] = {} if settings.model.scan_layers else {"layer.mamba": False}
-        self.attributes |= {f"self.{name}": value for name, value in self.arguments.items() if name == "adapters"}
+        self.facts = facts_of(settings, device)
+        self.asked: dict[str, Any] = {}
         self.local: list[dict[str, Any]] = []
+
+    def fact(self, name: str) -> Any:
+        self.asked[name] = self.facts.get(name, UNKNOWN)
+        return self.asked[name]
+
+    def same(self, asked: dict[str, Any]) -> bool:
+        """Whether these facts would have answered so; False and 0 are two answers."""
+        return all(
+            (type(value), value) == (type(fact := self.facts.get(name, UNKNOWN)), fact) for name, value in asked.items()
+        )
 
     # ---- what is known
 
@@ -87,14 +107,21 @@ class Fold(ast.NodeTransformer):
             return self._compare(node)
         if isinstance(node, ast.BoolOp):
             return self._bool(node)
-        if isinstance(node, (ast.Tuple, ast.List)):
-            values = [self.value(item) for item in node.elts]
-            return UNKNOWN if UNKNOWN in values else tuple(values)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and ast.unparse(node.args[1]) in self.absent:
-            return False
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.cuda.is_available", "bool") and not node.keywords:
-            return self.device == "cuda" if not node.args else self._truth(node.args[0])
+        if isinstance(node, ast.Tuple):
+            return self._tuple(node)
+        if isinstance(node, ast.Call) and not node.keywords:
+            called = ast.unparse(node.func)
+            if called == "isinstance" and self.fact(f"absent {ast.unparse(node.args[1])}") is True:
+                return False
+            if called == "torch.cuda.is_available":
+                return self.fact("device") == "cuda"
+            if called == "bool" and node.args:
+                return self._truth(node.args[0])
         return UNKNOWN
+
+    def _tuple(self, node: ast.Tuple | ast.List) -> Any:
+        values = [self.value(item) for item in node.elts]
+        return UNKNOWN if UNKNOWN in values else tuple(values)
 
     def _truth(self, node: ast.AST) -> Any:
         value = self.value(node)
@@ -102,27 +129,29 @@ class Fold(ast.NodeTransformer):
 
     def _attribute(self, node: ast.Attribute) -> Any:
         if node.attr == "is_cuda":
-            return self.device == "cuda"
+            return self.fact("device") == "cuda"
         if isinstance(node.value, ast.Subscript) and ast.unparse(node.value.value).endswith("FORMS"):
-            value = getattr(self.form, node.attr)
-            return value if value is None or isinstance(value, bool) else UNKNOWN
-        if ast.unparse(node) in self.attributes:
-            return self.attributes[ast.unparse(node)]
+            return self.fact(f"form {node.attr}")
+        value = self.fact(f"object {ast.unparse(node)}")
+        if value is not UNKNOWN:
+            return value
         holder = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
         if holder.strip("_") not in HOLDERS:
             return UNKNOWN
         for section in ("adaptation", "temperature", "mixer"):
-            if holder == section and f"evaluation.{section}.{node.attr}" in self.known:
-                return self.known[f"evaluation.{section}.{node.attr}"]
-        return self.known.get(node.attr, UNKNOWN)
+            if holder == section and f"evaluation.{section}.{node.attr}" in DECIDED:
+                return self.fact(f"setting evaluation.{section}.{node.attr}")
+        return self.fact(f"setting {node.attr}")
 
     def _compare(self, node: ast.Compare) -> Any:
         left, right, operator = node.left, node.comparators[0], node.ops[0]
         if isinstance(left, ast.Attribute) and left.attr == "type" and isinstance(right, ast.Constant):
             if right.value not in ("cuda", "cpu") or not isinstance(operator, (ast.Eq, ast.NotEq)):
                 return UNKNOWN
-            return (self.device == right.value) == isinstance(operator, ast.Eq)
-        a, b = self.value(left), self.value(right)
+            return (self.fact("device") == right.value) == isinstance(operator, ast.Eq)
+        a = self.value(left)
+        # a list is known where it is only looked into: another may have grown since
+        b = self._tuple(right) if isinstance(right, ast.List) else self.value(right)
         if a is UNKNOWN or b is UNKNOWN:
             return UNKNOWN
         rules = {
@@ -142,22 +171,26 @@ class Fold(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         stores: dict[str, int] = {}
-        for part in ast.walk(node):
+        arguments: set[str] = set()
+        assignments: list[ast.Assign] = []
+        for part in walk(node):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
                 stores[part.id] = stores.get(part.id, 0) + 1
-        arguments = {a.arg for a in ast.walk(node) if isinstance(a, ast.arg)}
+            elif isinstance(part, ast.arg):
+                arguments.add(part.arg)
+            elif isinstance(part, ast.Assign) and len(part.targets) == 1:
+                assignments.append(part)
         scope: dict[str, Any] = {name: UNKNOWN for name in [*arguments, *stores]}
-        scope |= {name: self.arguments[name] for name in arguments & self.arguments.keys() if name not in stores}
+        scope |= {name: self.fact(f"argument {name}") for name in sorted(arguments - stores.keys())}
         self.local.append(scope)
         fixed = LOCAL.get(node.name, {})
-        for part in ast.walk(node):
-            if isinstance(part, ast.Assign) and len(part.targets) == 1:
-                pairs = [(part.targets[0], part.value)]
-                if isinstance(part.targets[0], ast.Tuple) and isinstance(part.value, ast.Tuple):
-                    pairs = list(zip(part.targets[0].elts, part.value.elts, strict=False))
-                for target, value in pairs:
-                    if isinstance(target, ast.Name) and stores.get(target.id) == 1 and target.id not in arguments:
-                        scope[target.id] = self.value(value)
+        for part in assignments:
+            pairs = [(part.targets[0], part.value)]
+            if isinstance(part.targets[0], ast.Tuple) and isinstance(part.value, ast.Tuple):
+                pairs = list(zip(part.targets[0].elts, part.value.elts, strict=False))
+            for target, value in pairs:
+                if isinstance(target, ast.Name) and stores.get(target.id) == 1 and target.id not in arguments:
+                    scope[target.id] = self.value(value)
         scope.update(fixed)
         self.generic_visit(node)
         self.local.pop()

@@ -6,13 +6,13 @@ modules share a name for gets a name of its own.
 """
 
 import ast
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pgolf
 from pgolf.artifact.fold import Fold
+from pgolf.artifact.syntax import cloned, walk
 
 Binding = tuple[str, str]
 """A module, and a name at its top."""
@@ -25,10 +25,23 @@ class Source:
     name: str
     package: str
     tree: ast.Module
+    replaced: dict[str, str]
+    """Statements that stand for those that bind a name."""
     bindings: dict[str, list[ast.stmt]] = field(default_factory=dict)
     registrations: list[ast.stmt] = field(default_factory=list)
     """Statements that bind nothing."""
     order: list[ast.stmt] = field(default_factory=list)
+    mentions: dict[int, "Mentions"] = field(default_factory=dict)
+
+    def mentions_of(self, statement: ast.AST) -> "Mentions":
+        """What a statement of this module names; looked for once."""
+        if id(statement) not in self.mentions:
+            self.mentions[id(statement)] = Mentions(statement, self.package)
+        return self.mentions[id(statement)]
+
+
+FOLDED: dict[str, list[tuple[dict, Source]]] = {}
+"""Modules as some settings have folded them, and the facts that this took: most fold alike for all settings."""
 
 
 class Merger:
@@ -56,24 +69,36 @@ class Merger:
     def source(self, name: str) -> Source | None:
         """A module of the package; None for others."""
         if name not in self.sources:
-            path = file_of(name)
-            self.sources[name] = None
-            if path:
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-                package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-                parsed = Source(name, package, strip(self.fold.visit(tree)))
-                Unchecked(name.startswith("pgolf.kernels")).visit(parsed.tree)
-                self._bind(parsed)
-                self.sources[name] = parsed
+            replaced = {binding[1]: text for binding, text in self.replaced.items() if binding[0] == name}
+            for facts, source in FOLDED.get(name, ()):
+                if source.replaced == replaced and self.fold.same(facts):
+                    self.sources[name] = source
+                    break
+            else:
+                self.sources[name] = self._folded(name, replaced)
         return self.sources[name]
 
-    def _bind(self, source: Source) -> None:
+    def _folded(self, name: str, replaced: dict[str, str]) -> Source | None:
+        path = file_of(name)
+        if path is None:
+            return None
+        self.fold.asked = {}
+        tree = self.fold.visit(ast.parse(path.read_text(encoding="utf-8")))
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        source = Source(name, package, strip(tree), replaced)
+        Unchecked(name.startswith("pgolf.kernels")).visit(source.tree)
+        self._bind(source)
+        FOLDED.setdefault(name, []).append((self.fold.asked, source))
+        return source
+
+    @staticmethod
+    def _bind(source: Source) -> None:
         for statement in source.tree.body:
             for part in unrolled(statement):
                 names = list(bound_by(part))
                 for name in names:
-                    if (source.name, name) in self.replaced:
-                        part = ast.parse(self.replaced[source.name, name]).body[0]
+                    if name in source.replaced:
+                        part = ast.parse(source.replaced[name]).body[0]
                 source.order.append(part)
                 for name in names:
                     source.bindings.setdefault(name, []).append(part)
@@ -162,7 +187,26 @@ class Merger:
         return source.name, name
 
     def _visit(self, source: Source, statement: ast.AST) -> None:
-        Reach(self, source).visit_top(statement)
+        mentions = source.mentions_of(statement)
+        self.attributes |= mentions.attributes
+        self.operators |= mentions.operators
+        self.strings |= mentions.strings
+        for name, attribute in mentions.names:
+            self._use(source, name, attribute, mentions.local)
+
+    def _use(self, source: Source, name: str, attribute: str | None, local: dict[str, Binding]) -> None:
+        if name in source.bindings and name not in local:
+            self._need(source.name, name)
+        resolved = self.resolve(source, name, local)
+        if resolved is None:
+            return
+        module, binding = resolved
+        if binding:
+            self._need(module, binding)
+        elif attribute is not None:
+            self._need(module, attribute)
+        else:
+            self.whole_modules[module] = None
 
     def _further(self) -> bool:
         """Methods and registrations that have become reached."""
@@ -200,7 +244,6 @@ class Merger:
 
     def registers(self, statement: ast.stmt) -> bool:
         """Whether a statement that binds nothing is executed: registrations of operators in use, for this device."""
-        text = ast.unparse(statement)
         if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Call):
             return False
         called = ast.unparse(statement.value.func)
@@ -216,26 +259,24 @@ class Merger:
             return False
         if called == "implement" and words[1] != self.device.upper():
             return False
-        return called != "torch.library.register_fake" or self.device == "cuda" or bool(text == "")
+        return called != "torch.library.register_fake" or self.device == "cuda"
 
 
-CALLED_BY_TORCH = {"forward", "backward", "extra_repr"} - {"extra_repr"}
+CALLED_BY_TORCH = {"forward", "backward"}
 
 
-class Reach(ast.NodeVisitor):
+class Mentions(ast.NodeVisitor):
     """What one statement of a module names."""
 
-    def __init__(self, merger: Merger, source: Source):
-        self.merger, self.source = merger, source
+    def __init__(self, statement: ast.AST, package: str):
+        self.package = package
         self.local: dict[str, Binding] = {}
-
-    def visit_top(self, statement: ast.AST) -> None:
-        for part in ast.walk(statement):
-            if isinstance(part, (ast.Import, ast.ImportFrom)):
-                for alias in part.names:
-                    target = import_target(part, alias.asname or alias.name.partition(".")[0], self.source.package)
-                    if target:
-                        self.local[alias.asname or alias.name] = target
+        """Names that its functions import."""
+        self.names: dict[tuple[str, str | None], None] = {}
+        """Names, and the attribute of each that is asked for, if it is one."""
+        self.attributes: set[str] = set()
+        self.operators: set[str] = set()
+        self.strings: set[str] = set()
         if isinstance(statement, ast.ClassDef):
             for part in [*statement.bases, *statement.keywords, *statement.decorator_list]:
                 self.visit(part)
@@ -249,58 +290,40 @@ class Reach(ast.NodeVisitor):
         else:
             self.visit(statement)
 
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            target = import_target(node, alias.asname or alias.name.partition(".")[0], self.package)
+            if target:
+                self.local[alias.asname or alias.name] = target
+
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         for alias in node.names:
-            target = import_target(node, alias.asname or alias.name, self.source.package)
-            followed = target and self.merger._followed(*target)
-            if followed and followed[1]:
-                self.merger._need(*followed)
+            target = import_target(node, alias.asname or alias.name, self.package)
+            if target:
+                self.local[alias.asname or alias.name] = target
 
     def visit_Name(self, node: ast.Name) -> None:
-        self._use(node.id, None)
-
-    def _use(self, name: str, attribute: str | None) -> None:
-        resolved = self.merger.resolve(self.source, name, self.local)
-        if resolved is None:
-            if name in self.source.bindings:
-                self.merger._need(self.source.name, name)
-            return
-        module, binding = resolved
-        if name in self.source.bindings and name not in self.local:
-            self.merger._need(self.source.name, name)
-        if binding:
-            self.merger._need(module, binding)
-        elif attribute is not None:
-            self.merger._need(module, attribute)
-        else:
-            self.merger.whole_modules[module] = None
+        self.names[node.id, None] = None
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        text = ast.unparse(node)
-        if text.startswith("torch.ops.pgolf."):
-            self.merger.operators.add(text.split(".")[3])
-        self.merger.attributes.add(node.attr)
+        self.attributes.add(node.attr)
         if isinstance(node.value, ast.Name):
-            self._use(node.value.id, node.attr)
-        else:
-            self.visit(node.value)
+            self.names[node.value.id, node.attr] = None
+            return
+        if isinstance(node.value, ast.Attribute) and ast.unparse(node.value) == "torch.ops.pgolf":
+            self.operators.add(node.attr)
+        self.visit(node.value)
 
     def visit_Call(self, node: ast.Call) -> None:
         if isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr") and len(node.args) > 1:
             name = node.args[1]
             if isinstance(name, ast.Constant):
-                self.merger.attributes.add(str(name.value))
+                self.attributes.add(str(name.value))
         self.generic_visit(node)
-
-    def visit_keyword(self, node: ast.keyword) -> None:
-        self.visit(node.value)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str) and node.value.isidentifier():
-            self.merger.strings.add(node.value)
-
-    def visit_MatchClass(self, node: ast.MatchClass) -> None:
-        self.generic_visit(node)
+            self.strings.add(node.value)
 
 
 # ---- syntax
@@ -345,9 +368,9 @@ def bound_by(statement: ast.stmt) -> Iterator[str]:
     elif isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         for target in targets:
-            yield from (part.id for part in ast.walk(target) if isinstance(part, ast.Name))
+            yield from (part.id for part in walk(target) if isinstance(part, ast.Name))
     elif isinstance(statement, (ast.If, ast.Try, ast.With)):
-        for part in ast.walk(statement):
+        for part in walk(statement):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
                 yield part.id
             elif isinstance(part, (ast.FunctionDef, ast.ClassDef)):
@@ -366,7 +389,7 @@ def unrolled(statement: ast.stmt) -> list[ast.stmt]:
         if isinstance(statement.target, ast.Tuple) and isinstance(row, ast.Tuple):
             pairs = list(zip(statement.target.elts, row.elts, strict=True))
         table = {target.id: value for target, value in pairs if isinstance(target, ast.Name)}
-        statements += [Substitute(table).visit(copy.deepcopy(part)) for part in statement.body]
+        statements += [Substitute(table).visit(cloned(part)) for part in statement.body]
     return statements
 
 
@@ -375,7 +398,7 @@ class Substitute(ast.NodeTransformer):
         self.table = table
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        return copy.deepcopy(self.table.get(node.id, node)) if isinstance(node.ctx, ast.Load) else node
+        return cloned(self.table.get(node.id, node)) if isinstance(node.ctx, ast.Load) else node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         self.generic_visit(node)

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from pgolf.artifact import code, compact
+from pgolf.artifact.fold import Fold
 from pgolf.artifact.merge import Merger
-from pgolf.config import at_scale, load_preset, preset_names, read_toml
+from pgolf.config import Settings, at_scale, load_preset, preset_names, read_toml
 from tests.artifact.names import undefined_names
 
 CASES = [*((preset, "cuda") for preset in preset_names()), ("quick", "cpu"), ("pr745", "cpu"), ("mamba", "cpu")]
@@ -41,6 +42,31 @@ def test_a_function_that_is_dropped_is_missed(monkeypatch):
 
     monkeypatch.setattr(compact.Emitter, "__init__", without)
     assert len(undefined_names(ast.parse(compact.merged_module(settings, "cpu")))) == 1
+
+
+def test_a_list_that_grows_is_not_taken_for_empty():
+    text = "def f(a):\n    b, c = ([], 0)\n    for d in a:\n        b.append(d)\n    if not b:\n        return\n    yield b"
+    assert ast.unparse(Fold(Settings(), "cpu").visit(ast.parse(text))) == text
+
+
+def test_what_a_function_imports_is_carried_once_it_is_used():
+    """Calibration by generated text is imported beside that by training text, and takes a decoder."""
+    settings = load_preset("quick")
+    generated = replace(settings, artifact=replace(settings.artifact, calibration="generated"))
+    for chosen, carried in ((settings, False), (generated, True)):
+        merger = compact.merged(chosen, "cpu")
+        assert (("pgolf.artifact.calibration", "generated_batches") in merger.kept) == carried
+        assert (("pgolf.model.decoder", "Decoder") in merger.kept) == carried
+
+
+def test_modules_fold_alike_where_the_settings_they_ask_for_are_alike():
+    """A preset's module is the same whether others have been merged before it or not."""
+    fresh = "from pgolf.artifact.compact import merged_module; from pgolf.config import load_preset;"
+    fresh += "print(merged_module(load_preset('pr549'), 'cpu'), end='')"
+    alone = subprocess.run([sys.executable, "-c", fresh], capture_output=True, text=True, check=True).stdout
+    for device in ("cuda", "cpu"):
+        compact.merged_module(load_preset("pr745"), device)
+    assert compact.merged_module(load_preset("pr549"), "cpu") == alone
 
 
 def test_the_same_bytes_each_time_and_for_every_seed():
