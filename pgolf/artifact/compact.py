@@ -8,12 +8,15 @@ name is one that `pgolf.files.sweep` knows, should the process be killed.
 """
 
 import io
+import keyword
 import re
 import tokenize
 import zlib
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
+from pgolf.artifact.constants import constant_attributes
 from pgolf.artifact.context_mixing import compressed
 from pgolf.artifact.emit import Emitter
 from pgolf.artifact.fold import Fold
@@ -54,7 +57,7 @@ def packed(module: bytes) -> bytes:
 @cache
 def decoder() -> dict[str, str]:
     """The decoder's source for the stub, and what the stub calls it."""
-    merger = Merger(Fold(Settings(), "cpu"), "cpu")
+    merger = Merger(Fold(Settings(), "cpu", {"argument encoding": False}), "cpu")
     merger.reach(DECODER[0], [DECODER[1]])
     emitter = Emitter(merger)
     source = squeezed(emitter.text()).replace("(cache=True)", "")
@@ -76,10 +79,15 @@ def merged_module(settings: Settings, device: str) -> str:
 
 
 def merged(settings: Settings, device: str) -> Merger:
-    """What of the package a run with these settings reaches."""
-    merger = Merger(Fold(quiet(settings), device), device, replacements(settings))
-    merger.reach(ENTRY[0], [ENTRY[1]])
-    return merger
+    """What of the package a run with these settings reaches; merged again while that shows attributes to be constants."""
+    learnt: dict[str, Any] = {}
+    while True:
+        merger = Merger(Fold(quiet(settings), device, learnt), device, replacements(settings))
+        merger.reach(ENTRY[0], [ENTRY[1]])
+        constants = constant_attributes(merger)
+        if constants.items() <= learnt.items():
+            return merger
+        learnt |= constants
 
 
 def quiet(settings: Settings) -> Settings:
@@ -90,19 +98,46 @@ def quiet(settings: Settings) -> Settings:
 
 
 def squeezed(text: str) -> str:
-    """The same program with one space of indentation, and no other space than the words need."""
+    """The same program with one space of indentation, and no other space and no more parentheses than it needs."""
     lines: list[str] = []
-    line, last = "", (1, 0)
+    tokens: list[tokenize.TokenInfo] = []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in (tokenize.INDENT, tokenize.DEDENT, tokenize.NL, tokenize.ENDMARKER):
             continue
-        if token.type == tokenize.NEWLINE:
-            lines.append(line)
-            line = ""
+        if token.type != tokenize.NEWLINE:
+            tokens.append(token)
             continue
-        if not line:
-            line = " " * (token.start[1] // 4)
-        elif re.match(r"\w", line[-1]) and re.match(r"[\w'\"]", token.string) and (token.start != last):
-            line += " "
-        line, last = line + token.string, token.end
+        needless = needless_parentheses([one.string for one in tokens])
+        line, last = " " * (tokens[0].start[1] // 4), (0, 0)
+        for place, one in enumerate(tokens):
+            if place in needless:
+                continue
+            if re.match(r"\w", line[-1:]) and re.match(r"[\w'\"]", one.string) and one.start != last:
+                line += " "
+            line, last = line + one.string, one.end
+        lines.append(line)
+        tokens = []
     return "\n".join(lines) + "\n"
+
+
+def needless_parentheses(tokens: list[str]) -> set[int]:
+    """Places of those around all that is assigned or returned, if it is several values, and around a call's only argument."""
+    needless: set[int] = set()
+    opened: list[int] = []
+    inside: list[set[str]] = []
+    for place, token in enumerate(tokens):
+        if token in ("(", "[", "{"):
+            opened.append(place)
+            inside.append(set())
+        elif token in (")", "]", "}"):
+            start, held = opened.pop(), inside.pop()
+            before = tokens[start - 1] if start else ""
+            several = "," in held and not held & {"for", "lambda", "yield", ":="}
+            whole = place == len(tokens) - 1 and before in ("=", "return") and not opened and several
+            alone = before == "(" and opened and opened[-1] == start - 1 and tokens[place + 1] == ")" and "for" in held
+            called = start > 1 and (tokens[start - 2].isidentifier() or tokens[start - 2] in (")", "]"))
+            if token == ")" and (whole or (alone and called and not keyword.iskeyword(tokens[start - 2]))):
+                needless |= {start, place}
+        elif inside:
+            inside[-1].add(token)
+    return needless

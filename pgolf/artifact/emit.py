@@ -117,8 +117,13 @@ def kept_statements(merger: Merger, source: Source) -> Iterator[ast.stmt]:
             continue
         if isinstance(statement, ast.ClassDef):
             statement = copy.copy(statement)
+            # of settings, those that have their default's value and that nothing asks for are left out
+            used = merger.attributes | merger.words if source.name.startswith("pgolf.config") else None
             statement.body = [
-                part for part in statement.body if not isinstance(part, ast.FunctionDef) or id(part) in merger.done
+                part
+                for part in statement.body
+                if (not isinstance(part, ast.FunctionDef) or id(part) in merger.done)
+                and (used is None or not isinstance(part, ast.AnnAssign) or ast.unparse(part.target) in used)
             ] or [ast.Pass()]
         yield statement
 

@@ -18,24 +18,27 @@ DECIDED = (
     "model.smear", "model.bigram_buckets", "model.value_embedding_layers", "model.value_residual", "model.gated_attention",
     "model.hyper_layers", "model.dtg", "model.mtp_heads", "model.matrix_start", "model.scan_layers", "model.tied",
     "model.unet_skips", "model.resid_mix", "model.layer_scale", "model.scan_input_dt",
+    "model.gate_inputs", "model.smear_inputs", "model.skip_gates", "model.lanes_from",
     "training.muon_projections", "training.parallel_muon", "training.distillation_share", "training.burst_epochs",
     "training.complement_alpha", "training.export", "training.export_tables", "training.crown_q", "training.crown_q_form",
     "training.crown_q_banks", "training.qat_threshold", "training.qat_soft_round", "training.qat_soft_to_hard",
     "training.qat_quantile", "training.validate_every", "training.train_convolutions", "training.muon_coefficients",
+    "training.loop_start", "training.muon_row_norm", "training.clip_scope",
     "artifact.rounding", "artifact.prune", "artifact.prune_ones", "artifact.lqer_rank", "artifact.compressor", "artifact.fit",
     "artifact.calibration", "artifact.gptq_embedding",
     "evaluation.published_tail", "evaluation.sliding", "evaluation.top_predictions",
     "evaluation.adaptation.method", "evaluation.adaptation.optimiser", "evaluation.adaptation.byte_weighted",
     "evaluation.adaptation.polyak", "evaluation.adaptation.polyak_in_place", "evaluation.adaptation.untie",
     "evaluation.temperature.method", "evaluation.mixer.published", "evaluation.mixer.honest",
+    "evaluation.mixer.online_weights",
 )  # fmt: skip
 HOLDERS = {
     "settings", "options", "chosen", "training", "artifact", "evaluation", "adaptation", "temperature", "mixer", "model",
     "data",
 }  # fmt: skip
 UNKNOWN = object()
-# for type checkers, for profilers, and for what makes a script
-NEVER = ("TYPE_CHECKING", "RANGES", "encoding")
+# for type checkers, and for profilers
+NEVER = ("TYPE_CHECKING", "RANGES")
 # a script scores code lengths only: published mixtures are for comparison
 LOCAL = {"predictors_of": {"published": "none"}}
 
@@ -61,22 +64,47 @@ def facts_of(settings: Settings, device: str) -> dict[str, Any]:
     for name in dir(form):
         if getattr(form, name) is None or isinstance(getattr(form, name), bool):
             facts[f"form {name}"] = getattr(form, name)
+    training = settings.training
     facts["argument compressor"] = settings.artifact.compressor
+    # published mixtures are for comparison: a script scores code lengths only
+    facts |= {"absent Published": True, "object self.published": (), "attribute batchwise": None, "object self.validate": None}
+    # nor does it follow the plan of an earlier run, or is looked at by another program
+    facts |= {"argument replay": None, "argument plan": "", "object dataset.shared": None, "attribute _replay": None}
+    facts["object self.cuda"] = device == "cuda"
     if settings.evaluation.adaptation.method != "lora":
         facts["argument adapters"] = facts["object self.adapters"] = None
     if not settings.model.scan_layers:
         facts |= {"absent Mamba2Block": True, "object layer.mamba": False}
+        facts |= {f"attribute {bank}": None for bank in ("scan_in_bank", "scan_state_bank", "scan_out_bank")}
+    if not training.distillation_share:
+        facts["attribute teacher"] = None
+    if not training.burst_epochs:
+        facts["never name BURST"] = facts["never phase BURST"] = True
+        if not training.distillation_share:
+            facts |= {"never name TEACHER": True, "never phase TEACHER": True, "attribute is_last": True}
+    if not training.complement_alpha:
+        facts["attribute complement"] = None
+    if not training.qat_threshold:
+        facts["argument fake_rounding"] = facts["call FakeRounding.left_on"] = None
+        if not training.crown_q:
+            facts["attribute terms"] = None
+    if device == "cpu":
+        # the cores of `best_core` are "dense" and "sdpa" there
+        facts["argument core"] = None
+        facts |= {f"never core {core}": True for core in ("'triton'", "'cudnn'", "'reference'", "FLASH")}
     return facts
 
 
 class Fold(ast.NodeTransformer):
     """
-    asked  what the fold of a tree has asked of the facts, and what it was told: the same answers give the same tree
+    asked      what the fold of a tree has asked of the facts, and what it was told: the same answers give the same tree
+    operators  whether the tree is one of operators
     """
 
-    def __init__(self, settings: Settings, device: str):
-        self.facts = facts_of(settings, device)
+    def __init__(self, settings: Settings, device: str, learnt: dict[str, Any] | None = None):
+        self.facts = facts_of(settings, device) | (learnt or {})
         self.asked: dict[str, Any] = {}
+        self.operators = False
         self.local: list[dict[str, Any]] = []
 
     def fact(self, name: str) -> Any:
@@ -111,6 +139,8 @@ class Fold(ast.NodeTransformer):
             return self._tuple(node)
         if isinstance(node, ast.Call) and not node.keywords:
             called = ast.unparse(node.func)
+            if called == "FakeRounding.left_on":
+                return self.fact(f"call {called}")
             if called == "isinstance" and self.fact(f"absent {ast.unparse(node.args[1])}") is True:
                 return False
             if called == "torch.cuda.is_available":
@@ -132,9 +162,9 @@ class Fold(ast.NodeTransformer):
             return self.fact("device") == "cuda"
         if isinstance(node.value, ast.Subscript) and ast.unparse(node.value.value).endswith("FORMS"):
             return self.fact(f"form {node.attr}")
-        value = self.fact(f"object {ast.unparse(node)}")
-        if value is not UNKNOWN:
-            return value
+        for value in (self.fact(f"attribute {node.attr}"), self.fact(f"object {ast.unparse(node)}")):
+            if value is not UNKNOWN:
+                return value
         holder = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
         if holder.strip("_") not in HOLDERS:
             return UNKNOWN
@@ -145,6 +175,8 @@ class Fold(ast.NodeTransformer):
 
     def _compare(self, node: ast.Compare) -> Any:
         left, right, operator = node.left, node.comparators[0], node.ops[0]
+        if self._never(left, right, operator):
+            return isinstance(operator, (ast.NotEq, ast.NotIn))
         if isinstance(left, ast.Attribute) and left.attr == "type" and isinstance(right, ast.Constant):
             if right.value not in ("cuda", "cpu") or not isinstance(operator, (ast.Eq, ast.NotEq)):
                 return UNKNOWN
@@ -160,6 +192,21 @@ class Fold(ast.NodeTransformer):
         }  # fmt: skip
         return rules[type(operator)]() if type(operator) in rules else UNKNOWN
 
+    def _never(self, left: ast.expr, right: ast.expr, operator: ast.cmpop) -> bool:
+        """Whether a comparison with what no run has is one for equality: a core, or numbers of 64 bits in an operator."""
+        if not isinstance(operator, (ast.Eq, ast.NotEq, ast.In, ast.NotIn)):
+            return False
+        if isinstance(left, ast.Name) or isinstance(left, ast.Attribute) and left.attr == "name":
+            name = left.attr if isinstance(left, ast.Attribute) else left.id
+            what = repr(right.value) if isinstance(right, ast.Constant) else getattr(right, "attr", getattr(right, "id", ""))
+            return self.fact(f"never {name} {what}") is True
+        sides = [ast.unparse(left), ast.unparse(right)]
+        return (
+            self.operators
+            and "torch.float64" in sides
+            and all(side.endswith((".dtype", "float64", "dtype)")) for side in sides)
+        )
+
     def _bool(self, node: ast.BoolOp) -> Any:
         values = [self._truth(part) for part in node.values]
         decisive = isinstance(node.op, ast.Or)
@@ -168,6 +215,54 @@ class Fold(ast.NodeTransformer):
         return UNKNOWN if UNKNOWN in values else not decisive
 
     # ---- what follows
+
+    def _constant(self, node: Any, field: str = "") -> Any:
+        """None, True or False in the place of what is known to be it."""
+        value = self.value(node)
+        if value is None or isinstance(value, bool):
+            return ast.copy_location(ast.Constant(value), node)
+        if field:
+            return self._with_name(node, field)
+        self.generic_visit(node)
+        return node
+
+    visit_Compare = _constant
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        return self._constant(node, "func")
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return self._constant(node) if isinstance(node.ctx, ast.Load) else node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        return self._constant(node, "value") if isinstance(node.ctx, ast.Load) else self._with_name(node, "value")
+
+    def _with_name(self, node: Any, field: str) -> Any:
+        """What is called or looked into stays a name, even where no run comes to: None can be neither."""
+        before = getattr(node, field)
+        self.generic_visit(node)
+        if isinstance(getattr(node, field), ast.Constant):
+            setattr(node, field, before)
+        return node
+
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        if any(self._truth(part) is False for generator in node.generators for part in generator.ifs):
+            return ast.copy_location(ast.List([], ast.Load()), node)
+        self.generic_visit(node)
+        return node
+
+    def visit_For(self, node: ast.For) -> Any:
+        if self.value(node.iter) == ():
+            return None
+        self.generic_visit(node)
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        """An attribute that is known need not be set."""
+        target = node.targets[0]
+        self.generic_visit(node)
+        known = isinstance(target, ast.Attribute) and self.fact(f"attribute {target.attr}") is not UNKNOWN
+        return None if known and len(node.targets) == 1 and isinstance(node.value, ast.Constant) else node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         stores: dict[str, int] = {}
@@ -226,8 +321,7 @@ class Fold(ast.NodeTransformer):
             for name, value in zip(node.value.keys, node.value.values, strict=True):
                 if isinstance(name, ast.Constant) and name.value == key:
                     return self.visit(value)
-        self.generic_visit(node)
-        return node
+        return self._with_name(node, "value")
 
     def _simpler(self, node: ast.AST) -> Any:
         """Without the parts of an `and` or `or` that decide nothing."""

@@ -6,6 +6,8 @@ modules share a name for gets a name of its own.
 """
 
 import ast
+import re
+import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ import pgolf
 from pgolf.artifact.fold import Fold
 from pgolf.artifact.syntax import cloned, walk
 
+WORD = re.compile(r"\w+")
 Binding = tuple[str, str]
 """A module, and a name at its top."""
 
@@ -59,6 +62,7 @@ class Merger:
         self.attributes: set[str] = set()
         self.operators: set[str] = set()
         self.strings: set[str] = set()
+        self.words: set[str] = set()
         self.classes: list[tuple[Source, ast.ClassDef]] = []
         self.waiting: list[tuple[Source, ast.AST]] = []
         self.done: set[int] = set()
@@ -82,11 +86,11 @@ class Merger:
         path = file_of(name)
         if path is None:
             return None
-        self.fold.asked = {}
+        self.fold.asked, self.fold.operators = {}, name.startswith("pgolf.kernels")
         tree = self.fold.visit(ast.parse(path.read_text(encoding="utf-8")))
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         source = Source(name, package, strip(tree), replaced)
-        Unchecked(name.startswith("pgolf.kernels")).visit(source.tree)
+        Unchecked(name).visit(source.tree)
         self._bind(source)
         FOLDED.setdefault(name, []).append((self.fold.asked, source))
         return source
@@ -191,6 +195,7 @@ class Merger:
         self.attributes |= mentions.attributes
         self.operators |= mentions.operators
         self.strings |= mentions.strings
+        self.words |= mentions.words
         for name, attribute in mentions.names:
             self._use(source, name, attribute, mentions.local)
 
@@ -277,6 +282,8 @@ class Mentions(ast.NodeVisitor):
         self.attributes: set[str] = set()
         self.operators: set[str] = set()
         self.strings: set[str] = set()
+        self.words: set[str] = set()
+        """Keywords, and what texts hold."""
         if isinstance(statement, ast.ClassDef):
             for part in [*statement.bases, *statement.keywords, *statement.decorator_list]:
                 self.visit(part)
@@ -322,8 +329,14 @@ class Mentions(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
-        if isinstance(node.value, str) and node.value.isidentifier():
-            self.strings.add(node.value)
+        if isinstance(node.value, str):
+            self.words.update(WORD.findall(node.value))
+            if node.value.isidentifier():
+                self.strings.add(node.value)
+
+    def visit_keyword(self, node: ast.keyword) -> None:
+        self.words.update([node.arg] if node.arg else ())
+        self.visit(node.value)
 
 
 # ---- syntax
@@ -468,17 +481,85 @@ class Strip(ast.NodeTransformer):
 
 
 class Unchecked(ast.NodeTransformer):
-    """Without the checks of settings, and of an operator's arguments: those of a script are a run's that has passed them."""
+    """Without the checks of settings, and of mistakes of the calling code: those of a script are a run's that has passed them;
+    and without a display that says how far a stage is, but for training's steps."""
 
-    def __init__(self, operators: bool):
-        self.operators = operators
+    def __init__(self, module: str):
+        self.operators = module.startswith("pgolf.kernels")
+        self.inner = module.startswith(INNER) and module != "pgolf.evaluation.stream"
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         called = node.value.func if isinstance(node.value, ast.Call) else None
         if isinstance(called, ast.Attribute) and called.attr == "validate" and not node.value.args:  # type: ignore[attr-defined]
             return None
-        name = called.id if isinstance(called, ast.Name) else ""
-        return None if self.operators and name.lstrip("_").startswith(("check", "require_")) else node
+        if isinstance(called, ast.Attribute) and called.attr in ("status", "settle"):
+            return None
+        self.generic_visit(node)
+        name = called.id.lstrip("_") if isinstance(called, ast.Name) else ""
+        return None if self.operators and name.startswith(("check", "require_", "refuse_")) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        return node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if self.operators and isinstance(node.value, str):
+            node.value = brief_schema(node.value)
+        return node
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        self.generic_visit(node)
+        if self.inner and node.orelse and all(map(refuses, node.orelse)):
+            node.orelse = []
+        if self.inner and all(map(refuses, node.body)):
+            return node.orelse if node.orelse else None  # type: ignore[return-value]
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Messages without their advice, which the package gives."""
+        self.generic_visit(node)
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if node.args and (called.endswith("Error") or called == "say"):
+            node.args[0] = briefly(node.args[0], ADVICE if called == "say" else REASON)
+        return node
+
+
+# modules that are handed what the script itself has made
+INNER = ("pgolf.kernels", "pgolf.model", "pgolf.artifact", "pgolf.evaluation", "pgolf.training")
+
+
+def refuses(node: ast.stmt) -> bool:
+    """Whether a statement raises an error that only a mistake of the calling code can cause: one of Python's own."""
+    return isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) in REFUSALS
+
+
+REFUSALS = ("ValueError", "TypeError", "RuntimeError", "IndexError", "NotImplementedError")
+
+
+# what of a message stands before its advice, and before what else it says of an error
+ADVICE = re.compile(r"[^;]*(?=; )")
+REASON = re.compile(r"[^;]*?\w[^;]*?(?=[:;] )|(?=; )")
+
+
+def briefly(message: ast.expr, beginning: re.Pattern[str]) -> ast.expr:
+    """A message up to the end of its beginning, if that ends before the message does."""
+    parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+    kept: list[ast.expr] = []
+    for part in parts:
+        text = part.value if isinstance(part, ast.Constant) else None
+        if isinstance(text, str) and (brief := beginning.match(text)):
+            kept.append(ast.Constant(brief[0]))
+            break
+        kept.append(part)
+    return ast.copy_location(ast.JoinedStr(kept), message) if isinstance(message, ast.JoinedStr) else kept[0]
+
+
+SCHEMA_NAME = re.compile(r"\b((?:Tensor|SymInt|ScalarType|float|int|bool)(?:\[\])?\??) (\w+)\b")
+
+
+def brief_schema(text: str) -> str:
+    """An operator's schema with letters for its parameters, which are handed over by their places."""
+    letters = iter(string.ascii_letters)
+    return SCHEMA_NAME.sub(lambda match: f"{match[1]} {next(letters)}", text) if text.startswith("(Tensor ") else text
 
 
 def _plain(node: ast.AnnAssign) -> ast.Assign:

@@ -8,6 +8,7 @@ from pgolf.artifact.rounding import FORMS
 from pgolf.config import Settings, changed
 from pgolf.config.adaptation import CHUNK_ADAPTERS
 from pgolf.config.predictors import HONEST_PREDICTORS
+from pgolf.kernels.newton_schulz.op import TABLES
 
 NOTHING = "lambda *_, **__: {result}"
 
@@ -17,7 +18,10 @@ QUIET = {
     ("pgolf.evaluation.records", "write_top_predictions"): "None",
     ("pgolf.evaluation.records", "write_traces"): "None",
     ("pgolf.score_log", "write_scores"): "None",
+    ("pgolf.cli.common", "progress_on"): "None",
     ("pgolf.cli.score", "compressors"): "{}",
+    ("pgolf.compressors", "standing"): "None",
+    ("pgolf.evaluation.records", "paired_gain"): "(None, None)",
     ("pgolf.cli.train", "validation_of"): "None",
     ("pgolf.cli.train", "peak_memory"): "None",
     ("pgolf.evaluation.top_predictions", "excerpts"): "[]",
@@ -54,6 +58,32 @@ READ_TOML = """
 def read_toml(path):
     return from_table(tomllib.loads(path.read_text()), Settings(), path)
 """
+# files that the script itself has written
+SPLIT_SECTIONS = """
+def split_sections(data, where):
+    if hashlib.sha256(data[:-DIGEST]).digest() != data[-DIGEST:]:
+        raise ArtifactError(f"{where} is damaged")
+    at, sizes, sections = len(MAGIC) + 4, [], {}
+    for _ in range(struct.unpack_from("<H", data, at - 2)[0]):
+        name = data[at + 1 : at + 1 + data[at]]
+        at += 9 + len(name)
+        sizes.append((name.decode(), struct.unpack_from("<Q", data, at - 8)[0]))
+    for name, size in sizes:
+        sections[name] = data[at : at + size]
+        at += size
+    return sections
+"""
+LOAD_WEIGHTS = """
+def load_weights(path, model):
+    model.load_state_dict(load_file(path))
+"""
+IMPORT_CHECKPOINT = """
+def import_checkpoint(model, state):
+    own = unbank(model.state_dict())
+    for name, tensor in unbank(state).items():
+        if name in own:
+            own[name].copy_(tensor)
+"""
 
 
 def replacements(settings: Settings) -> dict[Binding, str]:
@@ -75,6 +105,7 @@ def replacements(settings: Settings) -> dict[Binding, str]:
         if adapter
         else "make_adapter = lambda *_: None"
     )
+    coefficients = settings.training.muon_coefficients
     rounding = f"{named['matrix']}, {named['calibrated']}, {named['embedding']}, {form.by_sigma}"
     return found | {
         (
@@ -86,18 +117,25 @@ def replacements(settings: Settings) -> dict[Binding, str]:
             "OPERATORS",
         ): f"OPERATORS = {{'kernels': Operators(attention, rotary, mlp, linear_cross_entropy, {scan}, False)}}",
         ("pgolf.artifact.rounding", "FORMS"): f"FORMS = {{{settings.artifact.rounding!r}: RoundingForm({rounding})}}",
-        ("pgolf.cli.driver", "FROZEN"): f"FROZEN = {changed(replace(settings, seed=Settings.seed), Settings())!r}",
+        (
+            "pgolf.cli.driver",
+            "FROZEN",
+        ): f"FROZEN = {changed(replace(settings, seed=Settings.seed, description=''), Settings())!r}",
         ("pgolf.config.load", "from_table"): FROM_TABLE,
         ("pgolf.summary", "read_summary"): READ_SUMMARY,
         ("pgolf.config.load", "to_toml"): TO_TOML,
         ("pgolf.config.load", "read_toml"): READ_TOML,
         ("pgolf.kernels.launch", "RANGES"): "RANGES = False",
+        ("pgolf.kernels.newton_schulz.op", "TABLES"): f"TABLES = {{{coefficients!r}: {TABLES[coefficients]!r}}}",
         ("pgolf.artifact.code", "embedded"): "embedded = lambda: True",
         (
             "pgolf.artifact.code",
             "code_bytes",
         ): "def code_bytes(settings, device):\n import os\n return os.stat(os.environ['PGOLF_SCRIPT']).st_size",
         ("pgolf.cli.train", "TrainingNarrator"): NARRATOR,
+        ("pgolf.artifact.container", "split_sections"): SPLIT_SECTIONS,
+        ("pgolf.cli.pack", "load_weights"): LOAD_WEIGHTS,
+        ("pgolf.model.checkpoint", "import_checkpoint"): IMPORT_CHECKPOINT,
         ("pgolf.sinks", "Sinks"): "def Sinks(*_, **__):\n import contextlib\n return contextlib.nullcontext()",
         ("pgolf.progress", "Display"): DISPLAY,
         (

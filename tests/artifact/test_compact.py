@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from pgolf.artifact import code, compact
+from pgolf.artifact import code, compact, constants
 from pgolf.artifact.fold import Fold
-from pgolf.artifact.merge import Merger
+from pgolf.artifact.merge import Merger, Unchecked
 from pgolf.config import Settings, at_scale, load_preset, preset_names, read_toml
 from tests.artifact.names import undefined_names
 
@@ -47,6 +47,50 @@ def test_a_function_that_is_dropped_is_missed(monkeypatch):
 def test_a_list_that_grows_is_not_taken_for_empty():
     text = "def f(a):\n    b, c = ([], 0)\n    for d in a:\n        b.append(d)\n    if not b:\n        return\n    yield b"
     assert ast.unparse(Fold(Settings(), "cpu").visit(ast.parse(text))) == text
+
+
+def test_an_attribute_that_is_always_none_is_folded_and_no_other():
+    """The gate of #745, which quick has not."""
+    settings = load_preset("quick")
+    gated = replace(settings, model=replace(settings.model, gated_attention=True))
+    assert "attn_gate" not in compact.merged_module(settings, "cpu")
+    assert "attn_gate.weight" in compact.merged_module(gated, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("class A:\n    def __init__(self):\n        self.b = None", {"b": None}),
+        (
+            "class A:\n    def __init__(self, c):\n        self.b = None\n        self.d, self.b = (True, c.b)",
+            {"b": None, "d": True},
+        ),
+        ("class A:\n    def __init__(self, c):\n        self.b = None\n        c.b = 3", {}),
+        ("class A:\n    def __init__(self, c):\n        self.b = 0\n        c.b = False", {}),
+        ("class A:\n    def __init__(self):\n        self.b = None\n        self.b += 1", {}),
+        ("class A:\n    b: int = 3\n    def __init__(self):\n        self.b = None", {}),
+        ("class A:\n    def __init__(self):\n        self.training = False", {}),
+        ("class A:\n    def __init__(self):\n        self.b = None\n        setattr(self, 'b', 1)", {}),
+    ],
+)
+def test_which_attributes_are_constants(text, left, monkeypatch):
+    class Merged:
+        strings = {"b"} if "'b'" in text else set()
+
+    monkeypatch.setattr(constants, "execution_order", lambda merger: [None])
+    monkeypatch.setattr(constants, "kept_statements", lambda merger, source: ast.parse(text).body)
+    assert constants.constant_attributes(Merged()) == {f"attribute {name}": value for name, value in left.items()}
+
+
+def test_messages_lose_their_advice_and_checks_of_the_calling_code_go():
+    text = "def f(a):\n    if a:\n        raise ValueError('no')\n    elif a is 3:\n        b = a\n    else:\n"
+    text += "        raise TypeError(a)\n"
+    text += "    if b:\n        raise FileError(f'{a} is cut: {b} bytes; copy it')"
+    inner, outer = (ast.unparse(Unchecked(name).visit(ast.parse(text))) for name in ("pgolf.model.parts", "pgolf.cli.run"))
+    assert "ValueError" not in inner and "TypeError" not in inner and "b = a" in inner and "f'{a} is cut'" in inner
+    assert "ValueError('no')" in outer and "copy" not in outer
+    said = Unchecked("pgolf.cli.run").visit(ast.parse("a.say(f'over it: {b} of {c}; give more: --d')\na.status('done')"))
+    assert ast.unparse(said) == "a.say(f'over it: {b} of {c}')"
 
 
 def test_what_a_function_imports_is_carried_once_it_is_used():
@@ -87,9 +131,26 @@ def test_the_same_bytes_each_time_and_for_every_seed():
 
 def test_squeezing_keeps_the_program():
     text = "def f(a, *, b=1):\n    if a in b and not (a - -1):\n        return 'x  y' if a else f'{a!r} {b}'\n"
-    text += "    return [1, 2][0]\n"
+    text += "    c, d = (1, 2)\n    d = (1 + c) * (3, 4)[0]\n    e = ()\n    d, = (sum((f for f in (c, d))),)\n"
+    text += "    c = sum((f for f in b), 2) if (d := (1, 2)) else print(((1, 2)))\n"
+    text += "    e, f = (g for g, h in d)\n    e = (lambda f, g: f)\n    e = ((h := 1), 2)\n    return (c, [1, 2][0])\n"
     found = compact.squeezed(text)
     assert ast.dump(ast.parse(found)) == ast.dump(ast.parse(text)) and len(found) < len(text)
+
+
+def test_what_a_scripts_coder_writes_it_reads(tmp_path):
+    """Of quick's module alone, in a process of its own: it defines operators of the names that the package's have."""
+    emitter = compact.Emitter(compact.merged(load_preset("quick"), "cpu"))
+    (tmp_path / "merged.py").write_text(compact.squeezed(emitter.text()))
+    of_coder = lambda name: "merged." + emitter.globals["pgolf.artifact.coder", name]
+    program = "import merged, numpy as np\ncodes = [np.random.default_rng(3).integers(-9, 10, (12, 40)).astype(np.int8)]\n"
+    program += f"outlines = [{of_coder('Outline')}('matrix', (12, 40), 31)]\n"
+    program += f"data = {of_coder('encode_matrices')}(outlines, codes)\n"
+    program += f"assert 100 < len(data) < 480, len(data)\n(again,) = {of_coder('decode_matrices')}(data, outlines)\n"
+    program += "assert (again == codes[0]).all()\n"
+    environment = {**os.environ, "PYTHONPATH": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_script_gives_the_packages_score(tmp_path):
